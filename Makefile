@@ -1,0 +1,53 @@
+# `make demo` and `make test` need only Python >= 3.11; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# One thread a core is what the measured figures assume.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-slow lint format clean
+
+help:
+	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
+	@echo "make test       run the default tests"
+	@echo "make test-slow  run the long tests"
+	@echo "make lint       check style, types and docstrings"
+	@echo "make format     rewrite the sources in the house style"
+	@echo "make clean      remove the environment and what the tools left"
+
+# torch comes first and alone, so that nothing else pulls in another build of it.
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	touch $@
+
+$(VENV)/benchmarks: $(VENV)/torch pyproject.toml
+	$(PIP) --editable '.[benchmarks]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/torch pyproject.toml
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/benchmarks
+
+demo: $(VENV)/benchmarks
+	$(PY) -m benchmarks.demo
+
+test: $(VENV)/dev
+	$(PY) -m pytest
+
+test-slow: $(VENV)/dev
+	$(PY) -m pytest -m slow
+
+lint: $(VENV)/dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m numpydoc.hooks.validate_docstrings $$(git ls-files 'sklearn_g2d/[a-z]*.py' sklearn_g2d/_g2d.py)
+
+format: $(VENV)/dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

@@ -1,0 +1,122 @@
+"""The detectors that the benchmarks compare, all behind scikit-learn's conventions.
+
+PyOD labels outliers 1 and scores them high; scikit-learn labels them -1 and scores them
+low. `PyOD` converts at this border, so that no benchmark handles two signs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sklearn_g2d import G2DOutlierDetector
+
+
+class Detector(Protocol):
+    """What a benchmark asks of a detector."""
+
+    def fit(self, X: NDArray) -> Any: ...
+
+    def score_samples(self, X: NDArray) -> NDArray: ...
+
+    def predict(self, X: NDArray) -> NDArray: ...
+
+
+class PyOD:
+    """A PyOD detector with scikit-learn's signs and labels.
+
+    Parameters
+    ----------
+    path : str
+        Module and class below `pyod.models`, such as "knn.KNN".
+    contamination : float
+        Share of the training rows that PyOD's threshold flags.
+    seed : int
+        Given as `random_state` where the detector has one, and to the global generators
+        of those that read only these.
+    **params
+        Further parameters; all others stay at PyOD's defaults.
+    """
+
+    def __init__(self, path: str, contamination: float, seed: int, **params: Any) -> None:
+        self.path, self.contamination, self.seed, self.params = path, contamination, seed, params
+
+    def fit(self, X: NDArray) -> PyOD:
+        module, name = self.path.split(".")
+        detector_class = getattr(importlib.import_module(f"pyod.models.{module}"), name)
+        accepted = detector_class.__init__.__code__.co_varnames
+        params = {"contamination": self.contamination, **self.params}
+        if "random_state" in accepted:
+            params["random_state"] = self.seed
+        if "n_features" in accepted:
+            params["n_features"] = X.shape[1]
+        if name in ("AutoEncoder", "DeepSVDD"):
+            params["verbose"] = 0
+        random.seed(self.seed)
+        np.random.seed(self.seed)  # noqa: NPY002 (what PyOD reads)
+        torch.manual_seed(self.seed)
+        with _quiet():
+            self.model_ = detector_class(**params).fit(X)
+        return self
+
+    def score_samples(self, X: NDArray) -> NDArray:
+        with _quiet():
+            return -self.model_.decision_function(X)
+
+    def predict(self, X: NDArray) -> NDArray:
+        return np.where(-self.score_samples(X) > self.model_.threshold_, -1, 1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # Several PyOD detectors print their epochs and warn about their own internals.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+PYOD_PATHS = {
+    "KNN": "knn.KNN",
+    "LOF": "lof.LOF",
+    "IForest": "iforest.IForest",
+    "OCSVM": "ocsvm.OCSVM",
+    "ECOD": "ecod.ECOD",
+    "CBLOF": "cblof.CBLOF",
+    "LUNAR": "lunar.LUNAR",
+    "AutoEncoder": "auto_encoder.AutoEncoder",
+    "DeepSVDD": "deep_svdd.DeepSVDD",
+    "ALAD": "alad.ALAD",
+    "SO_GAAL": "so_gaal.SO_GAAL",
+}
+
+
+def pyod_detectors(contamination: float) -> dict[str, Callable[[int], Detector]]:
+    """Factories of PyOD's detectors by name; each takes a seed."""
+    return {name: partial(PyOD, path, contamination) for name, path in PYOD_PATHS.items()}
+
+
+G2D_PARAMS: dict[str, dict[str, Any]] = {
+    "G2D": {},
+    "G2D untrained": {"max_steps": 0},
+    "G2D no profile": {"n_neighbors": 0},
+    "G2D paper": {"recipe": "paper"},
+}
+
+
+def g2d_detectors(contamination: float) -> dict[str, Callable[[int], Detector]]:
+    """Factories of G2D's default, its ablations and the paper's recipe; each takes a seed."""
+    return {name: partial(_g2d, contamination, params) for name, params in G2D_PARAMS.items()}
+
+
+def _g2d(contamination: float, params: dict[str, Any], seed: int) -> Detector:
+    return G2DOutlierDetector(contamination=contamination, random_state=seed, **params)

@@ -1,0 +1,56 @@
+"""Tables and plots of benchmark results, the same for every benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+
+def summarize(results: pd.DataFrame, figures: dict[str, str]) -> pd.DataFrame:
+    """Mean figures by detector: over seeds, then over tables; best mean rank first.
+
+    Parameters
+    ----------
+    results : DataFrame
+        One row for every table, seed and detector, with a column "auc".
+    figures : dict
+        Columns to average, and the headings that they get.
+
+    Returns
+    -------
+    DataFrame
+        A row for every detector. "rank" is by AUC, 1 is best.
+    """
+    by_table = results.groupby(["table", "detector"])[list(figures)].mean()
+    ranks = by_table["auc"].unstack().rank(axis=1, ascending=False).mean()
+    means = by_table.groupby("detector").mean().rename(columns=figures)
+    means.insert(0, "rank", ranks)
+    return means.sort_values("rank")
+
+
+def write_markdown(
+    path: Path, title: str, paragraphs: list[str], tables: list[pd.DataFrame]
+) -> None:
+    """Write a page: a heading, paragraphs, then tables."""
+    parts = [f"# {title}", *paragraphs]
+    parts += [table.to_markdown(floatfmt=".3f") for table in tables]
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+def plot_by_detector(path: Path, results: pd.DataFrame, column: str, label: str) -> None:
+    """Save a picture of one figure: a dot for each table, a bar for the mean."""
+    import matplotlib.pyplot as plt
+
+    by_table = results.groupby(["detector", "table"])[column].mean().unstack()
+    by_table = by_table.loc[by_table.mean(axis=1).sort_values().index]
+    figure, ax = plt.subplots(figsize=(8, 0.4 * len(by_table) + 1), layout="constrained")
+    ours = by_table.index.str.startswith("G2D")
+    ax.barh(by_table.index, by_table.mean(axis=1), color=["C0" if o else "0.75" for o in ours])
+    for position, (_, values) in enumerate(by_table.iterrows()):
+        ax.plot(values, [position] * len(values), ".", color="black", alpha=0.35, markersize=4)
+    for position, mean in enumerate(by_table.mean(axis=1)):
+        ax.text(0.01, position, f"{mean:.3f}", va="center", color="white")
+    ax.set(xlabel=label, xlim=(0, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,232 @@
+"""What both detectors share: validation, training under callbacks, thresholds."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.callback import CallbackContext, CallbackSupportMixin
+from sklearn.utils import gen_batches
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from sklearn_g2d.training import loop
+from sklearn_g2d.training.runtime import PRECISIONS
+
+logger = logging.getLogger("sklearn_g2d")
+
+# Share of new normal rows that the threshold of contamination="auto" flags.
+AUTO_FALSE_ALARM_RATE = 0.05
+
+_SCORING_BATCH_ROWS = 8192
+
+
+class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
+    """Novelty detector: learns normal rows, then scores new ones, higher = more normal.
+
+    A subclass sets `offset_` and `calibration_scores_` in `fit` and scores rows in
+    `_score_batch`.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "max_steps": [Interval(Integral, 0, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 2, None, closed="left"), None],
+        "n_estimators": [Interval(Integral, 1, None, closed="left"), None],
+        "device": [str],
+        "precision": [StrOptions(set(PRECISIONS))],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
+    offset_: float
+    calibration_scores_: NDArray[np.float64]
+
+    @abstractmethod
+    def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Score validated rows, higher = more normal."""
+
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score rows; **higher = more normal**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to score; a memory map is read in blocks.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            float64 scores in the units of the detector's logits.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If `X` holds NaN or infinity, or its columns are not those of `fit`.
+        """
+        check_is_fitted(self)
+        return self._score_validated(self._validate(X, reset=False))
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score rows relative to the threshold; **negative = outlier**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to score.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Label rows **+1 (inlier) or -1 (outlier)**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to label.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            -1 where ``decision_function(X) < 0``.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def calibrate(self, X_normal: ArrayLike, false_alarm_rate: float = 0.01) -> Self:
+        """Move the threshold so that new normal rows are flagged at a promised rate.
+
+        Split conformal prediction: for rows exchangeable with `X_normal`, `predict` gives
+        -1 with a probability of at most `false_alarm_rate`, whatever the detector learned.
+
+        Parameters
+        ----------
+        X_normal : array-like of shape (n_samples, n_features)
+            Normal rows that were **not** in the training data; at least
+            ``1 / false_alarm_rate - 1`` of them.
+        false_alarm_rate : float in (0, 1), default=0.01
+            Share of normal rows that may be flagged.
+
+        Returns
+        -------
+        self
+            With new `offset_` and `calibration_scores_`.
+
+        Raises
+        ------
+        ValueError
+            If the rate is out of range, or there are too few rows to promise it.
+        """
+        check_is_fitted(self)
+        if not 0 < false_alarm_rate < 1:
+            raise ValueError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate!r}.")
+        scores = np.sort(self.score_samples(X_normal))
+        # The epsilon mends products such as 0.07 * 100 = 7.000000000000001.
+        rank = int(np.floor(false_alarm_rate * (len(scores) + 1) + 1e-9))
+        if rank < 1:
+            needed = int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
+            raise ValueError(
+                f"A false-alarm rate of {false_alarm_rate} takes at least {needed} normal "
+                f"rows to promise, got {len(scores)}. Pass more rows or a higher rate."
+            )
+        self.calibration_scores_ = scores
+        self.offset_ = float(scores[rank - 1])
+        return self
+
+    def p_values(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Conformal p-values of "this row is normal"; **small = anomalous**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to test.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            ``(1 + number of calibration scores not above the row's) / (n + 1)``. After
+            `calibrate` they are valid in finite samples; before, they rest on the
+            training rows' out-of-fold scores and hold approximately.
+        """
+        scores = self.score_samples(X)
+        at_most = np.searchsorted(self.calibration_scores_, scores, side="right")
+        return np.asarray((1 + at_most) / (len(self.calibration_scores_) + 1), dtype=np.float64)
+
+    def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
+        return validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=(np.float64, np.float32),
+            ensure_min_samples=2 if reset else 1,
+        )
+
+    def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        batches = gen_batches(len(X), _SCORING_BATCH_ROWS)
+        return np.concatenate([self._score_batch(X[rows]) for rows in batches])
+
+    def _set_threshold(self, X: NDArray[Any], out_of_fold: NDArray[np.float64]) -> None:
+        """Set `offset_` from the training rows `X` and the scores of held-out ones."""
+        self.calibration_scores_ = np.sort(out_of_fold)
+        if self.contamination == "auto":
+            self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
+        else:
+            scores = self._score_validated(X)
+            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+
+    def _train(
+        self,
+        name: str,
+        steps: Iterator[dict[str, Tensor]],
+        max_steps: int,
+        context: CallbackContext,
+        *,
+        after_step: Callable[[int, dict[str, Tensor]], None] = lambda step, losses: None,
+        remedy: str,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run a trainer as a task of `fit` that callbacks see, and may stop, at each step."""
+        stage = context.subcontext(task_name=name, max_subtasks=max_steps)
+        stage.call_on_fit_task_begin(estimator=self)
+
+        def on_step(step: int, losses: dict[str, Tensor]) -> bool:
+            after_step(step, losses)
+            task = stage.subcontext(task_name="step")
+            task.call_on_fit_task_begin(estimator=self)
+            return task.call_on_fit_task_end(
+                estimator=self,
+                metadata=lambda: {"step": step, **{k: float(v) for k, v in losses.items()}},
+            )
+
+        history = loop.run(steps, max_steps, on_step, remedy=remedy)
+        stage.call_on_fit_task_end(estimator=self)
+        if self.verbose and history:
+            final = ", ".join(f"{loss} {values[-1]:.4g}" for loss, values in history.items())
+            n_steps = len(next(iter(history.values())))
+            logger.info("%s: %d steps, %s", name, n_steps, final)
+        return history
+
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        """Give the estimator its former state back when `fit` fails or is interrupted."""
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise

@@ -1,0 +1,595 @@
+"""G2D: Generate to Detect Anomalies (Pourreza et al., WACV 2021)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from sklearn.base import BaseEstimator, clone
+from sklearn.callback import CallbackContext, with_callbacks
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_g2d._classifiers import (
+    Classifiers,
+    NetworkClassifiers,
+    SklearnClassifiers,
+    blind_folds,
+    out_of_fold_scores,
+)
+from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._recipes import G2D_RECIPES, G2DRecipe, resolve
+from sklearn_g2d.features import NeighborProfile, SquashingScaler
+from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
+from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.training.classifier import train_classifier
+from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.snapshots import (
+    Snapshot,
+    geometric_steps,
+    irregular,
+    role_by_distance,
+    roles_by_loss,
+    spread_evenly,
+)
+from sklearn_g2d.training.wgan import WGAN
+
+# Rows that training and the neighbour search see; more are drawn from at random, so that
+# neither fitting nor scoring a row slows down as tables grow.
+MAX_TRAINING_ROWS = 10_000
+
+# Every classifier is kept from the rows of one fold, for honest scores of these rows.
+N_FOLDS = 4
+
+
+class G2DOutlierDetector(BaseDetector):
+    """Novelty detection by a classifier of normal rows against generated outliers.
+
+    A Wasserstein GAN is trained on normal rows only. Its generator, saved while it is
+    still imperfect, makes irregular rows; a binary classifier learns normal against
+    generated and alone detects [1]_. The default recipe changes what has to be changed
+    for the method to detect on tables: the generator starts as a cloud around the data, and the
+    classifier judges a row by its distances to the nearest normal rows.
+
+    Scores are **higher for more normal** rows, and `predict` gives **+1 for inliers and
+    -1 for outliers**, as everywhere in scikit-learn. (PyOD's signs are the opposite.)
+
+    Parameters
+    ----------
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        Where `predict` draws the line. A float flags that share of the training rows.
+        "auto" promises about 5 % false alarms on new normal rows, judged by out-of-fold
+        scores; under ``recipe="paper"`` it is the classifier's probability .5.
+    recipe : "default" or "paper", default="default"
+        What the parameters left at None stand for: what measures best, or the published
+        method with its networks, optimisers, snapshot rule and threshold.
+    max_steps : int, default=None
+        Training steps of the generator; 0 leaves it untrained. The default recipe takes
+        150, the paper recipe 1000.
+    batch_size : int, default=None
+        Rows in a training step of the GAN. Both recipes take 64.
+    n_estimators : int, default=None
+        Generators and classifiers trained side by side, whose scores are averaged. The
+        default recipe takes 8, the paper recipe 1.
+    latent_dim : int, default=None
+        Length of the generator's noise vector. The default recipe takes the number of columns,
+        but at least 16 and at most 200; the paper recipe 100.
+    n_critic : int, default=None
+        Critic steps before each generator step. The default recipe takes 1, the paper recipe 5.
+    gradient_penalty : float, default=None
+        Weight of the critic's gradient penalty. Both recipes take 10.
+    n_snapshots : int, default=None
+        Generators kept as makers of irregular rows, the paper's k. The default recipe
+        takes 6, the paper recipe 10.
+    snapshot_selection : "geometric", "loss" or callable, default=None
+        Which generators. "geometric" (default recipe): after no step and after max_steps
+        times 1, 1/2, 1/4, ..., except those whose samples already lie among the normal rows.
+        "loss" (paper recipe): evenly from the epochs in which the generator's loss still
+        falls. A callable is given one `Snapshot` for each epoch and returns those to use.
+    n_generated : float, default=None
+        Generated rows in units of the training rows, the paper's mk / n. The default
+        recipe takes 2, the paper recipe 1.
+    features : "raw" or transformer, default=None
+        What stands in front of standardisation. Both recipes take "raw", the columns as
+        they are; a scikit-learn transformer is cloned and fitted on the training rows.
+    n_neighbors : int, default=None
+        Length of the neighbour profile by which the classifier judges a row; 0 shows it
+        the row itself. The default recipe takes 20, the paper recipe 0.
+    classifier : scikit-learn classifier, default=None
+        Takes the place of the network that tells normal from generated; needs
+        ``predict_proba``. One clone for each of four folds is trained.
+    device : str, default="auto"
+        Device of training: "auto" takes CUDA, then MPS, then the CPU.
+    precision : "auto", "float32" or "bfloat16", default="auto"
+        Of the networks' forward passes in training. "auto" takes float32, since these
+        networks are too small to gain. Scores are always computed in float64.
+    warm_start : bool, default=False
+        Whether `fit` continues from the networks of the previous call, taking
+        `max_steps` further steps, instead of starting anew.
+    verbose : int, default=0
+        Above 0, the end of each stage of training is logged to the logger
+        "sklearn_g2d" at level INFO.
+    random_state : int, RandomState instance or None, default=None
+        Seed of everything random in `fit` and, by default, in sampling.
+
+    Attributes
+    ----------
+    offset_ : float
+        Threshold: ``decision_function(X) = score_samples(X) - offset_``.
+    snapshots_ : list of Snapshot
+        The generators kept, in order of training, each with its step, loss and role ("far",
+        "boundary" or "normal").
+    history_ : dict of ndarray
+        Losses by step: "critic_loss" and "generator_loss" (Eq. 3), then
+        "classifier_loss" (Eq. 1) if the classifier is a network.
+    n_iter_ : int
+        Generator steps taken.
+    calibration_scores_ : ndarray
+        Sorted scores of held-out normal rows, on which `p_values` rest.
+    device_ : str
+        Device that training ran on.
+    n_features_in_ : int
+        Number of columns in `fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Their names, if all were strings.
+
+    See Also
+    --------
+    sklearn_g2d.model_selection.NormalOnlySplit : Keeps outliers out of training folds.
+    sklearn.ensemble.IsolationForest : Detector without training, for comparison.
+
+    References
+    ----------
+    .. [1] M. Pourreza, B. Mohammadi, M. Khaki, S. Bouindour, H. Snoussi, M. Sabokrou,
+       "G2D: Generate to Detect Anomalies", WACV 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = G2DOutlierDetector(random_state=0).fit(X)
+    >>> detector.predict([[0.0, 0.0, 0.0], [6.0, -6.0, 6.0]])
+    array([ 1, -1])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseDetector._parameter_constraints,
+        "recipe": [StrOptions(set(G2D_RECIPES))],
+        "latent_dim": [Interval(Integral, 1, None, closed="left"), None],
+        "n_critic": [Interval(Integral, 1, None, closed="left"), None],
+        "gradient_penalty": [Interval(Real, 0, None, closed="left"), None],
+        "n_snapshots": [Interval(Integral, 1, None, closed="left"), None],
+        "snapshot_selection": [StrOptions({"geometric", "loss"}), callable, None],
+        "n_generated": [Interval(Real, 0, None, closed="neither"), None],
+        "features": [StrOptions({"raw"}), HasMethods(["fit", "transform"]), None],
+        "n_neighbors": [Interval(Integral, 0, None, closed="left"), None],
+        "classifier": [HasMethods(["fit", "predict_proba"]), None],
+    }
+
+    n_iter_: int
+    snapshots_: list[Snapshot]
+    history_: dict[str, NDArray[Any]]
+
+    def __init__(
+        self,
+        *,
+        contamination: float | Literal["auto"] = "auto",
+        recipe: Literal["default", "paper"] = "default",
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        n_estimators: int | None = None,
+        latent_dim: int | None = None,
+        n_critic: int | None = None,
+        gradient_penalty: float | None = None,
+        n_snapshots: int | None = None,
+        snapshot_selection: str | Callable[[list[Snapshot]], list[Snapshot]] | None = None,
+        n_generated: float | None = None,
+        features: Literal["raw"] | BaseEstimator | None = None,
+        n_neighbors: int | None = None,
+        classifier: BaseEstimator | None = None,
+        device: str = "auto",
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        warm_start: bool = False,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.contamination = contamination
+        self.recipe = recipe
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.n_estimators = n_estimators
+        self.latent_dim = latent_dim
+        self.n_critic = n_critic
+        self.gradient_penalty = gradient_penalty
+        self.n_snapshots = n_snapshots
+        self.snapshot_selection = snapshot_selection
+        self.n_generated = n_generated
+        self.features = features
+        self.n_neighbors = n_neighbors
+        self.classifier = classifier
+        self.device = device
+        self.precision = precision
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.random_state = random_state
+
+    @with_callbacks
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn what normal rows look like.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Normal rows, at least two; a few outliers among them do little harm.
+        y : ignored
+            Accepted for scikit-learn's sake. Labels are not used: give normal rows only.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, or `X` holds NaN, infinity, text, complex or
+            sparse data, or fewer than two rows.
+        TrainingDivergedError
+            If a loss becomes infinite or NaN. Whatever is raised, the estimator keeps the
+            state that it had before.
+        """
+        self._validate_params()
+        context = self._init_callback_context(max_subtasks=2)
+        with self._unchanged_on_failure():
+            rows = self._validate(X, reset=True)
+            context.call_on_fit_task_begin(estimator=self, X=rows)
+            self._fit(rows, context)
+        context.call_on_fit_task_end(estimator=self, X=rows)
+        return self
+
+    def _fit(self, X: NDArray[Any], context: CallbackContext) -> None:
+        recipe = self._resolve_recipe()
+        random_state = check_random_state(self.random_state)
+        runtime = Runtime.create(
+            self.device, self.precision, int(random_state.randint(np.iinfo(np.int32).max))
+        )
+        self.device_ = str(runtime.device)
+        rows = X
+        if len(X) > MAX_TRAINING_ROWS:
+            chosen = random_state.choice(len(X), MAX_TRAINING_ROWS, replace=False)
+            rows = X[np.sort(chosen)]
+        # Sums depend on the memory layout in their last digits, and training amplifies them.
+        rows = np.ascontiguousarray(rows)
+        normal = self._fit_representation(rows, recipe)
+
+        candidates, history = self._train_generator(normal, recipe, runtime, context)
+        self.snapshots_ = self._select_snapshots(candidates, normal, recipe, runtime)
+        n_generated = max(1, round(recipe.n_generated * len(normal)))
+        generated = self._generate(irregular(self.snapshots_), n_generated, runtime)
+
+        out_of_fold, classifier_history = self._train_classifiers(
+            self._describe(normal), self._describe(generated), recipe, runtime, context
+        )
+        self.history_ = history | classifier_history
+        if recipe.auto_threshold == "probability" and self.contamination == "auto":
+            self.calibration_scores_ = np.sort(out_of_fold)
+            self.offset_ = 0.0
+        else:
+            self._set_threshold(X, out_of_fold)
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Probabilities of the classifier, normal against generated.
+
+        They compare a row with the *generated* outliers and are no frequencies of real
+        ones; for a promised rate of false alarms use `calibrate` or `p_values`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to judge.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, 2)
+            Columns in the order of the labels -1 and +1: probability of being an
+            outlier, probability of being an inlier.
+        """
+        inlier = expit(self.score_samples(X))
+        return np.column_stack([1 - inlier, inlier])
+
+    def sample_outliers(
+        self, n_samples: int = 1, *, random_state: int | np.random.RandomState | None = None
+    ) -> NDArray[np.float64]:
+        """Generate irregular rows, as the classifier was trained on.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            Seed; None takes the estimator's own.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Rows in the units of the training data.
+        """
+        check_is_fitted(self)
+        _check_n_samples(n_samples)
+        return self._sample(irregular(self.snapshots_), n_samples, random_state)
+
+    def sample_normals(
+        self, n_samples: int = 1, *, random_state: int | np.random.RandomState | None = None
+    ) -> NDArray[np.float64]:
+        """Generate rows that resemble normal ones, to augment a small data set.
+
+        They come from the last generator, and only rows that the detector accepts as inliers are
+        kept. A generator trained for detection is stopped long before it has matured: raise
+        `max_steps` (to a few thousand) when normal rows are what you want.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            Seed; None takes the estimator's own.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Rows in the units of the training data.
+
+        Raises
+        ------
+        RuntimeError
+            If fewer than one generated row in a hundred is accepted.
+        """
+        check_is_fitted(self)
+        _check_n_samples(n_samples)
+        drawn = self._sample(self.snapshots_[-1:], 100 * max(n_samples, 100), random_state)
+        accepted = drawn[self.predict(drawn) == 1]
+        if len(accepted) < n_samples:
+            raise RuntimeError(
+                f"Only {len(accepted)} of {len(drawn)} rows of the generator after "
+                f"{self.n_iter_} steps are like normal ones. Fit with a larger max_steps, or "
+                "continue by warm_start=True, and sample again."
+            )
+        return accepted[:n_samples]
+
+    # Parameters and representation
+
+    def _resolve_recipe(self) -> G2DRecipe:
+        return resolve(
+            G2D_RECIPES[self.recipe],
+            n_estimators=self.n_estimators,
+            max_steps=self.max_steps,
+            batch_size=self.batch_size,
+            latent_dim=self.latent_dim,
+            n_critic=self.n_critic,
+            gradient_penalty=self.gradient_penalty,
+            n_snapshots=self.n_snapshots,
+            snapshot_selection=self.snapshot_selection,
+            n_generated=self.n_generated,
+            features=self.features,
+            n_neighbors=self.n_neighbors,
+        )
+
+    def _fit_representation(self, rows: NDArray[Any], recipe: G2DRecipe) -> NDArray[np.float64]:
+        """Fit what turns a row into the space of the generator, and the row's profile."""
+        self._features = None if recipe.features == "raw" else clone(recipe.features)
+        if self._features is not None:
+            rows = self._features.fit_transform(rows)
+        self._scaler = SquashingScaler(bound=recipe.bound)
+        normal = self._scaler.fit_transform(rows)
+        self._profile = (
+            NeighborProfile(n_neighbors=recipe.n_neighbors).fit(normal)
+            if recipe.n_neighbors
+            else None
+        )
+        return normal
+
+    def _describe(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn rows in the generator's space into what the classifier sees."""
+        return rows if self._profile is None else self._profile.transform(rows)
+
+    def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        rows = X if self._features is None else self._features.transform(X)
+        log_odds = self._classifiers.log_odds(self._describe(self._scaler.transform(rows)))
+        return log_odds.mean(axis=0)
+
+    # The generator: section 3.1 and 3.3 of the paper
+
+    def _train_generator(
+        self,
+        normal: NDArray[np.float64],
+        recipe: G2DRecipe,
+        runtime: Runtime,
+        context: CallbackContext,
+    ) -> tuple[list[Snapshot], dict[str, NDArray[Any]]]:
+        """Train I and C; returns snapshots, with provisional roles, and the losses."""
+        X = runtime.tensor(normal)
+        steps_before = 0
+        snapshots: list[Snapshot] = []
+        history: dict[str, NDArray[Any]] = {}
+        if self.warm_start and hasattr(self, "_generator"):
+            self._check_warm_start(recipe, normal.shape[1])
+            steps_before, snapshots, history = self.n_iter_, [*self.snapshots_], self.history_
+        else:
+            self._build_gan(X, recipe, runtime)
+        if recipe.snapshot_selection == "geometric":
+            schedule = set(geometric_steps(recipe.max_steps, recipe.n_snapshots))
+        else:
+            # An epoch of the critic; capped, since small tables have very short ones.
+            per_epoch = len(X) / (recipe.batch_size * recipe.n_critic)
+            interval = max(1, round(per_epoch), recipe.max_steps // 100)
+            schedule = set(range(0, recipe.max_steps + 1, interval))
+
+        def keep(step: int, losses: dict[str, torch.Tensor]) -> None:
+            if step in schedule:
+                loss = float(losses["generator_loss"]) if losses else math.nan
+                weights = weights_of(self._generator)
+                snapshots.append(Snapshot(steps_before + step, loss, "far", weights))
+
+        if not steps_before:
+            keep(0, {})
+        gan = WGAN(self._generator, self._critic, recipe.gan_training, runtime)
+        losses = self._train(
+            "generator",
+            gan.steps(X),
+            recipe.max_steps,
+            context,
+            after_step=keep,
+            remedy="Lower max_steps, or move gradient_penalty towards 10.",
+        )
+        self._generator.cpu(), self._critic.cpu()
+        self.n_iter_ = steps_before + (len(losses["generator_loss"]) if losses else 0)
+        if not snapshots or snapshots[-1].step < self.n_iter_:  # stopped by a callback
+            loss = float(losses["generator_loss"][-1])
+            snapshots.append(Snapshot(self.n_iter_, loss, "far", weights_of(self._generator)))
+        joined = {
+            name: np.concatenate([history.get(name, values[:0]), values])
+            for name, values in losses.items()
+        }
+        return snapshots, history | joined
+
+    def _build_gan(self, X: torch.Tensor, recipe: G2DRecipe, runtime: Runtime) -> None:
+        n_features = X.shape[1]
+        self._generator = TableGenerator(
+            n_members=recipe.n_estimators,
+            n_features=n_features,
+            latent_dim=recipe.latent_dim or min(max(16, n_features), 200),
+            hidden=recipe.hidden,
+            skip=recipe.spread > 0,
+            tail=recipe.latent_tail,
+            bound=recipe.bound,
+            rng=runtime.rng,
+        ).to(runtime.device)
+        self._generator.cover(X, recipe.spread, runtime.rng)
+        self._critic = EnsembleMLP(
+            recipe.n_estimators, (n_features, *recipe.hidden, 1), runtime.rng
+        )
+
+    def _check_warm_start(self, recipe: G2DRecipe, n_features: int) -> None:
+        for name, now in (
+            ("n_estimators", recipe.n_estimators),
+            ("latent_dim", recipe.latent_dim or self._generator.latent_dim),
+            ("n_features", n_features),
+        ):
+            before = self._generator.config[name.replace("n_estimators", "n_members")]
+            if before != now:
+                raise ValueError(
+                    f"warm_start=True continues networks fitted with {name}={before}, but "
+                    f"{name} is now {now}. Change it back, or set warm_start=False."
+                )
+
+    def _select_snapshots(
+        self,
+        candidates: list[Snapshot],
+        normal: NDArray[np.float64],
+        recipe: G2DRecipe,
+        runtime: Runtime,
+    ) -> list[Snapshot]:
+        """Give every candidate its role and keep those that `snapshot_selection` names."""
+        if recipe.snapshot_selection == "geometric":
+            profile = self._profile or NeighborProfile().fit(normal)
+            limit = np.quantile(profile.transform(normal)[:, -1], 0.95)
+
+            def share_inside(snapshot: Snapshot) -> float:
+                samples = self._generate([snapshot], 512, runtime)
+                return float(np.mean(profile.transform(samples)[:, -1] < limit))
+
+            roles = [role_by_distance(share_inside(s)) for s in candidates]
+        else:
+            roles = roles_by_loss([s.loss for s in candidates])
+        snapshots = [replace(s, role=role) for s, role in zip(candidates, roles, strict=True)]
+        if recipe.snapshot_selection == "loss":
+            selected = spread_evenly(irregular(snapshots), recipe.n_snapshots)
+            # The last one is kept in any case, as the maker of normal rows.
+            return selected if selected[-1] is snapshots[-1] else [*selected, snapshots[-1]]
+        if callable(recipe.snapshot_selection):
+            snapshots = list(recipe.snapshot_selection(snapshots))
+            if not snapshots:
+                raise ValueError("snapshot_selection returned no snapshot; return at least one.")
+        return snapshots
+
+    def _generate(self, snapshots: list[Snapshot], n: int, runtime: Runtime) -> NDArray[np.float64]:
+        """Draw rows equally from snapshots and members, in the generator's space."""
+        generator = copy.deepcopy(self._generator)
+        n_each = math.ceil(n / (len(snapshots) * generator.n_members))
+        drawn = []
+        for snapshot in snapshots:
+            load_weights(generator, snapshot.weights)
+            with torch.no_grad():
+                samples = generator.to(runtime.device).sample(n_each, runtime.rng)
+            drawn.append(samples.flatten(0, 1))
+        rows = torch.cat(drawn)
+        chosen = torch.randperm(len(rows), generator=runtime.rng, device=rows.device)[:n]
+        return rows[chosen].cpu().double().numpy()
+
+    def _sample(
+        self,
+        snapshots: list[Snapshot],
+        n_samples: int,
+        random_state: int | np.random.RandomState | None,
+    ) -> NDArray[np.float64]:
+        if self._features is not None and not hasattr(self._features, "inverse_transform"):
+            raise ValueError(
+                f"{type(self._features).__name__}, given as features, has no inverse_transform, "
+                "so that generated features cannot be turned into rows."
+            )
+        seeds = self.random_state if random_state is None else random_state
+        seed = int(check_random_state(seeds).randint(np.iinfo(np.int32).max))
+        runtime = Runtime.create("cpu", "float32", seed)
+        rows = self._scaler.inverse_transform(self._generate(snapshots, n_samples, runtime))
+        return rows if self._features is None else self._features.inverse_transform(rows)
+
+    # The detector network: section 3.2 of the paper
+
+    def _train_classifiers(
+        self,
+        normal: NDArray[np.float64],
+        generated: NDArray[np.float64],
+        recipe: G2DRecipe,
+        runtime: Runtime,
+        context: CallbackContext,
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
+        """Train D; returns the normal rows' out-of-fold scores, and the losses."""
+        n_members = recipe.n_estimators if self.classifier is None else N_FOLDS
+        blind = blind_folds(n_members, len(normal), N_FOLDS)
+        history: dict[str, NDArray[Any]] = {}
+        if self.classifier is None:
+            sizes = (normal.shape[1], *recipe.classifier_hidden, 2)
+            network = EnsembleMLP(n_members, sizes, runtime.rng)
+            steps = train_classifier(
+                network,
+                runtime.tensor(normal),
+                runtime.tensor(generated),
+                torch.from_numpy(blind).to(runtime.device),
+                recipe.classifier_training,
+                runtime,
+            )
+            history = self._train(
+                "classifier",
+                steps,
+                recipe.classifier_steps,
+                context,
+                remedy="Check the scale of what a custom features transformer returns.",
+            )
+            self._classifiers: Classifiers = NetworkClassifiers(network)
+        else:
+            self._classifiers = SklearnClassifiers(self.classifier, normal, generated, blind)
+        return out_of_fold_scores(self._classifiers.log_odds(normal), blind), history
+
+
+def _check_n_samples(n_samples: int) -> None:
+    if not isinstance(n_samples, Integral) or n_samples < 1:
+        raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")

@@ -1,0 +1,1 @@
+"""PyTorch modules: architectures, nothing about how they are trained."""

@@ -1,0 +1,1 @@
+"""PyTorch trainers on tensors; nothing here knows scikit-learn."""

@@ -1,0 +1,86 @@
+"""Where and how networks run: device, precision and random numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and private random numbers of one fit.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where tensors live.
+    bfloat16 : bool
+        Whether forward passes run in bfloat16.
+    rng : torch.Generator
+        Source of all randomness; the global generators are never touched.
+    """
+
+    device: torch.device
+    bfloat16: bool
+    rng: torch.Generator
+
+    @classmethod
+    def create(cls, device: str, precision: str, seed: int) -> Runtime:
+        """Resolve "auto" and seed a generator.
+
+        Raises
+        ------
+        ValueError
+            If the device does not exist here, or the precision is unknown.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}.")
+        resolved = resolve_device(device)
+        rng = torch.Generator(device=resolved).manual_seed(seed)
+        return cls(resolved, precision == "bfloat16", rng)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which matrix products run in the chosen precision."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def tensor(self, array: ArrayLike) -> Tensor:
+        """Copy of `array` as float32 on the device."""
+        return torch.as_tensor(np.asarray(array, dtype=np.float32)).to(self.device)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn the `device` parameter into a device that exists here.
+
+    Parameters
+    ----------
+    device : str
+        "auto" (CUDA, then MPS, then the CPU) or any device string of PyTorch.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If PyTorch does not know the device or cannot reach it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}). "
+            'Pass "auto", "cpu", or a device that torch.empty(0, device=...) accepts.'
+        ) from error
+    return resolved

@@ -1,0 +1,121 @@
+"""I + C of the G2D paper: the Wasserstein GAN whose generator makes irregular samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sklearn_g2d.networks.ensemble import EnsembleMLP
+from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.training.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class WGANSettings:
+    """How the generator and the critic are trained.
+
+    Attributes
+    ----------
+    batch_size : int
+        Rows a step and member.
+    n_critic : int
+        Steps of the critic before each step of the generator.
+    gradient_penalty : float
+        Weight of the penalty that holds the critic's gradient near norm 1
+        (Gulrajani et al., 2017).
+    learning_rate : float
+        Adam's, for both networks.
+    betas : tuple of float
+        Adam's.
+    """
+
+    batch_size: int
+    n_critic: int
+    gradient_penalty: float
+    learning_rate: float
+    betas: tuple[float, float] = (0.5, 0.999)
+
+
+class WGAN:
+    """Adversarial training of `generator` and `critic` on normal rows.
+
+    Iterating trains without end, one generator step an item; the networks and the
+    optimisers' state live on between iterations, so that training can be continued.
+
+    Parameters
+    ----------
+    generator : TableGenerator
+        The paper's I.
+    critic : EnsembleMLP
+        The paper's C, with one output.
+    settings : WGANSettings
+        How to train.
+    runtime : Runtime
+        Device, precision and random numbers.
+    """
+
+    def __init__(
+        self,
+        generator: TableGenerator,
+        critic: EnsembleMLP,
+        settings: WGANSettings,
+        runtime: Runtime,
+    ) -> None:
+        self.generator = generator.to(runtime.device)
+        self.critic = critic.to(runtime.device)
+        self.settings = settings
+        self.runtime = runtime
+        self.generator_optimizer, self.critic_optimizer = (
+            torch.optim.Adam(
+                network.parameters(),
+                lr=settings.learning_rate,
+                betas=settings.betas,
+                fused=True,
+            )
+            for network in (generator, critic)
+        )
+
+    def steps(self, X: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Train on the rows `X` of shape (n, n_features), yielding the mean losses.
+
+        "generator_loss" is Eq. 3 of the paper, "critic_loss" what the critic minimises.
+        """
+        while True:
+            for _ in range(self.settings.n_critic):
+                losses = self._critic_step(X)
+            self._generator_step()
+            yield losses
+
+    def _critic_step(self, X: Tensor) -> dict[str, Tensor]:
+        n, rng = self.settings.batch_size, self.runtime.rng
+        rows = torch.randint(len(X), (self.generator.n_members, n), generator=rng, device=X.device)
+        real = X[rows]
+        with self.runtime.autocast():
+            with torch.no_grad():
+                generated = self.generator.sample(n, rng)
+            # Eq. 3: how much higher the critic scores real rows than generated ones, an
+            # estimate of the Wasserstein distance, and so the generator's loss.
+            distance = (self.critic(real) - self.critic(generated)).float().mean((1, 2))
+        share = torch.rand(real.shape[:2], generator=rng, device=X.device).unsqueeze(2)
+        slope = self.critic.input_gradient(torch.lerp(generated.float(), real, share))
+        # The root of an exact zero has no gradient, hence the epsilon inside.
+        norm = (slope.square().sum(2) + 1e-12).sqrt()
+        penalty = (norm - 1).square().mean(1)
+        loss = self.settings.gradient_penalty * penalty - distance
+        self._update(self.critic_optimizer, loss)
+        return {"critic_loss": loss.detach().mean(), "generator_loss": distance.detach().mean()}
+
+    def _generator_step(self) -> None:
+        with self.runtime.autocast():
+            generated = self.generator.sample(self.settings.batch_size, self.runtime.rng)
+            loss = -self.critic(generated).float().mean((1, 2))
+        self._update(self.generator_optimizer, loss)
+
+    @staticmethod
+    def _update(optimizer: torch.optim.Optimizer, member_losses: Tensor) -> None:
+        optimizer.zero_grad()
+        member_losses.sum().backward()  # a sum, so that members train as if alone
+        optimizer.step()

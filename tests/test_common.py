@@ -1,0 +1,45 @@
+"""scikit-learn's own checks of what an estimator is, none of them expected to fail."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.features import NeighborProfile, SquashingScaler
+
+
+@parametrize_with_checks(
+    [
+        G2DOutlierDetector(),
+        # The published schedule takes half a minute a fit, and the checks fit often.
+        G2DOutlierDetector(recipe="paper", max_steps=20),
+        SquashingScaler(),
+        NeighborProfile(),
+    ]
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_scikit_learn_checks_with_array_api(recipe):
+    """The variable is read when SciPy is imported, hence a process of its own."""
+    code = (
+        "from sklearn.utils.estimator_checks import check_estimator\n"
+        "from sklearn_g2d import G2DOutlierDetector\n"
+        f"results = check_estimator(G2DOutlierDetector(recipe={recipe!r}, max_steps=5))\n"
+        "assert {r['status'] for r in results} <= {'passed', 'skipped'}, results\n"
+        "assert sum(r['status'] == 'passed' for r in results) >= 40, len(results)\n"
+    )
+    environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

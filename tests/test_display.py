@@ -1,0 +1,327 @@
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_curve
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_g2d import display
+from sklearn_g2d.display import (
+    LossCurveDisplay,
+    OutlierDetCurveDisplay,
+    OutlierRocCurveDisplay,
+    ScoreDistributionDisplay,
+)
+from sklearn_g2d.metrics import equal_error_rate, outlier_roc_auc_score
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+SCORE_DISPLAYS = [ScoreDistributionDisplay, OutlierRocCurveDisplay, OutlierDetCurveDisplay]
+CURVES = [OutlierRocCurveDisplay, OutlierDetCurveDisplay]
+
+# From the most to the least anomalous: outlier, inlier, outlier, inlier.
+Y, SCORE = [1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1]
+
+
+@pytest.fixture(autouse=True)
+def close_figures(monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: pytest.fail("a display must not show itself"))
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A detector, and labelled rows that it separates imperfectly."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([1, -1], [60, 20])
+    X = rng.normal(size=(80, 2)) * np.where(y == 1, 1, 2.5)[:, None]
+    forest = IsolationForest(n_estimators=10, random_state=0)
+    return make_pipeline(StandardScaler(), forest).fit(X[y == 1]), X, y
+
+
+def legend_of(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+# All displays of scores
+
+
+@pytest.mark.parametrize("cls", SCORE_DISPLAYS)
+def test_from_estimator_plots_the_decision_function(cls, fitted):
+    detector, X, y = fitted
+    given = cls.from_estimator(detector, X, y)
+    again = cls.from_predictions(y, detector.decision_function(X), name="Pipeline")
+    assert isinstance(given, cls)
+    assert given.ax_ is not again.ax_
+    assert given.figure_ is given.ax_.figure
+    assert legend_of(given.ax_) == legend_of(again.ax_)
+    np.testing.assert_array_equal(given.line_.get_xydata(), again.line_.get_xydata())
+
+
+@pytest.mark.parametrize("cls", SCORE_DISPLAYS)
+def test_draws_on_the_given_axes_as_often_as_asked(cls, fitted):
+    _, ax = plt.subplots()
+    shown = cls.from_estimator(*fitted, ax=ax)
+    assert shown.ax_ is ax
+    n_artists = len(ax.lines) + len(ax.patches)
+    assert shown.plot(ax=ax) is shown
+    assert len(ax.lines) + len(ax.patches) == 2 * n_artists
+    assert plt.get_fignums() == [ax.figure.number]
+
+
+@pytest.mark.parametrize("cls", SCORE_DISPLAYS)
+@pytest.mark.parametrize(
+    ("y", "score", "message"),
+    [
+        ([0, 0, 1, 1], SCORE, r"y_true must hold \+1 for inliers .* 1 - 2 \* y"),
+        (Y, SCORE[:3], "inconsistent numbers of samples"),
+        (Y, [0.1, np.nan, 0.2, 0.3], "y_score contains NaN"),
+    ],
+)
+def test_unusable_input_is_an_error(cls, y, score, message):
+    with pytest.raises(ValueError, match=message):
+        cls.from_predictions(y, score)
+    assert not plt.get_fignums()
+
+
+# Histograms
+
+
+def test_score_distribution_by_hand():
+    y = [1, 1, 1, 1, -1, -1]
+    score = [0.5, 1.5, 1.6, 2.0, -1.5, 0.2]
+    shown = ScoreDistributionDisplay.from_predictions(y, score, bins=[-2, -1, 0, 1, 2], name="D")
+    inliers, outliers = ([bar.get_height() for bar in bars] for bars in shown.bars_)
+    np.testing.assert_allclose(inliers, [0, 0, 1 / 4, 3 / 4])
+    np.testing.assert_allclose(outliers, [1 / 2, 0, 1 / 2, 0])
+    assert set(shown.line_.get_xdata()) == {0}
+    assert shown.ax_.get_xlabel() == "decision_function (negative = outlier)"
+    assert shown.ax_.get_ylabel() == "density"
+    assert shown.ax_.get_title() == "D"
+    assert legend_of(shown.ax_) == ["inliers (n = 4)", "outliers (n = 2)", "threshold"]
+
+
+def test_score_distribution_counts_rows_in_shared_bins(fitted):
+    detector, X, y = fitted
+    shown = ScoreDistributionDisplay.from_estimator(detector, X, y, bins=7, density=False)
+    edges = np.histogram_bin_edges(detector.decision_function(X), bins=7)
+    for bars in shown.bars_:
+        np.testing.assert_allclose([bar.get_x() for bar in bars], edges[:-1])
+    assert [sum(bar.get_height() for bar in bars) for bars in shown.bars_] == [60, 20]
+    assert shown.ax_.get_ylabel() == "rows"
+
+
+def test_score_distribution_without_labels_is_one_histogram(fitted):
+    detector, X, _ = fitted
+    shown = ScoreDistributionDisplay.from_estimator(detector, X, name="forest", color="black")
+    (bars,) = shown.bars_
+    assert len(bars) == 30
+    assert sum(bar.get_height() * bar.get_width() for bar in bars) == pytest.approx(1)
+    assert bars[0].get_facecolor()[:3] == (0, 0, 0)
+    assert legend_of(shown.ax_) == ["all rows (n = 80)", "threshold"]
+    assert shown.ax_.get_title() == "forest"
+
+
+def test_score_distribution_leaves_out_a_kind_that_does_not_occur():
+    shown = ScoreDistributionDisplay.from_predictions([-1, -1], [0.1, -0.4])
+    assert legend_of(shown.ax_) == ["outliers (n = 2)", "threshold"]
+
+
+# Curves
+
+
+def test_roc_curve_by_hand():
+    shown = OutlierRocCurveDisplay.from_predictions(Y, SCORE, name="D")
+    np.testing.assert_allclose(
+        shown.line_.get_xydata(), [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
+    )
+    assert legend_of(shown.ax_) == ["D (AUC = 0.75)"]
+    assert shown.ax_.get_xlabel() == "false-alarm rate (inliers flagged)"
+    assert shown.ax_.get_ylabel() == "detection rate (outliers flagged)"
+
+
+def test_roc_curve_is_that_of_the_outliers(fitted):
+    detector, X, y = fitted
+    score = detector.decision_function(X)
+    shown = OutlierRocCurveDisplay.from_estimator(detector, X, y)
+    fpr, tpr, _ = roc_curve(y, -score, pos_label=-1)
+    np.testing.assert_allclose(shown.line_.get_xydata(), np.column_stack([fpr, tpr]))
+    assert shown.roc_auc == outlier_roc_auc_score(y, score)
+    assert np.trapezoid(shown.tpr, shown.fpr) == pytest.approx(shown.roc_auc)
+
+
+def test_det_curve_by_hand():
+    # Ranked from the most anomalous: out, in, out, in, in, out, in.
+    y = [-1, 1, -1, 1, 1, -1, 1]
+    shown = OutlierDetCurveDisplay.from_predictions(y, np.arange(7), name="D")
+    pairs = {(0.25, 1 / 3), (0.5, 1 / 3)}
+    drawn = norm.cdf(shown.line_.get_xydata())
+    for pair in pairs:
+        assert np.isclose(drawn, pair).all(axis=1).any()
+    assert legend_of(shown.ax_) == ["D (EER = 0.33)"]
+    assert shown.ax_.get_xlabel() == "false-alarm rate (inliers flagged)"
+    assert shown.ax_.get_ylabel() == "miss rate (outliers not flagged)"
+    assert "1%" in [tick.get_text() for tick in shown.ax_.get_xticklabels()]
+
+
+def test_det_curve_is_that_of_the_outliers(fitted):
+    detector, X, y = fitted
+    score = detector.decision_function(X)
+    shown = OutlierDetCurveDisplay.from_estimator(detector, X, y)
+    assert shown.eer == equal_error_rate(y, score)
+    for fpr, fnr in zip(shown.fpr, shown.fnr, strict=True):
+        rates = [(np.mean(score[y == 1] <= t), np.mean(score[y == -1] > t)) for t in score]
+        assert np.isclose(rates, (fpr, fnr)).all(axis=1).any()
+    x, _ = norm.cdf(shown.line_.get_xydata()).T
+    np.testing.assert_allclose(x, shown.fpr, atol=1e-9)
+
+
+@pytest.mark.parametrize("cls", CURVES)
+def test_curves_of_a_perfect_detector_are_finite(cls):
+    shown = cls.from_predictions(Y, Y)
+    assert np.isfinite(shown.line_.get_xydata()).all()
+    assert legend_of(shown.ax_) in (["AUC = 1.00"], ["EER = 0.00"])
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        OutlierRocCurveDisplay(fpr=np.array([0.0, 1.0]), tpr=np.array([0.0, 1.0])),
+        OutlierDetCurveDisplay(fpr=np.array([0.1, 0.9]), fnr=np.array([0.9, 0.1])),
+    ],
+    ids=["ROC", "DET"],
+)
+def test_curves_have_a_legend_if_there_is_anything_to_say(shown):
+    assert shown.plot().ax_.get_legend() is None
+    assert legend_of(shown.plot(name="D").ax_) == ["D"]
+
+
+@pytest.mark.parametrize("cls", CURVES)
+def test_curves_share_axes_and_take_the_style_of_lines(cls):
+    first = cls.from_predictions(Y, SCORE, name="first", color="red", linestyle=":")
+    second = cls.from_predictions(Y, Y, name="second", ax=first.ax_)
+    assert (first.line_.get_color(), first.line_.get_linestyle()) == ("red", ":")
+    assert list(first.ax_.lines) == [first.line_, second.line_]
+    assert [text.split()[0] for text in legend_of(first.ax_)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("cls", CURVES)
+def test_curves_need_both_kinds(cls):
+    with pytest.raises(ValueError, match="both inliers"):
+        cls.from_predictions([1, 1], [0.1, 0.2])
+
+
+# Losses
+
+
+class Trained(BaseEstimator):
+    """What is left of a detector after training, as far as a plot is concerned."""
+
+    def fit(self, X=None, y=None):
+        self.history_ = {
+            "critic_loss": np.array([-4.0, -3, -2, -1], dtype=np.float32),
+            "generator_loss": np.array([8.0, 6, 4, 3], dtype=np.float32),
+            "classifier_loss": np.array([0.7, 0.1], dtype=np.float32),
+        }
+        self.snapshots_ = [
+            SimpleNamespace(step=0, loss=np.nan, role="far"),
+            SimpleNamespace(step=1, loss=8.0, role="far"),
+            SimpleNamespace(step=4, loss=3.0, role="normal"),
+        ]
+        return self
+
+
+def test_loss_curves_by_hand():
+    shown = LossCurveDisplay.from_estimator(Trained().fit())
+    assert set(shown.lines_) == {"generator_loss", "critic_loss"}
+    np.testing.assert_array_equal(
+        shown.lines_["generator_loss"].get_xydata(), [[1, 8], [2, 6], [3, 4], [4, 3]]
+    )
+    np.testing.assert_array_equal(
+        shown.lines_["critic_loss"].get_xydata(), [[1, -4], [2, -3], [3, -2], [4, -1]]
+    )
+    assert shown.ax_.get_title() == "Trained"
+    assert shown.ax_.get_xlabel() == "generator step"
+
+
+def test_loss_curves_mark_snapshots_by_role():
+    shown = LossCurveDisplay.from_estimator(Trained().fit())
+    assert set(shown.markers_) == {"far", "normal"}
+    # The generator before the first step has no loss, and stands at the first one.
+    np.testing.assert_array_equal(shown.markers_["far"].get_offsets(), [[0, 8], [1, 8]])
+    np.testing.assert_array_equal(shown.markers_["normal"].get_offsets(), [[4, 3]])
+    colors = [shown.markers_[role].get_facecolor()[0].tolist() for role in ("far", "normal")]
+    assert colors[0] != colors[1]
+    assert [text.get_text() for text in shown.texts_] == ["0", "1", "4"]
+    assert [text.xy for text in shown.texts_] == [(0, 8), (1, 8), (4, 3)]
+    assert legend_of(shown.ax_) == [
+        "generator loss",
+        "critic loss",
+        "snapshot: far",
+        "snapshot: normal",
+    ]
+
+
+def test_loss_curves_take_axes_style_and_name():
+    _, ax = plt.subplots()
+    shown = LossCurveDisplay.from_estimator(Trained().fit(), name="D", ax=ax, linewidth=3)
+    assert shown.ax_ is ax
+    assert shown.figure_ is ax.figure
+    assert ax.get_title() == "D"
+    assert [line.get_linewidth() for line in ax.lines] == [3, 3]
+
+
+def test_loss_curves_do_without_snapshots():
+    shown = LossCurveDisplay(history={"generator_loss": [2.0, 1.0]}).plot()
+    assert list(shown.lines_) == ["generator_loss"]
+    assert shown.markers_ == {}
+    assert shown.texts_ == []
+
+
+def test_loss_curves_need_a_fitted_detector_and_losses():
+    with pytest.raises(NotFittedError):
+        LossCurveDisplay.from_estimator(Trained())
+    with pytest.raises(ValueError, match=r"only \['classifier_loss'\]. Fit with max_steps"):
+        LossCurveDisplay(history={"classifier_loss": [1.0]}).plot()
+    assert not plt.get_fignums()
+
+
+# matplotlib is optional
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        *(lambda d=d: d.from_predictions(Y, SCORE) for d in SCORE_DISPLAYS),
+        lambda: ScoreDistributionDisplay.from_estimator(None, None),
+        lambda: LossCurveDisplay.from_estimator(Trained().fit()),
+    ],
+)
+def test_the_error_without_matplotlib_names_the_extra(draw, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"pip install sklearn_g2d\[plot\]"):
+        draw()
+
+
+def test_the_module_can_be_imported_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    spec = importlib.util.spec_from_file_location("display_copy", display.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert set(display.__all__) == {name for name in vars(copy) if name.endswith("Display")} - {
+        "DetCurveDisplay",
+        "RocCurveDisplay",
+        "_ScoreDisplay",
+        "_OutlierCurveDisplay",
+    }

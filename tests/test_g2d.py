@@ -1,0 +1,416 @@
+"""G2DOutlierDetector as a user meets it: detection, parameters, composition."""
+
+import copy
+import logging
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.metrics import SCORERS, outlier_roc_auc_score
+from sklearn_g2d.model_selection import NormalOnlySplit
+
+FAST = {"max_steps": 10, "n_estimators": 4, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def fitted(blobs):
+    return G2DOutlierDetector(random_state=0).fit(blobs[0])
+
+
+# Detection
+
+
+@pytest.mark.parametrize("name", ["digits", "wine"])
+def test_beats_isolation_forest_on_real_tables(real_tables, name):
+    X_train, X_test, y_test = real_tables[name]
+    forest, ours = (
+        np.mean(
+            [
+                outlier_roc_auc_score(y_test, make(seed).fit(X_train).score_samples(X_test))
+                for seed in range(3)
+            ]
+        )
+        for make in (
+            lambda seed: IsolationForest(random_state=seed),
+            lambda seed: G2DOutlierDetector(random_state=seed),
+        )
+    )
+    assert ours > forest
+    assert ours > 0.85
+
+
+def test_seeds_agree(real_tables):
+    X_train, X_test, y_test = real_tables["wine"]
+    aucs = [
+        outlier_roc_auc_score(
+            y_test, G2DOutlierDetector(random_state=seed).fit(X_train).score_samples(X_test)
+        )
+        for seed in range(4)
+    ]
+    assert np.std(aucs) < 0.012
+
+
+def test_scores_differ_and_have_the_right_sign(fitted, blobs):
+    _, X_test, y_test = blobs
+    scores = fitted.score_samples(X_test)
+    assert scores.dtype == np.float64
+    assert len(np.unique(scores)) == len(scores)
+    assert scores[y_test == 1].mean() > scores[y_test == -1].mean()
+    np.testing.assert_array_equal(fitted.decision_function(X_test), scores - fitted.offset_)
+    np.testing.assert_array_equal(fitted.predict(X_test), np.where(scores < fitted.offset_, -1, 1))
+
+
+def test_the_center_of_normal_data_is_not_irregular():
+    """The paper's recipe learns just that on tables; the default must not."""
+    ball = np.random.default_rng(0).normal(size=(300, 5))
+    detector = G2DOutlierDetector(random_state=0).fit(ball)
+    center, shell = np.zeros((1, 5)), 6 * np.eye(5)
+    assert detector.score_samples(center)[0] > detector.score_samples(shell).max()
+
+
+# Training
+
+
+def test_training_moves_weights_and_lowers_losses(fitted):
+    first, last = fitted.snapshots_[0], fitted.snapshots_[-1]
+    assert first.step == 0
+    assert last.step == fitted.n_iter_ == 150
+    moved = [np.abs(first.weights[k] - last.weights[k]).max() for k in first.weights]
+    assert min(moved) > 1e-3
+    classifier_loss = fitted.history_["classifier_loss"]
+    assert classifier_loss[-20:].mean() < 0.5 * classifier_loss[:20].mean()
+    critic_loss = fitted.history_["critic_loss"]
+    assert critic_loss[-20:].mean() < critic_loss[:20].mean()
+
+
+def test_long_training_brings_samples_to_the_data():
+    X = np.random.default_rng(0).normal([5.0, -5.0], [1.0, 0.2], size=(500, 2))
+    detector = G2DOutlierDetector(max_steps=1500, random_state=0).fit(X)
+    roles = [s.role for s in detector.snapshots_]
+    assert roles[0] == "far"
+    assert roles[-1] != "far"
+    samples = detector.sample_normals(300, random_state=0)
+    np.testing.assert_allclose(samples.mean(axis=0), X.mean(axis=0), atol=0.5)
+    assert (detector.predict(samples) == 1).all()
+
+
+def test_zero_steps_leave_the_generator_untrained(blobs):
+    detector = G2DOutlierDetector(max_steps=0, random_state=0).fit(blobs[0])
+    assert detector.n_iter_ == 0
+    assert [(s.step, s.role) for s in detector.snapshots_] == [(0, "far")]
+    assert set(detector.history_) == {"classifier_loss"}
+
+
+def test_fixed_seed_repeats_every_bit_and_others_differ(blobs):
+    X_train, X_test, _ = blobs
+    a, b, c = (
+        G2DOutlierDetector(**{**FAST, "random_state": seed}).fit(X_train).score_samples(X_test)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-3
+
+
+def test_global_random_state_is_left_alone(blobs):
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    G2DOutlierDetector(**FAST).fit(blobs[0]).sample_outliers(3)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_warm_start_continues(blobs):
+    X_train, _, _ = blobs
+    detector = G2DOutlierDetector(warm_start=True, **FAST).fit(X_train)
+    before = detector.snapshots_[-1].weights["mlp.layers.0.weight"]
+    detector.fit(X_train)
+    assert detector.n_iter_ == 20
+    assert len(detector.history_["critic_loss"]) == 20
+    steps = [s.step for s in detector.snapshots_]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 20
+    after = detector.snapshots_[-1].weights["mlp.layers.0.weight"]
+    # Ten steps of size .001 or so from where it was, not from another start.
+    assert 0 < np.abs(after - before).max() < 0.05
+
+
+def test_warm_start_refuses_another_architecture(blobs):
+    X_train, X_test, _ = blobs
+    detector = G2DOutlierDetector(warm_start=True, **FAST).fit(X_train)
+    scores = detector.score_samples(X_test)
+    with pytest.raises(ValueError, match="n_estimators=4, but n_estimators is now 2"):
+        detector.set_params(n_estimators=2).fit(X_train)
+    with pytest.raises(ValueError, match="n_features=3, but n_features is now 2"):
+        detector.set_params(n_estimators=4).fit(X_train[:, :2])
+    np.testing.assert_array_equal(detector.score_samples(X_test), scores)
+
+
+def test_bfloat16_detects_as_well(blobs):
+    X_train, X_test, y_test = blobs
+    auc = {
+        precision: outlier_roc_auc_score(
+            y_test,
+            G2DOutlierDetector(precision=precision, random_state=0)
+            .fit(X_train)
+            .score_samples(X_test),
+        )
+        for precision in ("float32", "bfloat16")
+    }
+    assert abs(auc["float32"] - auc["bfloat16"]) < 0.01
+
+
+def test_verbose_goes_through_logging(blobs, caplog, capsys):
+    with caplog.at_level(logging.INFO, logger="sklearn_g2d"):
+        G2DOutlierDetector(verbose=1, **FAST).fit(blobs[0])
+    assert "generator: 10 steps, critic_loss" in caplog.text
+    assert capsys.readouterr().out == ""
+
+
+# The paper's recipe
+
+
+def test_paper_recipe(blobs):
+    X_train, X_test, _ = blobs
+    detector = G2DOutlierDetector(recipe="paper", max_steps=60, n_snapshots=4, random_state=0).fit(
+        X_train
+    )
+    assert detector.offset_ == 0
+    np.testing.assert_array_equal(
+        detector.predict(X_test) == -1, detector.predict_proba(X_test)[:, 0] > 0.5
+    )
+    assert 1 <= len(detector.snapshots_) <= 5
+    assert {s.role for s in detector.snapshots_} <= {"far", "boundary", "normal"}
+    assert detector.snapshots_[-1].step == 60
+    assert detector.sample_outliers(7).shape == (7, 3)
+
+
+def test_snapshot_selection_by_callable(blobs):
+    seen = []
+
+    def last_two(snapshots):
+        seen.extend(snapshots)
+        return snapshots[-2:]
+
+    detector = G2DOutlierDetector(snapshot_selection=last_two, **FAST).fit(blobs[0])
+    assert len(seen) > 2
+    assert detector.snapshots_ == seen[-2:]
+    with pytest.raises(ValueError, match="returned no snapshot"):
+        G2DOutlierDetector(snapshot_selection=lambda s: [], **FAST).fit(blobs[0])
+
+
+# Thresholds
+
+
+@pytest.mark.parametrize("contamination", [0.05, 0.1, 0.5])
+def test_contamination_flags_that_share_of_the_training_rows(blobs, contamination):
+    detector = G2DOutlierDetector(contamination=contamination, **FAST).fit(blobs[0])
+    assert np.mean(detector.predict(blobs[0]) == -1) == pytest.approx(contamination)
+
+
+@pytest.mark.parametrize("contamination", ["auto", 0.05])
+def test_new_normal_rows_are_flagged_at_the_nominal_rate(contamination):
+    rng = np.random.default_rng(0)
+    X, new = rng.normal(size=(1000, 6)), rng.normal(size=(4000, 6))
+    detector = G2DOutlierDetector(contamination=contamination, random_state=0).fit(X)
+    assert abs(np.mean(detector.predict(new) == -1) - 0.05) < 0.02
+
+
+def test_calibrate_keeps_its_promise_on_average():
+    rng = np.random.default_rng(0)
+    detector = G2DOutlierDetector(random_state=0).fit(rng.normal(size=(200, 4)))
+    rates = []
+    for _ in range(100):
+        detector.calibrate(rng.normal(size=(99, 4)), false_alarm_rate=0.1)
+        rates.append(np.mean(detector.predict(rng.normal(size=(500, 4))) == -1))
+    assert 0.08 < np.mean(rates) < 0.12  # exactly .10 in expectation
+
+
+def test_p_values_agree_with_calibrated_predictions(fitted, blobs):
+    _, X_test, y_test = blobs
+    detector = copy.deepcopy(fitted)
+    uncalibrated = detector.p_values(X_test)
+    assert uncalibrated[y_test == -1].mean() < 0.1 < uncalibrated[y_test == 1].mean()
+    detector.calibrate(X_test[:199][y_test[:199] == 1], false_alarm_rate=0.05)
+    p = detector.p_values(X_test)
+    assert p.min() >= 1 / 200
+    np.testing.assert_array_equal(detector.predict(X_test) == -1, p <= 0.05)
+
+
+def test_calibrate_says_how_many_rows_it_needs(fitted, blobs):
+    with pytest.raises(ValueError, match="takes at least 99 normal rows to promise, got 98"):
+        fitted.calibrate(blobs[0][:98], false_alarm_rate=0.01)
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 0"):
+        fitted.calibrate(blobs[0], false_alarm_rate=0)
+
+
+def test_predict_proba_follows_the_score(fitted, blobs):
+    proba = fitted.predict_proba(blobs[1])
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    order = np.argsort(fitted.score_samples(blobs[1]))
+    assert (np.diff(proba[order, 1]) >= 0).all()
+
+
+# Sampling
+
+
+def test_sample_outliers_lie_around_the_data(fitted, blobs):
+    samples = fitted.sample_outliers(500, random_state=0)
+    assert samples.shape == (500, 3)
+    assert np.mean(fitted.predict(samples) == -1) > 0.8
+    assert (samples.std(axis=0) > blobs[0].std(axis=0)).all()
+    np.testing.assert_array_equal(samples, fitted.sample_outliers(500, random_state=0))
+    assert (samples != fitted.sample_outliers(500, random_state=1)).any()
+
+
+def test_sample_normals_refuses_what_the_generator_cannot_do():
+    X = np.random.default_rng(0).normal(size=(300, 40))
+    detector = G2DOutlierDetector(max_steps=0, random_state=0).fit(X)
+    with pytest.raises(RuntimeError, match="larger max_steps"):
+        detector.sample_normals(10)
+
+
+@pytest.mark.parametrize("method", ["sample_outliers", "sample_normals"])
+def test_sampling_refuses_a_bad_count(fitted, method):
+    with pytest.raises(ValueError, match="n_samples must be an integer of at least 1, got 0"):
+        getattr(fitted, method)(0)
+
+
+# Composition
+
+
+@pytest.mark.parametrize(
+    "classifier", [LogisticRegression(), RandomForestClassifier(20, random_state=0)]
+)
+def test_any_classifier_can_detect(blobs, classifier):
+    X_train, X_test, y_test = blobs
+    detector = G2DOutlierDetector(classifier=classifier, random_state=0).fit(X_train)
+    assert outlier_roc_auc_score(y_test, detector.score_samples(X_test)) > 0.9
+    assert not hasattr(classifier, "classes_")  # it was cloned
+    assert set(detector.history_) == {"critic_loss", "generator_loss"}
+
+
+def test_features_transformer(blobs):
+    X_train, X_test, y_test = blobs
+    pca = PCA(2)
+    detector = G2DOutlierDetector(features=pca, **FAST).fit(X_train)
+    assert not hasattr(pca, "components_")
+    assert outlier_roc_auc_score(y_test, detector.score_samples(X_test)) > 0.9
+    assert detector.sample_outliers(5).shape == (5, 3)
+
+
+def test_features_that_cannot_be_inverted_cannot_be_sampled(blobs):
+    class OneWay(PCA):
+        inverse_transform = property()
+
+    detector = G2DOutlierDetector(features=OneWay(2), **FAST).fit(blobs[0])
+    with pytest.raises(ValueError, match="OneWay, given as features, has no inverse_transform"):
+        detector.sample_outliers()
+
+
+def test_grid_search_and_cross_validation(blobs):
+    _, X, y = blobs
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), G2DOutlierDetector(**FAST)),
+        {"g2doutlierdetector__n_neighbors": [5, 10]},
+        scoring=SCORERS,
+        refit="outlier_roc_auc",
+        cv=NormalOnlySplit(3),
+        n_jobs=2,
+    ).fit(X, y)
+    assert search.best_score_ > 0.9
+    alone = cross_val_score(
+        search.best_estimator_, X, y, cv=NormalOnlySplit(3), scoring=SCORERS["outlier_roc_auc"]
+    )
+    assert alone.mean() == pytest.approx(search.best_score_)
+
+
+def test_classifier_parameters_are_searchable(blobs):
+    _, X, y = blobs
+    search = GridSearchCV(
+        G2DOutlierDetector(classifier=LogisticRegression(), **FAST),
+        {"classifier__C": [0.1, 1.0]},
+        scoring=SCORERS["outlier_roc_auc"],
+        cv=NormalOnlySplit(3),
+    ).fit(X, y)
+    assert search.best_params_["classifier__C"] == search.best_estimator_.classifier.C
+
+
+def test_scaling_in_front_changes_nothing_much(blobs):
+    X_train, X_test, _ = blobs
+    alone = G2DOutlierDetector(**FAST).fit(X_train)
+    piped = make_pipeline(MinMaxScaler(), G2DOutlierDetector(**FAST)).fit(X_train)
+    np.testing.assert_allclose(piped.score_samples(X_test), alone.score_samples(X_test), atol=1e-3)
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_frames_and_their_column_names(blobs, frame):
+    X_train, X_test, _ = blobs
+    names = ["length", "width", "height"]
+    detector = G2DOutlierDetector(**FAST).fit(frame(dict(zip(names, X_train.T, strict=True))))
+    assert list(detector.feature_names_in_) == names
+    test = frame(dict(zip(names, X_test.T, strict=True)))
+    plain = G2DOutlierDetector(**FAST).fit(X_train).score_samples(X_test)
+    np.testing.assert_array_equal(detector.score_samples(test), plain)
+    with pytest.raises(ValueError, match="feature names should match"):
+        detector.predict(test[["width", "length", "height"]])
+
+
+@pytest.mark.parametrize(
+    "round_trip",
+    [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy, None],
+    ids=["pickle", "deepcopy", "joblib"],
+)
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_round_trips_keep_every_bit(blobs, tmp_path, round_trip, recipe):
+    X_train, X_test, _ = blobs
+    detector = G2DOutlierDetector(recipe=recipe, **FAST).fit(X_train)
+    if round_trip is None:
+        joblib.dump(detector, tmp_path / "detector.joblib")
+        copied = joblib.load(tmp_path / "detector.joblib")
+    else:
+        copied = round_trip(detector)
+    np.testing.assert_array_equal(copied.score_samples(X_test), detector.score_samples(X_test))
+    np.testing.assert_array_equal(
+        copied.sample_outliers(4, random_state=0), detector.sample_outliers(4, random_state=0)
+    )
+
+
+def test_pickle_holds_no_tensor(fitted):
+    assert b"torch._utils" not in pickle.dumps(fitted)
+
+
+def test_a_score_does_not_depend_on_its_batch(fitted, blobs):
+    _, X_test, _ = blobs
+    together = fitted.score_samples(X_test)
+    alone = np.concatenate([fitted.score_samples(row[None]) for row in X_test])
+    reverse = fitted.score_samples(X_test[::-1])[::-1]
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(reverse, together, rtol=0, atol=1e-10)
+
+
+def test_clone_and_html_repr(fitted):
+    assert "NotFitted" not in clone(fitted).get_params()
+    assert not hasattr(clone(fitted), "offset_")
+    assert "G2DOutlierDetector" in fitted._repr_html_()
+
+
+def test_unfitted(blobs):
+    for method in ("predict", "score_samples", "decision_function", "p_values", "calibrate"):
+        with pytest.raises(NotFittedError):
+            getattr(G2DOutlierDetector(), method)(blobs[0])
+    for method in ("sample_outliers", "sample_normals"):
+        with pytest.raises(NotFittedError):
+            getattr(G2DOutlierDetector(), method)()

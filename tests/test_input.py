@@ -1,0 +1,183 @@
+"""Bad input: a clear error that names the value and the remedy, or a right answer."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.errors import TrainingDivergedError
+
+FAST = {"max_steps": 5, "n_estimators": 4, "random_state": 0}
+RECIPES = pytest.mark.parametrize("recipe", ["default", "paper"])
+
+
+def fit_and_score(X, X_test=None, **params):
+    detector = G2DOutlierDetector(**{**FAST, **params})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = detector.fit(X).score_samples(X if X_test is None else X_test)
+    assert np.isfinite(scores).all()
+    return scores
+
+
+@pytest.fixture
+def X():
+    return np.random.default_rng(0).normal(size=(60, 4))
+
+
+def with_cell(X, value):
+    X = X.copy()
+    X[7, 2] = value
+    return X
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda X: with_cell(X, np.nan), "contains NaN"),
+        (lambda X: with_cell(X, np.inf), "contains infinity"),
+        (lambda X: sparse.csr_array(X), "Sparse data was passed"),
+        (lambda X: X + 1j, "Complex data not supported"),
+        (lambda X: X.astype(str).astype(object) + "cm", "could not convert string to float"),
+        (lambda X: X[:1], "1 sample.* while a minimum of 2 is required"),
+        (lambda X: X[:0], "0 sample"),
+        (lambda X: X[:, :0], "0 feature"),
+        (lambda X: X[0], "Expected 2D array, got 1D array"),
+        (lambda X: X[None], "dim 3"),
+    ],
+)
+def test_bad_training_data(X, bad, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        G2DOutlierDetector(**FAST).fit(bad(X))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda X: with_cell(X, np.nan), "contains NaN"),
+        (lambda X: X[:, :3], "X has 3 features, but G2DOutlierDetector is expecting 4"),
+        (lambda X: X[0], "Expected 2D array, got 1D array"),
+    ],
+)
+def test_bad_data_to_score(X, bad, message):
+    detector = G2DOutlierDetector(**FAST).fit(X)
+    with pytest.raises(ValueError, match=message):
+        detector.predict(bad(X))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"contamination": 0.0}, r"'contamination' .* range \(0.0, 0.5\].* Got 0.0"),
+        ({"contamination": 0.6}, r"Got 0.6"),
+        ({"contamination": "none"}, r"'contamination' .* \{'auto'\}"),
+        ({"recipe": "papers"}, r"'recipe' .* \{'default', 'paper'\}|\{'paper', 'default'\}"),
+        ({"device": "abacus"}, r"device='abacus' cannot be used here .*Pass \"auto\""),
+        ({"device": "cuda:99"}, r"device='cuda:99' cannot be used here"),
+        ({"precision": "float8"}, r"'precision' .* Got 'float8'"),
+        ({"max_steps": -1}, r"'max_steps' .* Got -1"),
+        ({"batch_size": 1}, r"'batch_size' .* Got 1"),
+        ({"n_estimators": 0}, r"'n_estimators' .* Got 0"),
+        ({"features": "row"}, r"'features' .* Got 'row'"),
+        ({"n_generated": 0}, r"'n_generated' .* Got 0"),
+        ({"classifier": object()}, r"'classifier' .* implementing 'fit' and 'predict_proba'"),
+        ({"random_state": "seed"}, r"'random_state' .* Got 'seed'"),
+    ],
+)
+def test_bad_parameters(X, params, message):
+    with pytest.raises(ValueError, match=message):
+        G2DOutlierDetector(**{**FAST, **params}).fit(X)
+
+
+@RECIPES
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_very_few_rows(X, n, recipe):
+    fit_and_score(X[:n], X, recipe=recipe)
+
+
+@RECIPES
+@pytest.mark.parametrize("columns", [[0], [0, 0, 0]], ids=["one", "duplicates"])
+def test_one_column_and_duplicate_columns(X, columns, recipe):
+    scores = fit_and_score(
+        X[:, columns], [[0.0] * len(columns), [9.0] * len(columns)], recipe=recipe
+    )
+    if recipe == "default":
+        assert scores[0] > scores[1]
+
+
+def test_a_constant_column_counts_once_it_changes(X):
+    X = np.column_stack([X, np.full(len(X), 7.0)])
+    changed = X[:1].copy()
+    changed[0, -1] = 17.0
+    scores = fit_and_score(X, np.concatenate([X[:1], changed]))
+    assert scores[0] > scores[1]
+
+
+@RECIPES
+def test_nothing_but_a_constant(recipe):
+    scores = fit_and_score(np.ones((20, 3)), [[1.0, 1.0, 1.0], [5.0, 1.0, 1.0]], recipe=recipe)
+    if recipe == "default":
+        assert scores[0] > scores[1]
+
+
+def test_duplicate_rows(X):
+    scores = fit_and_score(np.repeat(X[:10], 10, axis=0), np.concatenate([X[:1], X[:1] + 9]))
+    assert scores[0] > scores[1]
+
+
+def test_many_columns():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 1500))
+    scores = fit_and_score(X[:150], np.concatenate([X[150:], 4 * X[150:]]))
+    assert scores[:50].min() > scores[50:].max()
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_extreme_units_change_nothing(X, scale):
+    rng = np.random.default_rng(1)
+    new = rng.normal(size=(20, 4)) * 3
+    np.testing.assert_allclose(
+        fit_and_score(scale * X, scale * new), fit_and_score(X, new), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("value", [1e30, 1e300, -1.7e308])
+def test_a_wild_value_is_an_outlier(X, value):
+    scores = fit_and_score(X, np.concatenate([X[:20], with_cell(X, value)[7:8]]))
+    assert scores[-1] < scores[:-1].min()
+
+
+def test_values_beyond_a_variance(X):
+    with pytest.raises(ValueError, match=r"Column 2 holds values up to 1e\+300.* Rescale"):
+        G2DOutlierDetector(**FAST).fit(with_cell(X, 1e300))
+
+
+def test_divergence_names_the_remedy_and_keeps_the_former_state(X):
+    detector = G2DOutlierDetector(**FAST).fit(X)
+    scores = detector.score_samples(X)
+    detector.set_params(gradient_penalty=1e38, max_steps=60)
+    with pytest.raises(TrainingDivergedError, match=r"critic_loss became infinite or NaN .* Lower"):
+        detector.fit(2 * X)
+    np.testing.assert_array_equal(detector.score_samples(X), scores)
+
+
+def test_a_failed_first_fit_leaves_nothing_behind(X):
+    detector = G2DOutlierDetector(**FAST)
+    before = set(vars(detector))
+    with pytest.raises(ValueError, match="NaN"):
+        detector.fit(with_cell(X, np.nan))
+    assert set(vars(detector)) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int64, bool])
+def test_dtypes(dtype):
+    X = np.random.default_rng(0).integers(0, 2, size=(50, 6)).astype(dtype)
+    assert fit_and_score(X).dtype == np.float64
+
+
+def test_memory_map(X, tmp_path):
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    np.testing.assert_array_equal(fit_and_score(mapped), fit_and_score(X))
