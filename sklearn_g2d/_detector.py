@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -196,7 +196,6 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         max_steps: int,
         context: CallbackContext,
         *,
-        after_step: Callable[[int, dict[str, Tensor]], None] = lambda step, losses: None,
         remedy: str,
     ) -> dict[str, NDArray[np.float32]]:
         """Run a trainer as a task of `fit` that callbacks see, and may stop, at each step."""
@@ -204,7 +203,6 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         stage.call_on_fit_task_begin(estimator=self)
 
         def on_step(step: int, losses: dict[str, Tensor]) -> bool:
-            after_step(step, losses)
             task = stage.subcontext(task_name="step")
             task.call_on_fit_task_begin(estimator=self)
             return task.call_on_fit_task_end(

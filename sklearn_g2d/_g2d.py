@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
@@ -27,21 +26,19 @@ from sklearn_g2d._classifiers import (
     out_of_fold_scores,
 )
 from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._generator import IrregularityGenerator
 from sklearn_g2d._recipes import G2D_RECIPES, G2DRecipe, resolve
 from sklearn_g2d.features import NeighborProfile, SquashingScaler
-from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
-from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.networks.ensemble import EnsembleMLP
 from sklearn_g2d.training.classifier import train_classifier
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.snapshots import (
     Snapshot,
-    geometric_steps,
     irregular,
     role_by_distance,
     roles_by_loss,
     spread_evenly,
 )
-from sklearn_g2d.training.wgan import WGAN
 
 # Rows that training and the neighbour search see; more are drawn from at random, so that
 # neither fitting nor scoring a row slows down as tables grow.
@@ -179,6 +176,8 @@ class G2DOutlierDetector(BaseDetector):
     n_iter_: int
     snapshots_: list[Snapshot]
     history_: dict[str, NDArray[Any]]
+    _generator: IrregularityGenerator
+    _classifiers: Classifiers
 
     def __init__(
         self,
@@ -271,10 +270,10 @@ class G2DOutlierDetector(BaseDetector):
         rows = np.ascontiguousarray(rows)
         normal = self._fit_representation(rows, recipe)
 
-        candidates, history = self._train_generator(normal, recipe, runtime, context)
-        self.snapshots_ = self._select_snapshots(candidates, normal, recipe, runtime)
+        history = self._train_generator(normal, recipe, runtime, context)
+        self.snapshots_ = self._select_snapshots(normal, recipe, runtime)
         n_generated = max(1, round(recipe.n_generated * len(normal)))
-        generated = self._generate(irregular(self.snapshots_), n_generated, runtime)
+        generated = self._generator.sample(irregular(self.snapshots_), n_generated, runtime)
 
         out_of_fold, classifier_history = self._train_classifiers(
             self._describe(normal), self._describe(generated), recipe, runtime, context
@@ -406,7 +405,7 @@ class G2DOutlierDetector(BaseDetector):
         log_odds = self._classifiers.log_odds(self._describe(self._scaler.transform(rows)))
         return log_odds.mean(axis=0)
 
-    # The generator: section 3.1 and 3.3 of the paper
+    # The generator I and its critic C: sections 3.1 and 3.3 of the paper
 
     def _train_generator(
         self,
@@ -414,97 +413,43 @@ class G2DOutlierDetector(BaseDetector):
         recipe: G2DRecipe,
         runtime: Runtime,
         context: CallbackContext,
-    ) -> tuple[list[Snapshot], dict[str, NDArray[Any]]]:
-        """Train I and C; returns snapshots, with provisional roles, and the losses."""
+    ) -> dict[str, NDArray[Any]]:
+        """Train I and C; returns the losses."""
         X = runtime.tensor(normal)
-        steps_before = 0
-        snapshots: list[Snapshot] = []
         history: dict[str, NDArray[Any]] = {}
         if self.warm_start and hasattr(self, "_generator"):
-            self._check_warm_start(recipe, normal.shape[1])
-            steps_before, snapshots, history = self.n_iter_, [*self.snapshots_], self.history_
+            self._generator.check_continues(recipe, normal.shape[1])
+            # A copy, for the former state has to survive a failure.
+            self._generator = copy.deepcopy(self._generator)
+            history = self.history_
         else:
-            self._build_gan(X, recipe, runtime)
-        if recipe.snapshot_selection == "geometric":
-            schedule = set(geometric_steps(recipe.max_steps, recipe.n_snapshots))
-        else:
-            # An epoch of the critic; capped, since small tables have very short ones.
-            per_epoch = len(X) / (recipe.batch_size * recipe.n_critic)
-            interval = max(1, round(per_epoch), recipe.max_steps // 100)
-            schedule = set(range(0, recipe.max_steps + 1, interval))
-
-        def keep(step: int, losses: dict[str, torch.Tensor]) -> None:
-            if step in schedule:
-                loss = float(losses["generator_loss"]) if losses else math.nan
-                weights = weights_of(self._generator)
-                snapshots.append(Snapshot(steps_before + step, loss, "far", weights))
-
-        if not steps_before:
-            keep(0, {})
-        gan = WGAN(self._generator, self._critic, recipe.gan_training, runtime)
+            self._generator = IrregularityGenerator(X, recipe, runtime)
         losses = self._train(
             "generator",
-            gan.steps(X),
+            self._generator.steps(X, recipe, runtime),
             recipe.max_steps,
             context,
-            after_step=keep,
             remedy="Lower max_steps, or move gradient_penalty towards 10.",
         )
-        self._generator.cpu(), self._critic.cpu()
-        self.n_iter_ = steps_before + (len(losses["generator_loss"]) if losses else 0)
-        if not snapshots or snapshots[-1].step < self.n_iter_:  # stopped by a callback
-            loss = float(losses["generator_loss"][-1])
-            snapshots.append(Snapshot(self.n_iter_, loss, "far", weights_of(self._generator)))
-        joined = {
+        if losses:
+            self._generator.keep(losses["generator_loss"][-1])
+        self.n_iter_ = self._generator.n_steps
+        return {
             name: np.concatenate([history.get(name, values[:0]), values])
             for name, values in losses.items()
-        }
-        return snapshots, history | joined
-
-    def _build_gan(self, X: torch.Tensor, recipe: G2DRecipe, runtime: Runtime) -> None:
-        n_features = X.shape[1]
-        self._generator = TableGenerator(
-            n_members=recipe.n_estimators,
-            n_features=n_features,
-            latent_dim=recipe.latent_dim or min(max(16, n_features), 200),
-            hidden=recipe.hidden,
-            skip=recipe.spread > 0,
-            tail=recipe.latent_tail,
-            bound=recipe.bound,
-            rng=runtime.rng,
-        ).to(runtime.device)
-        self._generator.cover(X, recipe.spread, runtime.rng)
-        self._critic = EnsembleMLP(
-            recipe.n_estimators, (n_features, *recipe.hidden, 1), runtime.rng
-        )
-
-    def _check_warm_start(self, recipe: G2DRecipe, n_features: int) -> None:
-        for name, now in (
-            ("n_estimators", recipe.n_estimators),
-            ("latent_dim", recipe.latent_dim or self._generator.latent_dim),
-            ("n_features", n_features),
-        ):
-            before = self._generator.config[name.replace("n_estimators", "n_members")]
-            if before != now:
-                raise ValueError(
-                    f"warm_start=True continues networks fitted with {name}={before}, but "
-                    f"{name} is now {now}. Change it back, or set warm_start=False."
-                )
+        } or {name: values for name, values in history.items() if name != "classifier_loss"}
 
     def _select_snapshots(
-        self,
-        candidates: list[Snapshot],
-        normal: NDArray[np.float64],
-        recipe: G2DRecipe,
-        runtime: Runtime,
+        self, normal: NDArray[np.float64], recipe: G2DRecipe, runtime: Runtime
     ) -> list[Snapshot]:
-        """Give every candidate its role and keep those that `snapshot_selection` names."""
+        """Give every snapshot its role and keep those that `snapshot_selection` names."""
+        candidates = self._generator.snapshots
         if recipe.snapshot_selection == "geometric":
             profile = self._profile or NeighborProfile().fit(normal)
             limit = np.quantile(profile.transform(normal)[:, -1], 0.95)
 
             def share_inside(snapshot: Snapshot) -> float:
-                samples = self._generate([snapshot], 512, runtime)
+                samples = self._generator.sample([snapshot], 512, runtime)
                 return float(np.mean(profile.transform(samples)[:, -1] < limit))
 
             roles = [role_by_distance(share_inside(s)) for s in candidates]
@@ -521,20 +466,6 @@ class G2DOutlierDetector(BaseDetector):
                 raise ValueError("snapshot_selection returned no snapshot; return at least one.")
         return snapshots
 
-    def _generate(self, snapshots: list[Snapshot], n: int, runtime: Runtime) -> NDArray[np.float64]:
-        """Draw rows equally from snapshots and members, in the generator's space."""
-        generator = copy.deepcopy(self._generator)
-        n_each = math.ceil(n / (len(snapshots) * generator.n_members))
-        drawn = []
-        for snapshot in snapshots:
-            load_weights(generator, snapshot.weights)
-            with torch.no_grad():
-                samples = generator.to(runtime.device).sample(n_each, runtime.rng)
-            drawn.append(samples.flatten(0, 1))
-        rows = torch.cat(drawn)
-        chosen = torch.randperm(len(rows), generator=runtime.rng, device=rows.device)[:n]
-        return rows[chosen].cpu().double().numpy()
-
     def _sample(
         self,
         snapshots: list[Snapshot],
@@ -549,10 +480,10 @@ class G2DOutlierDetector(BaseDetector):
         seeds = self.random_state if random_state is None else random_state
         seed = int(check_random_state(seeds).randint(np.iinfo(np.int32).max))
         runtime = Runtime.create("cpu", "float32", seed)
-        rows = self._scaler.inverse_transform(self._generate(snapshots, n_samples, runtime))
+        rows = self._scaler.inverse_transform(self._generator.sample(snapshots, n_samples, runtime))
         return rows if self._features is None else self._features.inverse_transform(rows)
 
-    # The detector network: section 3.2 of the paper
+    # The detector network D: section 3.2 of the paper
 
     def _train_classifiers(
         self,
@@ -584,7 +515,7 @@ class G2DOutlierDetector(BaseDetector):
                 context,
                 remedy="Check the scale of what a custom features transformer returns.",
             )
-            self._classifiers: Classifiers = NetworkClassifiers(network)
+            self._classifiers = NetworkClassifiers(network)
         else:
             self._classifiers = SklearnClassifiers(self.classifier, normal, generated, blind)
         return out_of_fold_scores(self._classifiers.log_odds(normal), blind), history

@@ -159,6 +159,7 @@ class NeighborProfile(TransformerMixin, BaseEstimator):
             n_neighbors=self.n_neighbors_ + 1,
             algorithm="kd_tree" if rows.shape[1] <= 4 else "brute",
         ).fit(rows)
+        self._resolution = 1e-6 * float(np.linalg.norm(rows, axis=1).max())
         distances = self._distances(rows)
         # Duplicates have distance 0; this keeps their logarithm within reach.
         self._floor = 0.01 * float(np.median(distances[:, -1])) + 1e-6
@@ -186,16 +187,9 @@ class NeighborProfile(TransformerMixin, BaseEstimator):
         return (np.log(self._distances(rows) + self._floor) - self.center_) / self.scale_
 
     def _distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        blocks = [self._block_distances(X[rows]) for rows in gen_batches(len(X), _BATCH_ROWS)]
-        return np.concatenate(blocks)
-
-    def _block_distances(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        neighbors = self._search.kneighbors(X, return_distance=False)
-        # The search takes differences of large squares; what it found is measured anew,
-        # so that equal rows are at distance 0 and a score does not depend on its batch.
-        distances = np.empty(neighbors.shape)
-        for rank, rows in enumerate(neighbors.T):
-            distances[:, rank] = np.linalg.norm(X - self.reference_[rows], axis=1)
-        distances.sort(axis=1)
-        is_reference = distances[:, :1] == 0
-        return np.where(is_reference, distances[:, 1:], distances[:, :-1])
+        found, _ = self._search.kneighbors(X)
+        # The search takes differences of large squares, whose rounding would tell equal
+        # rows apart, and differently so in every batch.
+        found[found < self._resolution] = 0.0
+        is_reference = found[:, :1] == 0.0
+        return np.where(is_reference, found[:, 1:], found[:, :-1])

@@ -1,0 +1,113 @@
+"""The irregularity generator I: built, trained against its critic C, kept, sampled."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sklearn_g2d._recipes import G2DRecipe
+from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
+from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.snapshots import Snapshot, geometric_steps
+from sklearn_g2d.training.wgan import WGAN
+
+# Most generators kept when there is one for each epoch: small tables have short epochs.
+_MAX_EPOCHS_KEPT = 100
+
+
+class IrregularityGenerator:
+    """Generators, their critics, and the moments at which they were kept.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n, n_features)
+        Normal rows, standardised.
+    recipe : G2DRecipe
+        Architecture and training.
+    runtime : Runtime
+        Device, precision and random numbers.
+
+    Attributes
+    ----------
+    n_steps : int
+        Generator steps taken.
+    snapshots : list of Snapshot
+        The untrained generator first; roles are not assigned yet.
+    """
+
+    def __init__(self, X: Tensor, recipe: G2DRecipe, runtime: Runtime) -> None:
+        n_features = X.shape[1]
+        self.generator = TableGenerator(
+            n_members=recipe.n_estimators,
+            n_features=n_features,
+            latent_dim=recipe.latent_dim or min(max(16, n_features), 200),
+            hidden=recipe.hidden,
+            skip=recipe.spread > 0,
+            tail=recipe.latent_tail,
+            bound=recipe.bound,
+            rng=runtime.rng,
+        ).to(runtime.device)
+        self.generator.cover(X, recipe.spread, runtime.rng)
+        self.critic = EnsembleMLP(recipe.n_estimators, (n_features, *recipe.hidden, 1), runtime.rng)
+        self.n_steps = 0
+        self.snapshots: list[Snapshot] = []
+        self.keep(math.nan)
+
+    def check_continues(self, recipe: G2DRecipe, n_features: int) -> None:
+        """Raise ValueError if further training would need another architecture."""
+        asked = {
+            "n_members": recipe.n_estimators,
+            "latent_dim": recipe.latent_dim or self.generator.latent_dim,
+            "n_features": n_features,
+        }
+        for key, now in asked.items():
+            before, name = self.generator.config[key], key.replace("n_members", "n_estimators")
+            if before != now:
+                raise ValueError(
+                    f"warm_start=True continues networks fitted with {name}={before}, but "
+                    f"{name} is now {now}. Change it back, or set warm_start=False."
+                )
+
+    def steps(self, X: Tensor, recipe: G2DRecipe, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+        """Train without end on the rows `X`, keeping snapshots; yields losses."""
+        if recipe.snapshot_selection == "geometric":
+            schedule = set(geometric_steps(recipe.max_steps, recipe.n_snapshots))
+        else:
+            epoch = round(len(X) / (recipe.batch_size * recipe.n_critic))
+            interval = max(1, epoch, recipe.max_steps // _MAX_EPOCHS_KEPT)
+            schedule = set(range(interval, recipe.max_steps + 1, interval))
+        gan = WGAN(self.generator, self.critic, recipe.gan_training, runtime)
+        for step, losses in enumerate(gan.steps(X), start=1):
+            self.n_steps += 1
+            if step in schedule:
+                self.keep(losses["generator_loss"])
+            yield losses
+
+    def keep(self, loss: Tensor | float) -> None:
+        """Keep the generator as it is now, unless that has been done."""
+        if not self.snapshots or self.snapshots[-1].step < self.n_steps:
+            weights = weights_of(self.generator)
+            self.snapshots.append(Snapshot(self.n_steps, float(loss), "far", weights))
+
+    def sample(
+        self, snapshots: Sequence[Snapshot], n: int, runtime: Runtime
+    ) -> NDArray[np.float64]:
+        """Draw `n` rows, equally from snapshots and members, in the space of `X`."""
+        generator = copy.deepcopy(self.generator)
+        n_each = math.ceil(n / (len(snapshots) * generator.n_members))
+        drawn = []
+        for snapshot in snapshots:
+            load_weights(generator, snapshot.weights)
+            with torch.no_grad():
+                samples = generator.to(runtime.device).sample(n_each, runtime.rng)
+            drawn.append(samples.flatten(0, 1))
+        rows = torch.cat(drawn)
+        chosen = torch.randperm(len(rows), generator=runtime.rng, device=rows.device)[:n]
+        return rows[chosen].cpu().double().numpy()
