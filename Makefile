@@ -3,8 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# One thread a core is what the measured figures assume.
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test test-slow lint format clean
 
@@ -18,6 +17,7 @@ help:
 
 # torch comes first and alone, so that nothing else pulls in another build of it.
 $(VENV)/torch: constraints.txt
+	@echo "Installing into $(VENV); the first time takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	touch $@

@@ -164,6 +164,9 @@ def main() -> None:
     if not paths:
         parser.error(f"no ADBench tables (*.npz) in {args.data}")
     factories = g2d_detectors(args.contamination) | pyod_detectors(args.contamination)
+    # What an analyst who suspects hidden outliers would set; of no use on clean rows.
+    if not args.hidden_outliers:
+        del factories["G2D support .8"]
     if args.detectors:
         unknown = sorted(set(args.detectors) - set(factories))
         if unknown:

@@ -17,6 +17,31 @@ __all__ = ["NeighborProfile", "SquashingScaler"]
 _BATCH_ROWS = 8192
 
 
+def central_rows(X: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """Mark the most central rows: those with the nearest n/10-th neighbour.
+
+    A neighbour as far down as that lies outside a small cluster of outliers, whose
+    members would vouch for each other in a shorter profile.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows on a common scale.
+    share : float in (0, 1]
+        Share of the rows to mark.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), bool
+    """
+    if share == 1:
+        return np.ones(len(X), dtype=bool)
+    n_neighbors = max(1, min(max(20, len(X) // 10), len(X) // 2))
+    distances, _ = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors()
+    remoteness = distances[:, -1]
+    return remoteness <= np.quantile(remoteness, share)
+
+
 class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Standardise columns, then bound them smoothly.
 

@@ -100,16 +100,16 @@ def test_training_moves_weights_and_lowers_losses(fitted):
 def test_long_training_brings_samples_to_the_data():
     X = np.random.default_rng(0).normal([5.0, -5.0], [1.0, 0.2], size=(500, 2))
     detector = G2DOutlierDetector(max_steps=1500, random_state=0).fit(X)
-    roles = [s.role for s in detector.snapshots_]
-    assert roles[0] == "far"
-    assert roles[-1] != "far"
+    assert detector.snapshots_[0].role != "normal"
+    assert detector.snapshots_[-1].role == "normal"
     samples = detector.sample_normals(300, random_state=0)
     np.testing.assert_allclose(samples.mean(axis=0), X.mean(axis=0), atol=0.5)
     assert (detector.predict(samples) == 1).all()
 
 
-def test_zero_steps_leave_the_generator_untrained(blobs):
-    detector = G2DOutlierDetector(max_steps=0, random_state=0).fit(blobs[0])
+def test_zero_steps_leave_the_generator_untrained():
+    X = np.random.default_rng(0).normal(size=(200, 20))
+    detector = G2DOutlierDetector(max_steps=0, random_state=0).fit(X)
     assert detector.n_iter_ == 0
     assert [(s.step, s.role) for s in detector.snapshots_] == [(0, "far")]
     assert set(detector.history_) == {"classifier_loss"}
@@ -261,6 +261,31 @@ def test_predict_proba_follows_the_score(fitted, blobs):
     np.testing.assert_allclose(proba.sum(axis=1), 1)
     order = np.argsort(fitted.score_samples(blobs[1]))
     assert (np.diff(proba[order, 1]) >= 0).all()
+
+
+def test_support_fraction_finds_hidden_outliers():
+    rng = np.random.default_rng(0)
+    cluster = rng.normal(8, 0.3, size=(80, 4))  # outliers that vouch for each other
+    X = np.concatenate([rng.normal(size=(560, 4)), cluster[:40]])
+    X_test = np.concatenate([rng.normal(size=(200, 4)), cluster[40:]])
+    y_test = np.repeat([1, -1], [200, 40])
+    trusting, wary = (
+        outlier_roc_auc_score(
+            y_test,
+            G2DOutlierDetector(support_fraction=share, random_state=0).fit(X).score_samples(X_test),
+        )
+        for share in (1.0, 0.9)
+    )
+    assert trusting < 0.7
+    assert wary > 0.95
+
+
+def test_support_fraction_keeps_the_meaning_of_contamination():
+    X = np.random.default_rng(0).normal(size=(500, 4))
+    detector = G2DOutlierDetector(support_fraction=0.8, contamination=0.1, random_state=0).fit(X)
+    assert np.mean(detector.predict(X) == -1) == pytest.approx(0.1)
+    detector.set_params(contamination="auto").fit(X)
+    assert np.mean(detector.predict(X) == -1) == pytest.approx(0.05, abs=0.02)
 
 
 # Sampling

@@ -83,6 +83,7 @@ def test_bad_data_to_score(X, bad, message):
         ({"features": "row"}, r"'features' .* Got 'row'"),
         ({"n_generated": 0}, r"'n_generated' .* Got 0"),
         ({"classifier": object()}, r"'classifier' .* implementing 'fit' and 'predict_proba'"),
+        ({"support_fraction": 0.4}, r"'support_fraction' .* Got 0.4"),
         ({"random_state": "seed"}, r"'random_state' .* Got 'seed'"),
     ],
 )
