@@ -31,7 +31,7 @@ from sklearn_g2d._recipes import G2D_RECIPES, G2DRecipe, resolve
 from sklearn_g2d.features import NeighborProfile, SquashingScaler, central_rows
 from sklearn_g2d.networks.ensemble import EnsembleMLP
 from sklearn_g2d.training.classifier import train_classifier
-from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.runtime import Runtime, single_thread
 from sklearn_g2d.training.snapshots import (
     Snapshot,
     irregular,
@@ -259,7 +259,8 @@ class G2DOutlierDetector(BaseDetector):
         with self._unchanged_on_failure():
             rows = self._validate(X, reset=True)
             context.call_on_fit_task_begin(estimator=self, X=rows)
-            self._fit(rows, context)
+            with single_thread():
+                self._fit(rows, context)
         context.call_on_fit_task_end(estimator=self, X=rows)
         return self
 

@@ -50,7 +50,7 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    bound : float, default=8.0
+    bound : float, default=5.0
         Largest magnitude of the output, in standard deviations.
 
     Attributes
@@ -61,7 +61,7 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Number of columns.
     """
 
-    def __init__(self, bound: float = 8.0) -> None:
+    def __init__(self, bound: float = 5.0) -> None:
         self.bound = bound
 
     def fit(self, X: ArrayLike, y: Any = None) -> SquashingScaler:

@@ -12,7 +12,7 @@ from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
 from sklearn_g2d.networks.tables import TableGenerator
 from sklearn_g2d.training import loop
 from sklearn_g2d.training.classifier import ClassifierSettings, train_classifier
-from sklearn_g2d.training.runtime import Runtime, resolve_device
+from sklearn_g2d.training.runtime import Runtime, resolve_device, single_thread
 from sklearn_g2d.training.snapshots import (
     Snapshot,
     geometric_steps,
@@ -216,6 +216,18 @@ def test_selection_helpers():
 
 
 # Runtime
+
+
+def test_single_thread_gives_the_threads_back_after_an_error():
+    def fail():
+        with single_thread():
+            assert torch.get_num_threads() == 1
+            raise ZeroDivisionError
+
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert torch.get_num_threads() == before
 
 
 def test_devices():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +54,21 @@ class Runtime:
     def tensor(self, array: ArrayLike) -> Tensor:
         """Copy of `array` as float32 on the device."""
         return torch.as_tensor(np.asarray(array, dtype=np.float32)).to(self.device)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run PyTorch on one thread of the CPU, then on as many as before.
+
+    The products of small networks are too short to share: handing them to a second thread
+    takes longer than computing them (docs/results).
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def resolve_device(device: str) -> torch.device:
