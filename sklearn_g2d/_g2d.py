@@ -404,7 +404,7 @@ class G2DOutlierDetector(BaseDetector):
         self._features = None if recipe.features == "raw" else clone(recipe.features)
         if self._features is not None:
             rows = self._features.fit_transform(rows)
-        self._scaler = SquashingScaler(bound=recipe.bound)
+        self._scaler = SquashingScaler(recipe.bound, recipe.range_weight)
         is_central = central_rows(self._scaler.fit_transform(rows), self.support_fraction)
         normal = self._scaler.fit_transform(rows[is_central])
         self._profile = (

@@ -33,7 +33,8 @@ class G2DRecipe:
     hidden: tuple[int, ...]  # of the generator and the critic
     spread: float  # of the initial samples; 0: no linear skip
     latent_tail: float
-    bound: float  # of the standardised columns
+    bound: float  # of the scaled columns
+    range_weight: float  # in their scale: 0 standardises, 1 is min-max scaling
     classifier_hidden: tuple[int, ...]
     classifier_steps: int
     classifier_training: ClassifierSettings
@@ -68,7 +69,8 @@ G2D_RECIPES = {
         hidden=(64, 64),
         spread=2.0,
         latent_tail=1.6,
-        bound=5.0,
+        bound=8.0,
+        range_weight=0.25,
         classifier_hidden=(16,),
         classifier_steps=300,
         classifier_training=ClassifierSettings(
@@ -95,6 +97,7 @@ G2D_RECIPES = {
         spread=0.0,
         latent_tail=0.0,
         bound=math.inf,
+        range_weight=0.0,
         classifier_hidden=(64, 64),
         classifier_steps=1000,
         classifier_training=ClassifierSettings(batch_size=32, optimizer="sgd", learning_rate=1e-2),

@@ -50,8 +50,12 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    bound : float, default=5.0
+    bound : float, default=8.0
         Largest magnitude of the output, in standard deviations.
+    range_weight : float in [0, 1], default=0.0
+        Columns are divided by ``std ** (1 - range_weight) * range ** range_weight``, then
+        all by one factor that makes their mean square 1. Above 0, a column whose outer values
+        are rare, such as a flag that is almost never set, weighs less.
 
     Attributes
     ----------
@@ -61,8 +65,9 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Number of columns.
     """
 
-    def __init__(self, bound: float = 5.0) -> None:
+    def __init__(self, bound: float = 8.0, range_weight: float = 0.0) -> None:
         self.bound = bound
+        self.range_weight = range_weight
 
     def fit(self, X: ArrayLike, y: Any = None) -> SquashingScaler:
         """Learn mean and standard deviation of every column.
@@ -94,6 +99,14 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"Column {column} holds values up to {np.abs(rows[:, column]).max():.3g}, too "
                 "large to compute a variance from. Rescale or remove this column."
             )
+        if self.range_weight:
+            std, width = self.scaler_.scale_, np.ptp(rows, axis=0).astype(np.float64)
+            varies = width > 0
+            scale = std.copy()
+            scale[varies] *= (width[varies] / std[varies]) ** self.range_weight
+            if varies.any():
+                scale *= np.sqrt(np.mean(np.square(std[varies] / scale[varies])))
+            self.scaler_.scale_ = scale
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:

@@ -22,6 +22,18 @@ def test_an_infinite_bound_only_standardises(X):
     np.testing.assert_allclose(Z, (X - X.mean(axis=0)) / X.std(axis=0))
 
 
+def test_range_weight_tempers_a_rare_flag():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.uniform(size=1000), np.arange(1000) < 5])
+    standardised, mixed, ranged = (
+        SquashingScaler(np.inf, range_weight=weight).fit_transform(X) for weight in (0, 0.25, 1)
+    )
+    assert standardised[:, 1].max() > mixed[:, 1].max() > ranged[:, 1].max()
+    np.testing.assert_allclose(np.ptp(ranged, axis=0), np.ptp(ranged[:, 0]), rtol=1e-12)
+    for Z in (mixed, ranged):  # one common factor makes the mean square 1
+        assert np.mean(np.square(Z)) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("bound", [3.0, 8.0, np.inf])
 def test_inverse(X, bound):
     scaler = SquashingScaler(bound=bound).fit(X)
