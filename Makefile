@@ -5,6 +5,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
+PUBLIC := $(addprefix sklearn_g2d/,_detector.py _g2d.py display.py features.py metrics.py model_selection.py)
+
 .PHONY: help demo test test-slow lint format clean
 
 help:
@@ -43,7 +45,7 @@ lint: $(VENV)/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m numpydoc.hooks.validate_docstrings $$(git ls-files 'sklearn_g2d/[a-z]*.py' sklearn_g2d/_g2d.py)
+	$(PY) -m numpydoc lint $(PUBLIC)
 
 format: $(VENV)/dev
 	$(PY) -m ruff check --fix .

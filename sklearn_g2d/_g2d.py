@@ -298,7 +298,7 @@ class G2DOutlierDetector(BaseDetector):
             self._set_threshold(X, out_of_fold)
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Probabilities of the classifier, normal against generated.
+        """Give the classifier's probabilities, normal against generated.
 
         They compare a row with the *generated* outliers and are no frequencies of real
         ones; for a promised rate of false alarms use `calibrate` or `p_values`.

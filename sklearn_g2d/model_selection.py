@@ -29,14 +29,14 @@ class NormalOnlySplit(BaseCrossValidator):
         outliers out evenly and does not shuffle. Any splitter, or the splits as arrays
         of indices, can take its place.
 
+    See Also
+    --------
+    sklearn_g2d.metrics.SCORERS : Scorers with the outliers as the class of interest.
+
     Notes
     -----
     A search with ``refit=True`` fits its best candidate at the end on *all* rows that it
     was given, outliers too. Set ``refit=False`` and fit on the normal rows yourself.
-
-    See Also
-    --------
-    sklearn_g2d.metrics.SCORERS : Scorers with the outliers as the class of interest.
 
     Examples
     --------
