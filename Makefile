@@ -7,12 +7,11 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constra
 
 PUBLIC := $(addprefix sklearn_g2d/,_detector.py _g2d.py display.py features.py metrics.py model_selection.py)
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test lint format clean
 
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
-	@echo "make test       run the default tests"
-	@echo "make test-slow  run the long tests"
+	@echo "make test       run the tests"
 	@echo "make lint       check style, types and docstrings"
 	@echo "make format     rewrite the sources in the house style"
 	@echo "make clean      remove the environment and what the tools left"
@@ -37,9 +36,6 @@ demo: $(VENV)/benchmarks
 
 test: $(VENV)/dev
 	$(PY) -m pytest
-
-test-slow: $(VENV)/dev
-	$(PY) -m pytest -m slow
 
 lint: $(VENV)/dev
 	$(PY) -m ruff check .
