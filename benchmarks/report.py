@@ -50,7 +50,7 @@ def plot_by_detector(path: Path, results: pd.DataFrame, column: str, label: str)
     for position, (_, values) in enumerate(by_table.iterrows()):
         ax.plot(values, [position] * len(values), ".", color="black", alpha=0.35, markersize=4)
     for position, mean in enumerate(by_table.mean(axis=1)):
-        ax.text(0.01, position, f"{mean:.3f}", va="center", color="white")
+        ax.text(0.01, position, f"{mean:.3f}", va="center")
     ax.set(xlabel=label, xlim=(0, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
