@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
@@ -17,12 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from benchmarks.detectors import g2d_detectors, pyod_detectors
 from benchmarks.report import summarize
-from benchmarks.tabular import FIGURES, evaluate
+from benchmarks.tabular import FIGURES, evaluate, split_rows
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.display import ScoreDistributionDisplay
 
@@ -40,20 +38,6 @@ def tables() -> Iterator[tuple[str, NDArray, NDArray]]:
     for digit in (3, 8):
         yield f"digits: {digit} / others", X, y == digit
     yield "digits: 0 to 8 / 9", X, y != 9
-
-
-def split(X: NDArray, is_normal: NDArray, seed: int) -> tuple[NDArray, NDArray, NDArray]:
-    """Train on half of the normal rows; test on the other half and all outliers."""
-    rng = np.random.default_rng(seed)
-    normal = rng.permutation(np.flatnonzero(is_normal))
-    half = len(normal) // 2
-    test = np.concatenate([normal[half:], np.flatnonzero(~is_normal)])
-    scaler = StandardScaler().fit(X[normal[:half]])
-    return (
-        scaler.transform(X[normal[:half]]),
-        scaler.transform(X[test]),
-        np.where(is_normal[test], 1, -1),
-    )
 
 
 def show(summary: pd.DataFrame, title: str) -> None:
@@ -75,7 +59,7 @@ def draw(path: Path) -> None:
     every = list(tables())
     figure, axes = plt.subplots(1, len(every), figsize=(4 * len(every), 3), layout="constrained")
     for ax, (name, X, is_normal) in zip(axes, every, strict=True):
-        X_train, X_test, y_test = split(X, is_normal, 0)
+        X_train, X_test, y_test = split_rows(X, is_normal, 0)
         detector = G2DOutlierDetector(random_state=0).fit(X_train)
         ScoreDistributionDisplay.from_estimator(detector, X_test, y_test, name=name, ax=ax)
         ax.set_xlabel("decision function (negative = outlier)")
@@ -98,7 +82,7 @@ def main() -> None:
     rows = []
     with threadpool_limits(args.threads):
         for (table, X, is_normal), seed, detector in track(runs, "fitting detectors"):
-            figures = evaluate(factories[detector](seed), *split(X, is_normal, seed))
+            figures = evaluate(factories[detector](seed), *split_rows(X, is_normal, seed))
             rows.append({"table": table, "seed": seed, "detector": detector, **figures})
         results = pd.DataFrame(rows)
         shown = {k: v for k, v in FIGURES.items() if k != "false_alarms"}

@@ -46,16 +46,22 @@ MAX_TRAIN_ROWS = 5_000
 def one_class_split(
     path: Path, seed: int, hidden_outliers: float = 0.0
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Training rows, test rows and test labels (+1 inlier, -1 outlier) of one table.
+    """Training rows, test rows and test labels of one file; see `split_rows`."""
+    with np.load(path, allow_pickle=False) as file:
+        return split_rows(file["X"].astype(np.float64), file["y"] == 0, seed, hidden_outliers)
+
+
+def split_rows(
+    X: NDArray, is_normal: NDArray, seed: int, hidden_outliers: float = 0.0
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Training rows, test rows and test labels (+1 inlier, -1 outlier), standardised.
 
     `hidden_outliers` is the share of the training rows that are anomalies; these leave
     the test rows.
     """
-    with np.load(path, allow_pickle=False) as file:
-        X, y = file["X"].astype(np.float64), file["y"]
     rng = np.random.default_rng(seed)
-    normal = rng.permutation(np.flatnonzero(y == 0))
-    anomalous = rng.permutation(np.flatnonzero(y == 1))
+    normal = rng.permutation(np.flatnonzero(is_normal))
+    anomalous = rng.permutation(np.flatnonzero(~is_normal))
     half = len(normal) // 2
     train = normal[:half][:MAX_TRAIN_ROWS]
     n_hidden = min(int(hidden_outliers * len(train)), len(anomalous) // 2)
@@ -66,7 +72,7 @@ def one_class_split(
     return (
         scaler.transform(X[train]),
         scaler.transform(X[test]),
-        np.where(y[test] == 1, -1, 1),
+        np.where(is_normal[test], 1, -1),
     )
 
 

@@ -291,11 +291,9 @@ class G2DOutlierDetector(BaseDetector):
         if not is_central.all():
             left_out = self._score_validated(rows[~is_central])
             out_of_fold = np.concatenate([out_of_fold, left_out])
+        self._set_threshold(X, out_of_fold)
         if recipe.auto_threshold == "probability" and self.contamination == "auto":
-            self.calibration_scores_ = np.sort(out_of_fold)
-            self.offset_ = 0.0
-        else:
-            self._set_threshold(X, out_of_fold)
+            self.offset_ = 0.0  # log-odds of the paper's alpha, .5
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Give the classifier's probabilities, normal against generated.
@@ -405,8 +403,10 @@ class G2DOutlierDetector(BaseDetector):
         if self._features is not None:
             rows = self._features.fit_transform(rows)
         self._scaler = SquashingScaler(recipe.bound, recipe.range_weight)
-        is_central = central_rows(self._scaler.fit_transform(rows), self.support_fraction)
-        normal = self._scaler.fit_transform(rows[is_central])
+        normal = self._scaler.fit_transform(rows)
+        is_central = central_rows(normal, self.support_fraction)
+        if not is_central.all():
+            normal = self._scaler.fit_transform(rows[is_central])
         self._profile = (
             NeighborProfile(n_neighbors=recipe.n_neighbors).fit(normal)
             if recipe.n_neighbors
