@@ -13,7 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,11 +25,15 @@ from sklearn_g2d import G2DOutlierDetector
 class Detector(Protocol):
     """What a benchmark asks of a detector."""
 
+    offset_: float
+
     def fit(self, X: NDArray) -> Any: ...
 
     def score_samples(self, X: NDArray) -> NDArray: ...
 
     def predict(self, X: NDArray) -> NDArray: ...
+
+    def calibrate(self, X_normal: NDArray, false_alarm_rate: float) -> Any: ...
 
 
 class PyOD:
@@ -67,6 +71,7 @@ class PyOD:
         torch.manual_seed(self.seed)
         with _quiet():
             self.model_ = detector_class(**params).fit(X)
+        self.offset_ = -float(self.model_.threshold_)
         return self
 
     def score_samples(self, X: NDArray) -> NDArray:
@@ -74,7 +79,22 @@ class PyOD:
             return -self.model_.decision_function(X)
 
     def predict(self, X: NDArray) -> NDArray:
-        return np.where(-self.score_samples(X) > self.model_.threshold_, -1, 1)
+        return labels(self.score_samples(X), self.offset_)
+
+    def calibrate(self, X_normal: NDArray, false_alarm_rate: float) -> PyOD:
+        """Set the threshold by held-out normal rows, as `G2DOutlierDetector.calibrate` does."""
+        scores = np.sort(self.score_samples(X_normal))
+        # The epsilon mends products such as 0.07 * 100 = 7.000000000000001.
+        rank = int(false_alarm_rate * (len(scores) + 1) + 1e-9)
+        if rank < 1:
+            raise ValueError(f"{len(scores)} rows are too few for a rate of {false_alarm_rate}")
+        self.offset_ = float(scores[rank - 1])
+        return self
+
+
+def labels(scores: NDArray, offset: float) -> NDArray:
+    """+1 for inliers, -1 for outliers, by a detector's scores and its `offset_`."""
+    return np.where(scores < offset, -1, 1)
 
 
 @contextlib.contextmanager
@@ -90,6 +110,7 @@ PYOD_PATHS = {
     "LOF": "lof.LOF",
     "IForest": "iforest.IForest",
     "OCSVM": "ocsvm.OCSVM",
+    "PCA": "pca.PCA",
     "ECOD": "ecod.ECOD",
     "CBLOF": "cblof.CBLOF",
     "LUNAR": "lunar.LUNAR",
@@ -114,10 +135,12 @@ G2D_PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-def g2d_detectors(contamination: float) -> dict[str, Callable[[int], Detector]]:
+def g2d_detectors(
+    contamination: float | Literal["auto"], params: dict[str, dict[str, Any]] = G2D_PARAMS
+) -> dict[str, Callable[[int], Detector]]:
     """Factories of G2D's default, its ablations and the paper's recipe; each takes a seed."""
-    return {name: partial(_g2d, contamination, params) for name, params in G2D_PARAMS.items()}
+    return {name: partial(_g2d, contamination, given) for name, given in params.items()}
 
 
-def _g2d(contamination: float, params: dict[str, Any], seed: int) -> Detector:
+def _g2d(contamination: float | Literal["auto"], params: dict[str, Any], seed: int) -> Detector:
     return G2DOutlierDetector(contamination=contamination, random_state=seed, **params)

@@ -10,26 +10,19 @@ seed the detectors. Every detector runs at its defaults but for `contamination`.
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from benchmarks.detectors import Detector, g2d_detectors, pyod_detectors
 from benchmarks.report import plot_by_detector, summarize, write_markdown
-from sklearn_g2d.metrics import (
-    equal_error_rate,
-    outlier_average_precision_score,
-    outlier_f1_score,
-    outlier_roc_auc_score,
-)
+from benchmarks.runner import Case, choose, make_parser, quality, run
 
 FIGURES = {
     "auc": "AUC",
@@ -83,45 +76,22 @@ def evaluate(detector: Detector, X_train: NDArray, X_test: NDArray, y_test: NDAr
     fitted = time.perf_counter()
     scores = detector.score_samples(X_test)
     scored = time.perf_counter()
-    predicted = detector.predict(X_test)
     return {
-        "auc": outlier_roc_auc_score(y_test, scores),
-        "average_precision": outlier_average_precision_score(y_test, scores),
-        "f1": outlier_f1_score(y_test, predicted),
-        "eer": equal_error_rate(y_test, scores),
-        "false_alarms": float(np.mean(predicted[y_test == 1] == -1)),
+        **quality(y_test, scores, detector.predict(X_test)),
         "fit_seconds": fitted - start,
         "score_seconds": scored - fitted,
     }
 
 
-def run(
-    paths: list[Path],
-    factories: dict[str, Callable[[int], Detector]],
-    done: set[tuple[str, int, str]],
-    args: argparse.Namespace,
-) -> Iterator[dict]:
-    """One result row for every table, seed and detector that is not done yet."""
-    for path, seed in itertools.product(paths, args.seeds):
-        pending = [name for name in factories if (path.stem, seed, name) not in done]
-        if not pending:
-            continue
-        split_seed = seed if args.split is None else args.split
-        X_train, X_test, y_test = one_class_split(path, split_seed, args.hidden_outliers)
-        for name in pending:
-            row = {
-                "table": path.stem,
-                "seed": seed,
-                "detector": name,
-                "n_train": len(X_train),
-                "n_test": len(X_test),
-                "n_features": X_train.shape[1],
-            }
-            try:
-                row |= evaluate(factories[name](seed), X_train, X_test, y_test)
-            except ValueError as error:  # CBLOF where no clustering separates
-                row["error"] = str(error)
-            yield row
+def open_case(
+    table: str, seed: int, factories: dict[str, Callable[[int], Detector]], args: argparse.Namespace
+) -> Case:
+    """One table, split by one seed."""
+    split_seed = seed if args.split is None else args.split
+    split = one_class_split(args.data / f"{table}.npz", split_seed, args.hidden_outliers)
+    X_train, X_test, _ = split
+    facts = {"n_train": len(X_train), "n_test": len(X_test), "n_features": X_train.shape[1]}
+    return Case(facts, lambda name: [evaluate(factories[name](seed), *split)])
 
 
 def report(results: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
@@ -152,48 +122,24 @@ def report(results: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of ADBench .npz files")
-    parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--name", default="tabular", help="stem of the written files")
-    parser.add_argument("--detectors", nargs="+", help="only these")
+    parser = make_parser(__doc__, "tabular", data_help="folder of ADBench .npz files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", type=int, help="one split for all seeds of the detectors")
     parser.add_argument("--contamination", type=float, default=0.05)
     parser.add_argument("--hidden-outliers", type=float, default=0.0, help="share in training")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="keep the rows already written")
     args = parser.parse_args()
 
     # The three sets of deep embeddings in the folder are a question of their own.
-    paths = sorted(p for p in args.data.glob("*.npz") if p.stem[0].isdigit())
-    if not paths:
+    tables = [p.stem for p in sorted(args.data.glob("*.npz")) if p.stem[0].isdigit()]
+    if not tables:
         parser.error(f"no ADBench tables (*.npz) in {args.data}")
     factories = g2d_detectors(args.contamination) | pyod_detectors(args.contamination)
     # What an analyst who suspects hidden outliers would set; of no use on clean rows.
     if not args.hidden_outliers:
         del factories["G2D support .8"]
-    if args.detectors:
-        unknown = sorted(set(args.detectors) - set(factories))
-        if unknown:
-            parser.error(f"unknown detectors {unknown}; choose from {sorted(factories)}")
-        factories = {name: factories[name] for name in args.detectors}
-
-    args.output.mkdir(parents=True, exist_ok=True)
-    csv = args.output / f"{args.name}.csv"
-    results = pd.DataFrame(columns=["table", "seed", "detector"])
-    if args.resume and csv.exists():
-        results = pd.read_csv(csv)
-    done = set(zip(results.table, results.seed, results.detector, strict=True))
-    torch.set_num_threads(args.threads)
-    with threadpool_limits(args.threads):
-        for row in run(paths, factories, done, args):
-            outcome = f"AUC {row['auc']:.3f}" if "auc" in row else row["error"]
-            print(
-                f"{row['table']:<20} seed {row['seed']} {row['detector']:<16} {outcome}", flush=True
-            )
-            results = pd.DataFrame([*results.to_dict("records"), row])
-            results.to_csv(csv, index=False, float_format="%.5g")
+    default = [name for name in factories if name != "PCA"]  # it came with the images
+    chosen = choose(parser, args.detectors or default, factories)
+    results = run("table", tables, partial(open_case, factories=chosen, args=args), chosen, args)
     print(f"\n{report(results, args).to_markdown(floatfmt='.3f')}")
 
 

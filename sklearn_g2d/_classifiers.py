@@ -8,9 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
+from torch import Tensor
+from torch.nn import functional as F
 
 from sklearn_g2d.networks.ensemble import EnsembleMLP
+from sklearn_g2d.networks.images import ConvNetwork
 from sklearn_g2d.training.classifier import IRREGULAR, NORMAL
+
+_CONV_BATCH = 256
 
 
 class Classifiers(Protocol):
@@ -23,18 +28,28 @@ class Classifiers(Protocol):
 class NetworkClassifiers:
     """A trained ensemble of networks.
 
-    Scores are computed in float64: float32 products depend on the batch they are
-    computed in, and a row's score must not depend on its neighbours.
+    A row's score must not depend on its neighbours, but float32 products depend on the
+    batch that they are computed in. Small networks score in float64, and convolutions,
+    which would be slow in it, in batches of one size.
     """
 
-    def __init__(self, network: EnsembleMLP) -> None:
-        self.network = network.cpu().double()
+    def __init__(self, network: EnsembleMLP | ConvNetwork) -> None:
+        network = network.cpu()
+        self.network = network if isinstance(network, ConvNetwork) else network.double()
 
     @torch.no_grad()
     def log_odds(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        rows = torch.from_numpy(X).expand(self.network.n_members, -1, -1)
-        logits = self.network(rows)
+        if isinstance(self.network, ConvNetwork):
+            images = torch.from_numpy(X.astype(np.float32))
+            padded = F.pad(images, (0, 0, 0, -len(X) % _CONV_BATCH))
+            logits = torch.cat([self._logits(batch) for batch in padded.split(_CONV_BATCH)], 1)
+            logits = logits[:, : len(X)].double()
+        else:
+            logits = self._logits(torch.from_numpy(X))
         return (logits[..., NORMAL] - logits[..., IRREGULAR]).numpy()
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        return self.network(rows.expand(self.network.n_members, -1, -1))
 
 
 class SklearnClassifiers:

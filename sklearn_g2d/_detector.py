@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin
-from sklearn.utils import gen_batches
+from sklearn.utils import Tags, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from sklearn_g2d._images import ImageShape, as_rows
 from sklearn_g2d.training import loop
 from sklearn_g2d.training.runtime import PRECISIONS
 
@@ -26,7 +27,9 @@ logger = logging.getLogger("sklearn_g2d")
 # Share of new normal rows that the threshold of contamination="auto" flags.
 AUTO_FALSE_ALARM_RATE = 0.05
 
+# What is scored at once: few enough rows, and cells of large images, for memory.
 _SCORING_BATCH_ROWS = 8192
+_SCORING_BATCH_CELLS = 2**24
 
 
 class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
@@ -38,6 +41,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "image_shape": ["array-like", None],
         "max_steps": [Interval(Integral, 0, None, closed="left"), None],
         "batch_size": [Interval(Integral, 2, None, closed="left"), None],
         "n_estimators": [Interval(Integral, 1, None, closed="left"), None],
@@ -48,6 +52,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         "random_state": ["random_state"],
     }
 
+    image_shape_: ImageShape | None
     offset_: float
     calibration_scores_: NDArray[np.float64]
 
@@ -60,7 +65,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Rows to score; a memory map is read in blocks.
 
         Returns
@@ -83,7 +88,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Rows to score.
 
         Returns
@@ -98,7 +103,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Rows to label.
 
         Returns
@@ -116,7 +121,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X_normal : array-like of shape (n_samples, n_features)
+        X_normal : array-like, as for `score_samples`
             Normal rows that were **not** in the training data; at least
             ``1 / false_alarm_rate - 1`` of them.
         false_alarm_rate : float in (0, 1), default=0.01
@@ -153,7 +158,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Rows to test.
 
         Returns
@@ -167,17 +172,37 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         at_most = np.searchsorted(self.calibration_scores_, scores, side="right")
         return np.asarray((1 + at_most) / (len(self.calibration_scores_) + 1), dtype=np.float64)
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True  # what scikit-learn calls a stack of images
+        return tags
+
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-        return validate_data(
+        """Check rows or images; returns rows, which are views of images."""
+        known = self.image_shape if reset else self.image_shape_
+        name = type(self).__name__
+        rows, image_shape = as_rows(X, known, name=name, fitted=not reset)
+        rows = validate_data(
             self,
-            X,
+            rows,
             reset=reset,
-            dtype=(np.float64, np.float32),
+            dtype=(np.float64, np.float32, np.uint8),
             ensure_min_samples=2 if reset else 1,
         )
+        if reset:
+            self.image_shape_ = image_shape
+            self._given_as_images = rows is not X
+        return rows
+
+    def _as_given(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Shape rows as `fit` was given them."""
+        if self.image_shape_ is None or not self._given_as_images:
+            return rows
+        return rows.reshape(-1, *self.image_shape_)
 
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        batches = gen_batches(len(X), _SCORING_BATCH_ROWS)
+        batch_rows = min(_SCORING_BATCH_ROWS, max(1, _SCORING_BATCH_CELLS // X.shape[1]))
+        batches = gen_batches(len(X), batch_rows)
         return np.concatenate([self._score_batch(X[rows]) for rows in batches])
 
     def _set_threshold(self, X: NDArray[Any], out_of_fold: NDArray[np.float64]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackContext, with_callbacks
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -27,9 +28,11 @@ from sklearn_g2d._classifiers import (
 )
 from sklearn_g2d._detector import BaseDetector
 from sklearn_g2d._generator import IrregularityGenerator
-from sklearn_g2d._recipes import G2D_RECIPES, G2DRecipe, resolve
-from sklearn_g2d.features import NeighborProfile, SquashingScaler, central_rows
+from sklearn_g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES, G2DRecipe, resolve
+from sklearn_g2d._representation import Representation
+from sklearn_g2d.features import NeighborProfile
 from sklearn_g2d.networks.ensemble import EnsembleMLP
+from sklearn_g2d.networks.images import ConvNetwork
 from sklearn_g2d.training.classifier import train_classifier
 from sklearn_g2d.training.runtime import Runtime, single_thread
 from sklearn_g2d.training.snapshots import (
@@ -66,6 +69,9 @@ class G2DOutlierDetector(BaseDetector):
         Where `predict` draws the line. A float flags that share of the training rows.
         "auto" promises about 5 % false alarms on new normal rows, judged by out-of-fold
         scores; under ``recipe="paper"`` it is the classifier's probability .5.
+    image_shape : tuple of int, default=None
+        Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of
+        shape (n_samples, channels, height, width) need not say so.
     recipe : "default" or "paper", default="default"
         What the parameters left at None stand for: what measures best, or the published
         method with its networks, optimisers, snapshot rule and threshold.
@@ -95,12 +101,18 @@ class G2DOutlierDetector(BaseDetector):
     n_generated : float, default=None
         Generated rows in units of the training rows, the paper's mk / n. The default
         recipe takes 2, the paper recipe 1.
-    features : "raw" or transformer, default=None
-        What stands in front of standardisation. Both recipes take "raw", the columns as
-        they are; a scikit-learn transformer is cloned and fitted on the training rows.
+    features : {"raw", "oriented_gradients"}, transformer or callable, default=None
+        What stands in front of scaling. "raw" takes columns or pixels as they are;
+        "oriented_gradients", the default recipe's choice for images, describes images by
+        `OrientedGradients`. A scikit-learn transformer is cloned and fitted on the training
+        rows, or images if its tag ``three_d_array`` says so; a callable, such as a pretrained
+        network, maps images (or rows) to an array with a row of features for each.
     n_neighbors : int, default=None
         Length of the neighbour profile by which the classifier judges a row; 0 shows it
         the row itself. The default recipe takes 20, the paper recipe 0.
+    width : int, default=None
+        Maps in the narrowest layer of convolutional networks, which the paper recipe trains
+        on images; it takes 16. The authors' own networks have 256 and want a GPU.
     classifier : scikit-learn classifier, default=None
         Takes the place of the network that tells normal from generated; needs
         ``predict_proba``. One clone for each of four folds is trained.
@@ -111,8 +123,9 @@ class G2DOutlierDetector(BaseDetector):
     device : str, default="auto"
         Device of training: "auto" takes CUDA, then MPS, then the CPU.
     precision : "auto", "float32" or "bfloat16", default="auto"
-        Of the networks' forward passes in training. "auto" takes float32, since these
-        networks are too small to gain. Scores are always computed in float64.
+        Of the networks' forward passes in training. "auto" takes bfloat16 for convolutional
+        networks where the processor has it, else float32: smaller ones do not gain. Scores
+        never depend on it.
     warm_start : bool, default=False
         Whether `fit` continues from the networks of the previous call, taking
         `max_steps` further steps, instead of starting anew.
@@ -138,8 +151,10 @@ class G2DOutlierDetector(BaseDetector):
         Sorted scores of held-out normal rows, on which `p_values` rest.
     device_ : str
         Device that training ran on.
+    image_shape_ : tuple of int, or None
+        Channels, height and width of the images in `fit`; None after a table.
     n_features_in_ : int
-        Number of columns in `fit`.
+        Number of columns, or of intensities of an image, in `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Their names, if all were strings.
 
@@ -172,7 +187,13 @@ class G2DOutlierDetector(BaseDetector):
         "n_snapshots": [Interval(Integral, 1, None, closed="left"), None],
         "snapshot_selection": [StrOptions({"geometric", "loss"}), callable, None],
         "n_generated": [Interval(Real, 0, None, closed="neither"), None],
-        "features": [StrOptions({"raw"}), HasMethods(["fit", "transform"]), None],
+        "features": [
+            StrOptions({"raw", "oriented_gradients"}),
+            HasMethods(["fit", "transform"]),
+            callable,
+            None,
+        ],
+        "width": [Interval(Integral, 1, None, closed="left"), None],
         "n_neighbors": [Interval(Integral, 0, None, closed="left"), None],
         "support_fraction": [Interval(Real, 0.5, 1, closed="both")],
         "classifier": [HasMethods(["fit", "predict_proba"]), None],
@@ -181,6 +202,7 @@ class G2DOutlierDetector(BaseDetector):
     n_iter_: int
     snapshots_: list[Snapshot]
     history_: dict[str, NDArray[Any]]
+    _representation: Representation
     _generator: IrregularityGenerator
     _classifiers: Classifiers
 
@@ -188,6 +210,7 @@ class G2DOutlierDetector(BaseDetector):
         self,
         *,
         contamination: float | Literal["auto"] = "auto",
+        image_shape: Sequence[int] | None = None,
         recipe: Literal["default", "paper"] = "default",
         max_steps: int | None = None,
         batch_size: int | None = None,
@@ -198,8 +221,9 @@ class G2DOutlierDetector(BaseDetector):
         n_snapshots: int | None = None,
         snapshot_selection: str | Callable[[list[Snapshot]], list[Snapshot]] | None = None,
         n_generated: float | None = None,
-        features: Literal["raw"] | BaseEstimator | None = None,
+        features: Literal["raw", "oriented_gradients"] | Any = None,
         n_neighbors: int | None = None,
+        width: int | None = None,
         classifier: BaseEstimator | None = None,
         support_fraction: float = 1.0,
         device: str = "auto",
@@ -209,6 +233,7 @@ class G2DOutlierDetector(BaseDetector):
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.contamination = contamination
+        self.image_shape = image_shape
         self.recipe = recipe
         self.max_steps = max_steps
         self.batch_size = batch_size
@@ -221,6 +246,7 @@ class G2DOutlierDetector(BaseDetector):
         self.n_generated = n_generated
         self.features = features
         self.n_neighbors = n_neighbors
+        self.width = width
         self.classifier = classifier
         self.support_fraction = support_fraction
         self.device = device
@@ -235,8 +261,8 @@ class G2DOutlierDetector(BaseDetector):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Normal rows, at least two. Outliers among them count as normal: see
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Normal rows or images, at least two. Outliers among them count as normal: see
             `support_fraction`.
         y : ignored
             Accepted for scikit-learn's sake. Labels are not used: give normal rows only.
@@ -259,16 +285,17 @@ class G2DOutlierDetector(BaseDetector):
         with self._unchanged_on_failure():
             rows = self._validate(X, reset=True)
             context.call_on_fit_task_begin(estimator=self, X=rows)
-            with single_thread():
-                self._fit(rows, context)
+            recipe = self._resolve_recipe()
+            with nullcontext() if recipe.width else single_thread():
+                self._fit(rows, recipe, context)
         context.call_on_fit_task_end(estimator=self, X=rows)
         return self
 
-    def _fit(self, X: NDArray[Any], context: CallbackContext) -> None:
-        recipe = self._resolve_recipe()
+    def _fit(self, X: NDArray[Any], recipe: G2DRecipe, context: CallbackContext) -> None:
         random_state = check_random_state(self.random_state)
+        seed = int(random_state.randint(np.iinfo(np.int32).max))
         runtime = Runtime.create(
-            self.device, self.precision, int(random_state.randint(np.iinfo(np.int32).max))
+            self.device, self.precision, seed, prefer_bfloat16=bool(recipe.width)
         )
         self.device_ = str(runtime.device)
         rows = X
@@ -277,15 +304,16 @@ class G2DOutlierDetector(BaseDetector):
             rows = X[np.sort(chosen)]
         # Sums depend on the memory layout in their last digits, and training amplifies them.
         rows = np.ascontiguousarray(rows)
-        normal, is_central = self._fit_representation(rows, recipe)
+        self._representation = Representation(recipe, self.image_shape_)
+        normal, described, is_central = self._representation.fit(rows, self.support_fraction)
 
         history = self._train_generator(normal, recipe, runtime, context)
-        self.snapshots_ = self._select_snapshots(normal, recipe, runtime)
+        self.snapshots_ = self._select_snapshots(normal, described, recipe, runtime)
         n_generated = max(1, round(recipe.n_generated * len(normal)))
         generated = self._generator.sample(irregular(self.snapshots_), n_generated, runtime)
 
         out_of_fold, classifier_history = self._train_classifiers(
-            self._describe(normal), self._describe(generated), recipe, runtime, context
+            described, self._representation.describe(generated), recipe, runtime, context
         )
         self.history_ = history | classifier_history
         if not is_central.all():
@@ -316,30 +344,43 @@ class G2DOutlierDetector(BaseDetector):
         return np.column_stack([1 - inlier, inlier])
 
     def sample_outliers(
-        self, n_samples: int = 1, *, random_state: int | np.random.RandomState | None = None
+        self,
+        n_samples: int = 1,
+        *,
+        snapshots: Sequence[Snapshot] | None = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> NDArray[np.float64]:
-        """Generate irregular rows, as the classifier was trained on.
+        """Generate irregular rows or images, as the classifier was trained on.
 
         Parameters
         ----------
         n_samples : int, default=1
             Number of rows.
+        snapshots : sequence of Snapshot, default=None
+            Generators to draw from, equally; None takes all of `snapshots_` that make
+            outliers.
         random_state : int, RandomState instance or None, default=None
             Seed; None takes the estimator's own.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features)
-            Rows in the units of the training data.
+        ndarray of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            In the shape and units of the training data.
+
+        Raises
+        ------
+        ValueError
+            If the features cannot be turned back into rows, as oriented gradients cannot.
         """
         check_is_fitted(self)
         _check_n_samples(n_samples)
-        return self._sample(irregular(self.snapshots_), n_samples, random_state)
+        chosen = irregular(self.snapshots_) if snapshots is None else snapshots
+        return self._sample(chosen, n_samples, random_state)
 
     def sample_normals(
         self, n_samples: int = 1, *, random_state: int | np.random.RandomState | None = None
     ) -> NDArray[np.float64]:
-        """Generate rows that resemble normal ones, to augment a small data set.
+        """Generate rows or images that resemble normal ones, to augment a small data set.
 
         They come from the last generator, and only rows that the detector accepts as inliers are
         kept. A generator trained for detection is stopped long before it has matured: raise
@@ -354,11 +395,13 @@ class G2DOutlierDetector(BaseDetector):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features)
-            Rows in the units of the training data.
+        ndarray of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            In the shape and units of the training data.
 
         Raises
         ------
+        ValueError
+            If the features cannot be turned back into rows, as oriented gradients cannot.
         RuntimeError
             If fewer than one generated row in a hundred is accepted.
         """
@@ -377,51 +420,30 @@ class G2DOutlierDetector(BaseDetector):
     # Parameters and representation
 
     def _resolve_recipe(self) -> G2DRecipe:
-        return resolve(
-            G2D_RECIPES[self.recipe],
-            n_estimators=self.n_estimators,
-            max_steps=self.max_steps,
-            batch_size=self.batch_size,
-            latent_dim=self.latent_dim,
-            n_critic=self.n_critic,
-            gradient_penalty=self.gradient_penalty,
-            n_snapshots=self.n_snapshots,
-            snapshot_selection=self.snapshot_selection,
-            n_generated=self.n_generated,
-            features=self.features,
-            n_neighbors=self.n_neighbors,
-        )
-
-    def _fit_representation(
-        self, rows: NDArray[Any], recipe: G2DRecipe
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Fit what turns a row into the space of the generator, and the row's profile.
-
-        Returns the rows to learn from in that space, and which of `rows` they are.
-        """
-        self._features = None if recipe.features == "raw" else clone(recipe.features)
-        if self._features is not None:
-            rows = self._features.fit_transform(rows)
-        self._scaler = SquashingScaler(recipe.bound, recipe.range_weight)
-        normal = self._scaler.fit_transform(rows)
-        is_central = central_rows(normal, self.support_fraction)
-        if not is_central.all():
-            normal = self._scaler.fit_transform(rows[is_central])
-        self._profile = (
-            NeighborProfile(n_neighbors=recipe.n_neighbors).fit(normal)
-            if recipe.n_neighbors
-            else None
-        )
-        return normal, is_central
-
-    def _describe(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Turn rows in the generator's space into what the classifier sees."""
-        return rows if self._profile is None else self._profile.transform(rows)
+        given = {
+            "n_estimators": self.n_estimators,
+            "max_steps": self.max_steps,
+            "batch_size": self.batch_size,
+            "latent_dim": self.latent_dim,
+            "n_critic": self.n_critic,
+            "gradient_penalty": self.gradient_penalty,
+            "n_snapshots": self.n_snapshots,
+            "snapshot_selection": self.snapshot_selection,
+            "n_generated": self.n_generated,
+            "features": self.features,
+            "n_neighbors": self.n_neighbors,
+        }
+        if self.image_shape_ is None:
+            return resolve(G2D_RECIPES[self.recipe], **given)
+        recipe = resolve(G2D_IMAGE_RECIPES[self.recipe], **given, width=self.width)
+        if recipe.width and recipe.features != "raw":
+            # Features have no rows and columns that a convolution could slide over.
+            return resolve(G2D_RECIPES[self.recipe], **given)
+        return recipe
 
     def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        rows = X if self._features is None else self._features.transform(X)
-        log_odds = self._classifiers.log_odds(self._describe(self._scaler.transform(rows)))
-        return log_odds.mean(axis=0)
+        points = self._representation.encode(X)
+        return self._classifiers.log_odds(self._representation.describe(points)).mean(axis=0)
 
     # The generator I and its critic C: sections 3.1 and 3.3 of the paper
 
@@ -436,12 +458,12 @@ class G2DOutlierDetector(BaseDetector):
         X = runtime.tensor(normal)
         history: dict[str, NDArray[Any]] = {}
         if self.warm_start and hasattr(self, "_generator"):
-            self._generator.check_continues(recipe, normal.shape[1])
+            self._generator.check_continues(recipe, normal.shape[1], self.image_shape_)
             # A copy, for the former state has to survive a failure.
             self._generator = copy.deepcopy(self._generator)
             history = self.history_
         else:
-            self._generator = IrregularityGenerator(X, recipe, runtime)
+            self._generator = IrregularityGenerator(X, recipe, self.image_shape_, runtime)
         losses = self._train(
             "generator",
             self._generator.steps(X, recipe, runtime),
@@ -458,17 +480,25 @@ class G2DOutlierDetector(BaseDetector):
         } or {name: values for name, values in history.items() if name != "classifier_loss"}
 
     def _select_snapshots(
-        self, normal: NDArray[np.float64], recipe: G2DRecipe, runtime: Runtime
+        self,
+        normal: NDArray[np.float64],
+        described: NDArray[np.float64],
+        recipe: G2DRecipe,
+        runtime: Runtime,
     ) -> list[Snapshot]:
         """Give every snapshot its role and keep those that `snapshot_selection` names."""
         candidates = self._generator.snapshots
         if recipe.snapshot_selection == "geometric":
-            profile = self._profile or NeighborProfile().fit(normal)
-            limit = np.quantile(profile.transform(normal)[:, -1], 0.95)
+            describe: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+            describe = self._representation.describe
+            if not recipe.n_neighbors:
+                profile = NeighborProfile()
+                described, describe = profile.fit_transform(normal), profile.transform
+            limit = np.quantile(described[:, -1], 0.95)
 
             def share_inside(snapshot: Snapshot) -> float:
                 samples = self._generator.sample([snapshot], 512, runtime)
-                return float(np.mean(profile.transform(samples)[:, -1] < limit))
+                return float(np.mean(describe(samples)[:, -1] < limit))
 
             roles = [role_by_distance(share_inside(s)) for s in candidates]
         else:
@@ -486,20 +516,15 @@ class G2DOutlierDetector(BaseDetector):
 
     def _sample(
         self,
-        snapshots: list[Snapshot],
+        snapshots: Sequence[Snapshot],
         n_samples: int,
         random_state: int | np.random.RandomState | None,
     ) -> NDArray[np.float64]:
-        if self._features is not None and not hasattr(self._features, "inverse_transform"):
-            raise ValueError(
-                f"{type(self._features).__name__}, given as features, has no inverse_transform, "
-                "so that generated features cannot be turned into rows."
-            )
         seeds = self.random_state if random_state is None else random_state
         seed = int(check_random_state(seeds).randint(np.iinfo(np.int32).max))
         runtime = Runtime.create("cpu", "float32", seed)
-        rows = self._scaler.inverse_transform(self._generator.sample(snapshots, n_samples, runtime))
-        return rows if self._features is None else self._features.inverse_transform(rows)
+        points = self._generator.sample(snapshots, n_samples, runtime)
+        return self._as_given(self._representation.decode(points))
 
     # The detector network D: section 3.2 of the paper
 
@@ -516,8 +541,18 @@ class G2DOutlierDetector(BaseDetector):
         blind = blind_folds(n_members, len(normal), N_FOLDS)
         history: dict[str, NDArray[Any]] = {}
         if self.classifier is None:
-            sizes = (normal.shape[1], *recipe.classifier_hidden, 2)
-            network = EnsembleMLP(n_members, sizes, runtime.rng)
+            network: EnsembleMLP | ConvNetwork
+            if recipe.width and self.image_shape_ is not None:
+                network = ConvNetwork(
+                    n_members=n_members,
+                    image_shape=self.image_shape_,
+                    width=recipe.width,
+                    n_outputs=2,
+                    rng=runtime.rng,
+                )
+            else:
+                sizes = (normal.shape[1], *recipe.classifier_hidden, 2)
+                network = EnsembleMLP(n_members, sizes, runtime.rng)
             steps = train_classifier(
                 network,
                 runtime.tensor(normal),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sklearn_g2d._images import ImageShape
 from sklearn_g2d._recipes import G2DRecipe
 from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
+from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
 from sklearn_g2d.networks.tables import TableGenerator
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.snapshots import Snapshot, geometric_steps
@@ -28,9 +31,11 @@ class IrregularityGenerator:
     Parameters
     ----------
     X : Tensor of shape (n, n_features)
-        Normal rows, standardised.
+        Normal rows, scaled.
     recipe : G2DRecipe
         Architecture and training.
+    image_shape : tuple of int, or None
+        Channels, height and width, if the rows are pixels for convolutional networks.
     runtime : Runtime
         Device, precision and random numbers.
 
@@ -42,33 +47,53 @@ class IrregularityGenerator:
         The untrained generator first; roles are not assigned yet.
     """
 
-    def __init__(self, X: Tensor, recipe: G2DRecipe, runtime: Runtime) -> None:
+    def __init__(
+        self, X: Tensor, recipe: G2DRecipe, image_shape: ImageShape | None, runtime: Runtime
+    ) -> None:
+        self.generator: TableGenerator | ConvGenerator
+        self.critic: EnsembleMLP | ConvNetwork
         n_features = X.shape[1]
-        self.generator = TableGenerator(
-            n_members=recipe.n_estimators,
-            n_features=n_features,
-            latent_dim=recipe.latent_dim or min(max(16, n_features), 200),
-            hidden=recipe.hidden,
-            skip=recipe.spread > 0,
-            tail=recipe.latent_tail,
-            bound=recipe.bound,
-            rng=runtime.rng,
-        ).to(runtime.device)
-        self.generator.cover(X, recipe.spread, runtime.rng)
-        self.critic = EnsembleMLP(recipe.n_estimators, (n_features, *recipe.hidden, 1), runtime.rng)
+        latent_dim = recipe.latent_dim or min(max(16, n_features), 200)
+        if recipe.width and image_shape is not None:
+            shared: dict[str, Any] = {
+                "n_members": recipe.n_estimators,
+                "image_shape": image_shape,
+                "width": recipe.width,
+                "rng": runtime.rng,
+            }
+            self.generator = ConvGenerator(latent_dim=latent_dim, **shared)
+            self.critic = ConvNetwork(n_outputs=1, **shared)
+        else:
+            self.generator = TableGenerator(
+                n_members=recipe.n_estimators,
+                n_features=n_features,
+                latent_dim=latent_dim,
+                hidden=recipe.hidden,
+                skip=recipe.spread > 0,
+                tail=recipe.latent_tail,
+                bound=recipe.bound,
+                rng=runtime.rng,
+            ).to(runtime.device)
+            self.generator.cover(X, recipe.spread, runtime.rng)
+            sizes = (n_features, *recipe.hidden, 1)
+            self.critic = EnsembleMLP(recipe.n_estimators, sizes, runtime.rng)
         self.n_steps = 0
         self.snapshots: list[Snapshot] = []
         self.keep(math.nan)
 
-    def check_continues(self, recipe: G2DRecipe, n_features: int) -> None:
+    def check_continues(
+        self, recipe: G2DRecipe, n_features: int, image_shape: ImageShape | None
+    ) -> None:
         """Raise ValueError if further training would need another architecture."""
+        config = self.generator.config
         asked = {
             "n_members": recipe.n_estimators,
             "latent_dim": recipe.latent_dim or self.generator.latent_dim,
-            "n_features": n_features,
+            "width": recipe.width,
+            **({"image_shape": image_shape} if recipe.width else {"n_features": n_features}),
         }
         for key, now in asked.items():
-            before, name = self.generator.config[key], key.replace("n_members", "n_estimators")
+            before, name = config.get(key, 0), key.replace("n_members", "n_estimators")
             if before != now:
                 raise ValueError(
                     f"warm_start=True continues networks fitted with {name}={before}, but "
@@ -100,7 +125,9 @@ class IrregularityGenerator:
         self, snapshots: Sequence[Snapshot], n: int, runtime: Runtime
     ) -> NDArray[np.float64]:
         """Draw `n` rows, equally from snapshots and members, in the space of `X`."""
-        generator = copy.deepcopy(self.generator)
+        # Averages kept by batch norm, not those of the batch: a sample's value must not depend
+        # on its neighbours, nor two samples be the least.
+        generator = copy.deepcopy(self.generator).eval()
         n_each = math.ceil(n / (len(snapshots) * generator.n_members))
         drawn = []
         for snapshot in snapshots:

@@ -79,8 +79,8 @@ def test_only_one_equal_row_is_left_out():
     at_duplicates, far = profile.transform([[0.0, 0], [40, 40]])
     assert (at_duplicates < far).all()
     # Of three rows equal to the first one, two remain: both distances are zero.
-    np.testing.assert_allclose(profile._distances(X[:1]), [[0, 0]])
-    np.testing.assert_allclose(profile._distances(X[3:4]), [[4, 4]])
+    np.testing.assert_allclose(profile._measure(X[:1]), [[0, 0]])
+    np.testing.assert_allclose(profile._measure(X[3:4]), [[4, 4]])
 
 
 def test_short_references_shorten_the_profile():
@@ -99,7 +99,7 @@ def test_the_search_is_exact_where_rows_are_far_from_the_origin():
 
 def test_agrees_with_scikit_learns_neighbors(X):
     found, _ = NearestNeighbors(n_neighbors=4).fit(X).kneighbors()
-    np.testing.assert_allclose(NeighborProfile(4).fit(X)._distances(X), found)
+    np.testing.assert_allclose(NeighborProfile(4).fit(X)._measure(X), found)
 
 
 def test_bad_length(X):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklearn_g2d.networks.ensemble import EnsembleMLP
+from sklearn_g2d.networks.images import ConvNetwork
 from sklearn_g2d.training.runtime import Runtime
 
 NORMAL, IRREGULAR = 0, 1
@@ -35,7 +36,7 @@ class ClassifierSettings:
 
 
 def train_classifier(
-    classifier: EnsembleMLP,
+    classifier: EnsembleMLP | ConvNetwork,
     normal: Tensor,
     generated: Tensor,
     blind: Tensor,
@@ -46,7 +47,7 @@ def train_classifier(
 
     Parameters
     ----------
-    classifier : EnsembleMLP
+    classifier : EnsembleMLP or ConvNetwork
         Two outputs, the logits of `NORMAL` and `IRREGULAR`.
     normal : Tensor of shape (n, n_features)
         Normal samples.

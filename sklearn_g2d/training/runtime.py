@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,12 @@ class Runtime:
     rng: torch.Generator
 
     @classmethod
-    def create(cls, device: str, precision: str, seed: int) -> Runtime:
+    def create(
+        cls, device: str, precision: str, seed: int, *, prefer_bfloat16: bool = False
+    ) -> Runtime:
         """Resolve "auto" and seed a generator.
+
+        `prefer_bfloat16` says that "auto" means bfloat16 on a device that computes in it.
 
         Raises
         ------
@@ -45,7 +50,10 @@ class Runtime:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}.")
         resolved = resolve_device(device)
         rng = torch.Generator(device=resolved).manual_seed(seed)
-        return cls(resolved, precision == "bfloat16", rng)
+        bfloat16 = precision == "bfloat16" or (
+            precision == "auto" and prefer_bfloat16 and computes_in_bfloat16(resolved)
+        )
+        return cls(resolved, bfloat16, rng)
 
     def autocast(self) -> torch.autocast:
         """Context in which matrix products run in the chosen precision."""
@@ -101,3 +109,14 @@ def resolve_device(device: str) -> torch.device:
             'Pass "auto", "cpu", or a device that torch.empty(0, device=...) accepts.'
         ) from error
     return resolved
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16, rather than emulate it at a loss."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # On older versions of PyTorch, which cannot tell, the answer is no.
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sklearn_g2d.networks.ensemble import EnsembleMLP
+from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
 from sklearn_g2d.networks.tables import TableGenerator
 from sklearn_g2d.training.runtime import Runtime
 
@@ -47,9 +48,9 @@ class WGAN:
 
     Parameters
     ----------
-    generator : TableGenerator
+    generator : TableGenerator or ConvGenerator
         The paper's I.
-    critic : EnsembleMLP
+    critic : EnsembleMLP or ConvNetwork
         The paper's C, with one output.
     settings : WGANSettings
         How to train.
@@ -59,8 +60,8 @@ class WGAN:
 
     def __init__(
         self,
-        generator: TableGenerator,
-        critic: EnsembleMLP,
+        generator: TableGenerator | ConvGenerator,
+        critic: EnsembleMLP | ConvNetwork,
         settings: WGANSettings,
         runtime: Runtime,
     ) -> None:
@@ -83,6 +84,7 @@ class WGAN:
 
         "generator_loss" is Eq. 3 of the paper, "critic_loss" what the critic minimises.
         """
+        self.generator.train()  # batch norm as in a batch; it knows another mode, for sampling
         while True:
             for _ in range(self.settings.n_critic):
                 losses = self._critic_step(X)
@@ -100,9 +102,10 @@ class WGAN:
             # estimate of the Wasserstein distance, and so the generator's loss.
             distance = (self.critic(real) - self.critic(generated)).float().mean((1, 2))
         share = torch.rand(real.shape[:2], generator=rng, device=X.device).unsqueeze(2)
-        slope = self.critic.input_gradient(torch.lerp(generated.float(), real, share))
+        with self.runtime.autocast():
+            slope = self.critic.input_gradient(torch.lerp(generated.float(), real, share))
         # The root of an exact zero has no gradient, hence the epsilon inside.
-        norm = (slope.square().sum(2) + 1e-12).sqrt()
+        norm = (slope.float().square().sum(2) + 1e-12).sqrt()
         penalty = (norm - 1).square().mean(1)
         loss = self.settings.gradient_penalty * penalty - distance
         self._update(self.critic_optimizer, loss)

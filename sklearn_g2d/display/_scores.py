@@ -1,23 +1,16 @@
-"""Plots of detectors, in the manner of scikit-learn's display classes.
-
-scikit-learn's own curves refuse outlier detectors. As in `sklearn_g2d.metrics`, labels
-are +1 for inliers and -1 for outliers, scores are **higher for more normal** rows, and
-the outliers are the class that a curve is about. matplotlib is imported at the first
-plot only: ``pip install sklearn_g2d[plot]``.
-"""
+"""Plots of scores: distributions, ROC and DET curves."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import DetCurveDisplay, RocCurveDisplay, det_curve, roc_curve
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
-from sklearn.utils.validation import check_is_fitted
 
+from sklearn_g2d.display._axes import import_pyplot, new_axes
 from sklearn_g2d.metrics import (
     _check_labels,
     _check_outlier_scores,
@@ -27,17 +20,6 @@ from sklearn_g2d.metrics import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from sklearn_g2d.training.snapshots import Snapshot
-
-__all__ = [
-    "LossCurveDisplay",
-    "OutlierDetCurveDisplay",
-    "OutlierRocCurveDisplay",
-    "ScoreDistributionDisplay",
-]
-
-_ROLE_COLORS = {"far": "tab:red", "boundary": "tab:orange", "normal": "tab:green"}
 
 
 class _ScoreDisplay(ABC):
@@ -83,7 +65,7 @@ class _ScoreDisplay(ABC):
         ValueError
             As in `from_predictions`.
         """
-        _import_pyplot()
+        import_pyplot()
         name = type(estimator).__name__ if name is None else name
         score = estimator.decision_function(X)
         return cls.from_predictions(y, score, name=name, ax=ax, **kwargs)
@@ -240,7 +222,7 @@ class ScoreDistributionDisplay(_ScoreDisplay):
         -------
         self
         """
-        self.ax_, self.figure_ = _axes(ax)
+        self.ax_, self.figure_ = new_axes(ax)
         kwargs = {"density": True, "alpha": 0.6, **kwargs}
         edges = np.histogram_bin_edges(self.y_score, bins=bins)
         self.bars_ = []
@@ -329,7 +311,7 @@ class _OutlierCurveDisplay(_ScoreDisplay):
         -------
         self
         """
-        self.ax_, self.figure_ = _axes(ax)
+        self.ax_, self.figure_ = new_axes(ax)
         name, summary = self.name if name is None else name, self._summary()
         label = f"{name} ({summary})" if name and summary else name or summary
         self.line_ = self._draw({"label": label, **kwargs} if label else kwargs)
@@ -463,166 +445,3 @@ class OutlierDetCurveDisplay(_OutlierCurveDisplay):
         if self.ax_.get_legend():
             self.ax_.legend(loc="upper right")  # scikit-learn's corner is one that curves reach
         return line
-
-
-class LossCurveDisplay:
-    """Losses of the generator and the critic, with the generators that were kept.
-
-    Use `from_estimator` to make one.
-
-    Parameters
-    ----------
-    history : mapping of str to ndarray of shape (n_steps,)
-        Losses by step; "generator_loss" and "critic_loss" are drawn.
-    snapshots : sequence of Snapshot, default=()
-        Generators to mark, each with its step, loss and role.
-    name : str, default=None
-        Title of the plot.
-
-    Attributes
-    ----------
-    lines_ : dict of Line2D
-        Curves by loss.
-    markers_ : dict of PathCollection
-        Marked snapshots by role: "far", "boundary" or "normal".
-    texts_ : list of Annotation
-        The steps, beside the markers, in the order of `snapshots`.
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
-    """
-
-    def __init__(
-        self,
-        *,
-        history: Mapping[str, NDArray[Any]],
-        snapshots: Sequence[Snapshot] = (),
-        name: str | None = None,
-    ) -> None:
-        self.history = history
-        self.snapshots = snapshots
-        self.name = name
-
-    @classmethod
-    def from_estimator(
-        cls,
-        estimator: Any,
-        *,
-        name: str | None = None,
-        ax: Axes | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Plot the training of a fitted detector.
-
-        Parameters
-        ----------
-        estimator : G2DOutlierDetector
-            Fitted, with `history_` and perhaps `snapshots_`.
-        name : str, default=None
-            Title of the plot; None takes the estimator's class.
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-        **kwargs : dict
-            Passed to ``Axes.plot`` for each loss.
-
-        Returns
-        -------
-        LossCurveDisplay
-
-        Raises
-        ------
-        ImportError
-            Without matplotlib.
-        NotFittedError
-            Before `fit`.
-        ValueError
-            If neither loss was recorded, as with ``max_steps=0``.
-        """
-        check_is_fitted(estimator, "history_")
-        display = cls(
-            history=estimator.history_,
-            snapshots=getattr(estimator, "snapshots_", ()),
-            name=type(estimator).__name__ if name is None else name,
-        )
-        return display.plot(ax=ax, **kwargs)
-
-    def plot(self, ax: Axes | None = None, **kwargs: Any) -> Self:
-        """Draw the losses and mark the snapshots.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-        **kwargs : dict
-            Passed to ``Axes.plot`` for each loss.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If the history holds neither loss.
-        """
-        names = [name for name in ("generator_loss", "critic_loss") if name in self.history]
-        if not names:
-            raise ValueError(
-                "The history holds neither generator_loss nor critic_loss, only "
-                f"{sorted(self.history)}. Fit with max_steps of at least 1."
-            )
-        self.ax_, self.figure_ = _axes(ax)
-        self.lines_ = {}
-        for name, color in zip(names, ("tab:blue", "tab:gray"), strict=False):
-            loss = self.history[name]
-            style = {"label": name.replace("_", " "), "color": color} | kwargs
-            (self.lines_[name],) = self.ax_.plot(np.arange(1, len(loss) + 1), loss, **style)
-        self._mark_snapshots(first_loss=float(self.history[names[0]][0]))
-        self.ax_.margins(y=0.15)  # leaves room for the labels of markers
-        self.ax_.set(xlabel="generator step", ylabel="loss")
-        if self.name is not None:
-            self.ax_.set_title(self.name)
-        self.ax_.legend()
-        return self
-
-    def _mark_snapshots(self, first_loss: float) -> None:
-        # The generator before the first step has no loss of its own.
-        points = [(s.step, s.loss if np.isfinite(s.loss) else first_loss) for s in self.snapshots]
-        self.markers_ = {}
-        for role, color in _ROLE_COLORS.items():
-            chosen = [p for p, s in zip(points, self.snapshots, strict=True) if s.role == role]
-            if chosen:
-                self.markers_[role] = self.ax_.scatter(
-                    *np.transpose(chosen), color=color, zorder=3, label=f"snapshot: {role}"
-                )
-        self.texts_ = [
-            self.ax_.annotate(
-                str(snapshot.step),
-                point,
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                rotation=90,
-                fontsize="small",
-                color=_ROLE_COLORS[snapshot.role],
-            )
-            for snapshot, point in zip(self.snapshots, points, strict=True)
-        ]
-
-
-def _import_pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "Plots need matplotlib, which is not installed. Install it by "
-            "`pip install sklearn_g2d[plot]`."
-        ) from error
-    return plt
-
-
-def _axes(ax: Axes | None) -> tuple[Axes, Any]:
-    plt = _import_pyplot()
-    if ax is None:
-        _, ax = plt.subplots()
-    return ax, ax.figure

@@ -1,0 +1,176 @@
+"""What the benchmarks on images share: tasks, and the detectors with what each of them sees.
+
+G2D takes images. PyOD's detectors take rows, so each runs twice: on rows of pixels, and on
+the features that stand in front of G2D's default recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from benchmarks.detectors import Detector, g2d_detectors, labels, pyod_detectors
+from benchmarks.runner import Case, quality
+from sklearn_g2d.features import OrientedGradients, RemainderPCA
+
+CONTAMINATION = 0.05
+FIGURES = {
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "eer": "EER",
+    "f1": "F1 outliers",
+    "f1_normal": "F1 normal",
+    "false_alarms": "false alarms",
+    "fit_seconds": "fit (s)",
+    "score_seconds": "score (s)",
+}
+G2D_PARAMS: dict[str, dict[str, Any]] = {
+    "G2D": {},
+    "G2D untrained": {"max_steps": 0},
+    "G2D pixels": {"features": "raw"},
+    "G2D paper": {"recipe": "paper"},
+}
+PYOD_NAMES = ["KNN", "LOF", "IForest", "OCSVM", "PCA", "AutoEncoder", "DeepSVDD"]
+
+# Paragraphs of every page.
+DETECTORS = (
+    "PyOD's detectors run at their defaults but for "
+    f'`contamination={CONTAMINATION}` and the seed: as "pixels" on rows of pixels scaled to '
+    '[0, 1], as "features" on what G2D itself sees, `make_pipeline(OrientedGradients(), '
+    "RemainderPCA(n_components=64))` fitted on the training images. G2D is "
+    "`G2DOutlierDetector(random_state=seed)` on the images, its threshold that of "
+    '`contamination="auto"`; "G2D untrained" is `max_steps=0`, "G2D pixels" is '
+    '`features="raw"`, "G2D paper" is `recipe="paper"`, whose threshold is the classifier\'s '
+    "probability .5."
+)
+FIGURES_EXPLAINED = (
+    "EER is the equal error rate. F1 is given for either class, by name; F1 and false alarms, "
+    "the share of new normal images flagged, are at the detectors' own thresholds."
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One-class detection: learn from normal images, find the others.
+
+    Attributes
+    ----------
+    train, test : ndarray of shape (n, channels, height, width), or rows made of these
+        Normal images, and images of both kinds.
+    y_test : ndarray
+        +1 inlier, -1 outlier.
+    held_out : ndarray, optional
+        Further normal images, for `calibrate`.
+    fit_seconds, score_seconds : float
+        What it took to bring `train`, and `test`, into this form.
+    """
+
+    train: NDArray
+    test: NDArray
+    y_test: NDArray
+    held_out: NDArray | None = None
+    fit_seconds: float = 0.0
+    score_seconds: float = 0.0
+
+    def seen_as(self, view: str) -> Task:
+        """As "images", rows of "pixels" or rows of "features"."""
+        transformer = VIEWS[view]()
+        start = time.perf_counter()
+        train = transformer.fit_transform(self.train)
+        fitted = time.perf_counter()
+        test = transformer.transform(self.test)
+        scored = time.perf_counter()
+        held_out = None if self.held_out is None else transformer.transform(self.held_out)
+        return Task(train, test, self.y_test, held_out, fitted - start, scored - fitted)
+
+
+def pixel_rows(images: NDArray) -> NDArray:
+    """Rows of pixels in [0, 1], from images of bytes."""
+    return images.reshape(len(images), -1) / 255
+
+
+VIEWS: dict[str, Callable[[], Any]] = {
+    "images": FunctionTransformer,
+    "pixels": partial(FunctionTransformer, pixel_rows),
+    "features": lambda: make_pipeline(OrientedGradients(), RemainderPCA(n_components=64)),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A detector's factory, which takes a seed, and the view that it has of images."""
+
+    view: str
+    make: Callable[[int], Detector]
+
+
+def image_detectors() -> dict[str, Contender]:
+    """All detectors for images, by name."""
+    contenders = {
+        name: Contender("images", make) for name, make in g2d_detectors("auto", G2D_PARAMS).items()
+    }
+    pyod = pyod_detectors(CONTAMINATION)
+    for view in ("pixels", "features"):
+        contenders |= {f"{name} {view}": Contender(view, pyod[name]) for name in PYOD_NAMES}
+    return contenders
+
+
+def evaluate(detector: Detector, task: Task) -> list[dict[str, Any]]:
+    """Fit and score once; the figures, in a single row."""
+    start = time.perf_counter()
+    detector.fit(task.train)
+    fitted = time.perf_counter()
+    scores = detector.score_samples(task.test)
+    scored = time.perf_counter()
+    return [
+        {
+            **figures(task.y_test, scores, detector.offset_),
+            "fit_seconds": task.fit_seconds + fitted - start,
+            "score_seconds": task.score_seconds + scored - fitted,
+        }
+    ]
+
+
+def figures(y_test: NDArray, scores: NDArray, offset: float) -> dict[str, float]:
+    """Figures by name; "f1" is that of the outliers, "f1_normal" that of the inliers."""
+    predicted = labels(scores, offset)
+    f1_normal = float(f1_score(y_test, predicted, pos_label=1, zero_division=0.0))
+    return quality(y_test, scores, predicted) | {"f1_normal": f1_normal}
+
+
+def open_task(
+    task: Task,
+    seed: int,
+    contenders: dict[str, Contender],
+    evaluate: Callable[[Detector, Task], list[dict[str, Any]]] = evaluate,
+    **facts: Any,
+) -> Case:
+    """Open a task for `run`; the first detector to ask for a view has it computed, once."""
+    seen_as = cache(task.seen_as)
+
+    def measure(name: str) -> list[dict[str, Any]]:
+        contender = contenders[name]
+        return evaluate(contender.make(seed), seen_as(contender.view))
+
+    return Case({**facts, "n_train": len(task.train), "n_test": len(task.test)}, measure)
+
+
+def read_archive(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, name: str
+) -> dict[str, NDArray]:
+    """Read the arrays of a file in the folder of `--data`; without it the command ends."""
+    path = args.data / name
+    if not path.is_file():
+        parser.error(f"no {name} in {args.data}")
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

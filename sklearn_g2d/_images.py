@@ -1,0 +1,118 @@
+"""Arrays of images on their way to rows of pixels, with errors that say what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+ImageShape = tuple[int, int, int]  # channels, height, width
+
+# Numbers of channels by which an axis is recognised as that of the channels.
+_USUAL_CHANNELS = (1, 3, 4)
+
+
+def check_image_shape(image_shape: Any) -> ImageShape:
+    """Return the parameter as a tuple.
+
+    Raises
+    ------
+    ValueError
+        If it is not three positive integers.
+    """
+    sizes = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
+    if len(sizes) != 3 or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
+        raise ValueError(
+            "image_shape must be three positive integers (channels, height, width), got "
+            f"{image_shape!r}."
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def as_rows(
+    X: ArrayLike, image_shape: Any, *, name: str, fitted: bool
+) -> tuple[Any, ImageShape | None]:
+    """Flatten images, or leave rows as they are; no values are looked at, nothing copied.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, channels, height, width) or (n_samples, n_features)
+        What the user gave.
+    image_shape : sequence of int, or None
+        Shape that is asked for: by the user, or by what an estimator was fitted on.
+    name : str
+        The estimator's, for errors.
+    fitted : bool
+        Whether `image_shape` comes from `fit`, where None stands for a table.
+
+    Returns
+    -------
+    rows : array-like of shape (n_samples, n_features)
+    image_shape : tuple of int, or None
+        None for a table.
+
+    Raises
+    ------
+    ValueError
+        If `X` is not of that shape, or no array of images at all.
+    """
+    expected = None if image_shape is None else check_image_shape(image_shape)
+    _refuse_nested(X)
+    shape = _shape(X)
+    if len(shape) == 3:
+        raise ValueError(
+            f"X has shape {shape}, of dim 3. Images are an array of shape (n_samples, channels, "
+            "height, width): for gray ones pass X[:, np.newaxis]."
+        )
+    if len(shape) != 4:
+        n_pixels = 0 if expected is None else math.prod(expected)
+        if expected is not None and not fitted and len(shape) == 2 and shape[1] != n_pixels:
+            raise ValueError(
+                f"X has {shape[1]} features, but image_shape={expected} asks for {n_pixels}."
+            )
+        return X, expected
+    found = (int(shape[1]), int(shape[2]), int(shape[3]))
+    channels_last = found[2] in _USUAL_CHANNELS and found[0] not in _USUAL_CHANNELS
+    if expected is not None:
+        channels_last = found != expected and found == (*expected[1:], expected[0])
+    if channels_last:
+        raise ValueError(
+            f"X has shape {shape}, with the channels last. Images are (n_samples, channels, "
+            "height, width): pass np.moveaxis(X, -1, 1)."
+        )
+    if found != expected and (fitted or expected is not None):
+        other = "rows of a table" if expected is None else expected
+        source = f"was fitted on {other}" if fitted else f"was given image_shape={other}"
+        raise ValueError(f"X has image shape {found}, but {name} {source}.")
+    return np.asanyarray(X).reshape(len(X), -1), found  # type: ignore[arg-type]
+
+
+def _shape(X: Any) -> tuple[int, ...]:
+    if hasattr(X, "shape"):
+        return tuple(X.shape)
+    if isinstance(X, list | tuple):
+        try:
+            return np.shape(X)
+        except ValueError:  # ragged, of which scikit-learn complains in its own words
+            pass
+    return ()
+
+
+def _refuse_nested(X: Any) -> None:
+    """Raise if the cells of a data frame or an object array are images."""
+    cell: Any = None
+    column = ""
+    if hasattr(X, "columns") and min(getattr(X, "shape", (0,))) > 0:
+        cell = X.iloc[0, 0] if hasattr(X, "iloc") else X[0, 0]
+        column = f"[{X.columns[0]!r}]"
+    elif isinstance(X, np.ndarray) and X.dtype == object and X.size:
+        cell = X.flat[0]
+    if np.ndim(cell) if isinstance(cell, np.ndarray | list) else hasattr(cell, "dtypes"):
+        raise ValueError(
+            f"The cells of X{column} hold whole images. Stack them into one array of shape "
+            f"(n_samples, channels, height, width): pass np.stack(list(X{column}))."
+        )

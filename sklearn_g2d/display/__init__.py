@@ -1,0 +1,22 @@
+"""Plots of detectors, in the manner of scikit-learn's display classes.
+
+scikit-learn's own curves refuse outlier detectors. As in `sklearn_g2d.metrics`, labels
+are +1 for inliers and -1 for outliers, scores are **higher for more normal** rows, and
+the outliers are the class that a curve is about. matplotlib is imported at the first
+plot only: ``pip install sklearn_g2d[plot]``.
+"""
+
+from sklearn_g2d.display._scores import (
+    OutlierDetCurveDisplay,
+    OutlierRocCurveDisplay,
+    ScoreDistributionDisplay,
+)
+from sklearn_g2d.display._training import LossCurveDisplay, SnapshotSamplesDisplay
+
+__all__ = [
+    "LossCurveDisplay",
+    "OutlierDetCurveDisplay",
+    "OutlierRocCurveDisplay",
+    "ScoreDistributionDisplay",
+    "SnapshotSamplesDisplay",
+]

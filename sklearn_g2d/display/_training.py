@@ -1,0 +1,296 @@
+"""Plots of a fit: its losses, and what the generator made on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_g2d.display._axes import new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from sklearn_g2d.training.snapshots import Snapshot
+
+_ROLE_COLORS = {"far": "tab:red", "boundary": "tab:orange", "normal": "tab:green"}
+
+
+class LossCurveDisplay:
+    """Losses of the generator and the critic, with the generators that were kept.
+
+    Use `from_estimator` to make one.
+
+    Parameters
+    ----------
+    history : mapping of str to ndarray of shape (n_steps,)
+        Losses by step; "generator_loss" and "critic_loss" are drawn.
+    snapshots : sequence of Snapshot, default=()
+        Generators to mark, each with its step, loss and role.
+    name : str, default=None
+        Title of the plot.
+
+    Attributes
+    ----------
+    lines_ : dict of Line2D
+        Curves by loss.
+    markers_ : dict of PathCollection
+        Marked snapshots by role: "far", "boundary" or "normal".
+    texts_ : list of Annotation
+        The steps, beside the markers, in the order of `snapshots`.
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    """
+
+    def __init__(
+        self,
+        *,
+        history: Mapping[str, NDArray[Any]],
+        snapshots: Sequence[Snapshot] = (),
+        name: str | None = None,
+    ) -> None:
+        self.history = history
+        self.snapshots = snapshots
+        self.name = name
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        *,
+        name: str | None = None,
+        ax: Axes | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Plot the training of a fitted detector.
+
+        Parameters
+        ----------
+        estimator : G2DOutlierDetector
+            Fitted, with `history_` and perhaps `snapshots_`.
+        name : str, default=None
+            Title of the plot; None takes the estimator's class.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        **kwargs : dict
+            Passed to ``Axes.plot`` for each loss.
+
+        Returns
+        -------
+        LossCurveDisplay
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If neither loss was recorded, as with ``max_steps=0``.
+        """
+        check_is_fitted(estimator, "history_")
+        display = cls(
+            history=estimator.history_,
+            snapshots=getattr(estimator, "snapshots_", ()),
+            name=type(estimator).__name__ if name is None else name,
+        )
+        return display.plot(ax=ax, **kwargs)
+
+    def plot(self, ax: Axes | None = None, **kwargs: Any) -> Self:
+        """Draw the losses and mark the snapshots.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        **kwargs : dict
+            Passed to ``Axes.plot`` for each loss.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the history holds neither loss.
+        """
+        names = [name for name in ("generator_loss", "critic_loss") if name in self.history]
+        if not names:
+            raise ValueError(
+                "The history holds neither generator_loss nor critic_loss, only "
+                f"{sorted(self.history)}. Fit with max_steps of at least 1."
+            )
+        self.ax_, self.figure_ = new_axes(ax)
+        self.lines_ = {}
+        for name, color in zip(names, ("tab:blue", "tab:gray"), strict=False):
+            loss = self.history[name]
+            style = {"label": name.replace("_", " "), "color": color} | kwargs
+            (self.lines_[name],) = self.ax_.plot(np.arange(1, len(loss) + 1), loss, **style)
+        self._mark_snapshots(first_loss=float(self.history[names[0]][0]))
+        self.ax_.margins(y=0.15)  # leaves room for the labels of markers
+        self.ax_.set(xlabel="generator step", ylabel="loss")
+        if self.name is not None:
+            self.ax_.set_title(self.name)
+        self.ax_.legend()
+        return self
+
+    def _mark_snapshots(self, first_loss: float) -> None:
+        # The generator before the first step has no loss of its own.
+        points = [(s.step, s.loss if np.isfinite(s.loss) else first_loss) for s in self.snapshots]
+        self.markers_ = {}
+        for role, color in _ROLE_COLORS.items():
+            chosen = [p for p, s in zip(points, self.snapshots, strict=True) if s.role == role]
+            if chosen:
+                self.markers_[role] = self.ax_.scatter(
+                    *np.transpose(chosen), color=color, zorder=3, label=f"snapshot: {role}"
+                )
+        self.texts_ = [
+            self.ax_.annotate(
+                str(snapshot.step),
+                point,
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                rotation=90,
+                fontsize="small",
+                color=_ROLE_COLORS[snapshot.role],
+            )
+            for snapshot, point in zip(self.snapshots, points, strict=True)
+        ]
+
+
+class SnapshotSamplesDisplay:
+    """Images that the kept generators make, from the first one to the last.
+
+    A row of images for each snapshot, from "far" through "boundary" to "normal", as in
+    Fig. 1 and 4 of the paper [1]_. Use `from_estimator` to make one.
+
+    Parameters
+    ----------
+    samples : ndarray of shape (n_snapshots, n_samples, channels, height, width)
+        Generated images. One channel is drawn in gray, three in colour, of other numbers
+        the mean.
+    snapshots : sequence of Snapshot
+        The generators, each with its step and role.
+    name : str, default=None
+        Title of the plot.
+
+    Attributes
+    ----------
+    image_ : AxesImage
+        All samples in one picture.
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+
+    References
+    ----------
+    .. [1] M. Pourreza, B. Mohammadi, M. Khaki, S. Bouindour, H. Snoussi, M. Sabokrou,
+       "G2D: Generate to Detect Anomalies", WACV 2021.
+    """
+
+    def __init__(
+        self, *, samples: NDArray[Any], snapshots: Sequence[Snapshot], name: str | None = None
+    ) -> None:
+        self.samples = samples
+        self.snapshots = snapshots
+        self.name = name
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        *,
+        n_samples: int = 10,
+        random_state: int | np.random.RandomState | None = None,
+        name: str | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
+        """Draw samples of a fitted detector's snapshots.
+
+        Parameters
+        ----------
+        estimator : G2DOutlierDetector
+            Fitted on images, by features that can be turned back into images: the pixels
+            themselves under ``recipe="paper"`` or ``features="raw"``.
+        n_samples : int, default=10
+            Images for each snapshot.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the samples; None takes the estimator's own.
+        name : str, default=None
+            Title of the plot; None takes the estimator's class.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        SnapshotSamplesDisplay
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If the detector was fitted on a table, or its features cannot be inverted.
+        """
+        check_is_fitted(estimator, "snapshots_")
+        if estimator.image_shape_ is None:
+            raise ValueError(
+                "Samples of a detector that was fitted on a table are no pictures. Fit it on "
+                "images, or draw the rows of sample_outliers as you draw your own."
+            )
+        shape = (n_samples, *estimator.image_shape_)
+        samples = [
+            estimator.sample_outliers(
+                n_samples, snapshots=[snapshot], random_state=random_state
+            ).reshape(shape)
+            for snapshot in estimator.snapshots_
+        ]
+        display = cls(
+            samples=np.stack(samples),
+            snapshots=estimator.snapshots_,
+            name=type(estimator).__name__ if name is None else name,
+        )
+        return display.plot(ax=ax)
+
+    def plot(self, ax: Axes | None = None, **kwargs: Any) -> Self:
+        """Draw the samples, a row for each snapshot.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        **kwargs : dict
+            Passed to ``Axes.imshow``.
+
+        Returns
+        -------
+        self
+        """
+        self.ax_, self.figure_ = new_axes(ax)
+        channels, height, _ = self.samples.shape[2:]
+        images = np.moveaxis(self.samples, 2, -1)
+        if channels != 3:
+            images = images.mean(axis=-1, keepdims=True)
+        low, high = images.min(), images.max()
+        images = (images - low) / (high - low if high > low else 1.0)
+        # A frame of one pixel keeps the images apart.
+        framed = np.pad(images, ((0, 0), (0, 0), (1, 0), (1, 0), (0, 0)), constant_values=1.0)
+        picture = np.concatenate(np.concatenate(framed, axis=1), axis=1)
+        style: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0} | kwargs
+        self.image_ = self.ax_.imshow(picture.squeeze(-1) if channels != 3 else picture, **style)
+        middles = (np.arange(len(self.snapshots)) + 0.5) * (height + 1)
+        labels = [f"step {snapshot.step}: {snapshot.role}" for snapshot in self.snapshots]
+        self.ax_.set_yticks(middles, labels)
+        for label, snapshot in zip(self.ax_.get_yticklabels(), self.snapshots, strict=True):
+            label.set_color(_ROLE_COLORS[snapshot.role])
+        self.ax_.set_xticks([])
+        if self.name is not None:
+            self.ax_.set_title(self.name)
+        return self
