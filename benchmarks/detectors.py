@@ -56,6 +56,7 @@ class PyOD:
         self.path, self.contamination, self.seed, self.params = path, contamination, seed, params
 
     def fit(self, X: NDArray) -> PyOD:
+        X = X.reshape(len(X), -1)  # of images, the pixels
         module, name = self.path.split(".")
         detector_class = getattr(importlib.import_module(f"pyod.models.{module}"), name)
         accepted = detector_class.__init__.__code__.co_varnames
@@ -76,7 +77,7 @@ class PyOD:
 
     def score_samples(self, X: NDArray) -> NDArray:
         with _quiet():
-            return -self.model_.decision_function(X)
+            return -self.model_.decision_function(X.reshape(len(X), -1))
 
     def predict(self, X: NDArray) -> NDArray:
         return labels(self.score_samples(X), self.offset_)

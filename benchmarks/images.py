@@ -47,7 +47,7 @@ DETECTORS = (
     "PyOD's detectors run at their defaults but for "
     f'`contamination={CONTAMINATION}` and the seed: as "pixels" on rows of pixels scaled to '
     '[0, 1], as "features" on what G2D itself sees, `make_pipeline(OrientedGradients(), '
-    "RemainderPCA(n_components=64))` fitted on the training images. G2D is "
+    "RemainderPCA())` fitted on the training images. G2D is "
     "`G2DOutlierDetector(random_state=seed)` on the images, its threshold that of "
     '`contamination="auto"`; "G2D untrained" is `max_steps=0`, "G2D pixels" is '
     '`features="raw"`, "G2D paper" is `recipe="paper"`, whose threshold is the classifier\'s '
@@ -102,7 +102,7 @@ def pixel_rows(images: NDArray) -> NDArray:
 VIEWS: dict[str, Callable[[], Any]] = {
     "images": FunctionTransformer,
     "pixels": partial(FunctionTransformer, pixel_rows),
-    "features": lambda: make_pipeline(OrientedGradients(), RemainderPCA(n_components=64)),
+    "features": lambda: make_pipeline(OrientedGradients(), RemainderPCA()),
 }
 
 

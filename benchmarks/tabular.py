@@ -47,8 +47,9 @@ def one_class_split(
 def split_rows(
     X: NDArray, is_normal: NDArray, seed: int, hidden_outliers: float = 0.0
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Training rows, test rows and test labels (+1 inlier, -1 outlier), standardised.
+    """Training rows, test rows and test labels (+1 inlier, -1 outlier).
 
+    Tables are standardised, images left as they are, for their pixels share one scale.
     `hidden_outliers` is the share of the training rows that are anomalies; these leave
     the test rows.
     """
@@ -61,12 +62,11 @@ def split_rows(
     if n_hidden:
         train = np.append(train[: len(train) - n_hidden], anomalous[:n_hidden])
     test = np.concatenate([normal[half:], anomalous[n_hidden:]])
-    scaler = StandardScaler().fit(X[train])
-    return (
-        scaler.transform(X[train]),
-        scaler.transform(X[test]),
-        np.where(is_normal[test], 1, -1),
-    )
+    X_train, X_test = X[train], X[test]
+    if X.ndim == 2:
+        scaler = StandardScaler().fit(X_train)
+        X_train, X_test = scaler.transform(X_train), scaler.transform(X_test)
+    return X_train, X_test, np.where(is_normal[test], 1, -1)
 
 
 def evaluate(detector: Detector, X_train: NDArray, X_test: NDArray, y_test: NDArray) -> dict:

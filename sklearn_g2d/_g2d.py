@@ -47,6 +47,9 @@ from sklearn_g2d.training.snapshots import (
 # neither fitting nor scoring a row slows down as tables grow.
 MAX_TRAINING_ROWS = 10_000
 
+# Maps from which convolutions gain by bfloat16 (docs/results).
+MIN_BFLOAT16_WIDTH = 64
+
 # Every classifier is kept from the rows of one fold, for honest scores of these rows.
 N_FOLDS = 4
 
@@ -124,8 +127,8 @@ class G2DOutlierDetector(BaseDetector):
         Device of training: "auto" takes CUDA, then MPS, then the CPU.
     precision : "auto", "float32" or "bfloat16", default="auto"
         Of the networks' forward passes in training. "auto" takes bfloat16 for convolutional
-        networks where the processor has it, else float32: smaller ones do not gain. Scores
-        never depend on it.
+        networks of width 64 or more where the processor multiplies in it, else float32:
+        smaller networks do not gain. Scoring never uses it.
     warm_start : bool, default=False
         Whether `fit` continues from the networks of the previous call, taking
         `max_steps` further steps, instead of starting anew.
@@ -295,7 +298,7 @@ class G2DOutlierDetector(BaseDetector):
         random_state = check_random_state(self.random_state)
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         runtime = Runtime.create(
-            self.device, self.precision, seed, prefer_bfloat16=bool(recipe.width)
+            self.device, self.precision, seed, prefer_bfloat16=recipe.width >= MIN_BFLOAT16_WIDTH
         )
         self.device_ = str(runtime.device)
         rows = X
@@ -435,11 +438,13 @@ class G2DOutlierDetector(BaseDetector):
         }
         if self.image_shape_ is None:
             return resolve(G2D_RECIPES[self.recipe], **given)
-        recipe = resolve(G2D_IMAGE_RECIPES[self.recipe], **given, width=self.width)
-        if recipe.width and recipe.features != "raw":
+        recipe = resolve(G2D_IMAGE_RECIPES[self.recipe], **given)
+        if not recipe.width:
+            return recipe
+        if recipe.features != "raw":
             # Features have no rows and columns that a convolution could slide over.
             return resolve(G2D_RECIPES[self.recipe], **given)
-        return recipe
+        return resolve(recipe, width=self.width)
 
     def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
         points = self._representation.encode(X)
@@ -542,7 +547,7 @@ class G2DOutlierDetector(BaseDetector):
         history: dict[str, NDArray[Any]] = {}
         if self.classifier is None:
             network: EnsembleMLP | ConvNetwork
-            if recipe.width and self.image_shape_ is not None:
+            if recipe.width and not recipe.n_neighbors and self.image_shape_ is not None:
                 network = ConvNetwork(
                     n_members=n_members,
                     image_shape=self.image_shape_,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -24,13 +23,13 @@ def check_image_shape(image_shape: Any) -> ImageShape:
     ValueError
         If it is not three positive integers.
     """
-    sizes = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
+    sizes = tuple(image_shape) if np.ndim(image_shape) == 1 else ()
     if len(sizes) != 3 or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
         raise ValueError(
             "image_shape must be three positive integers (channels, height, width), got "
             f"{image_shape!r}."
         )
-    return sizes[0], sizes[1], sizes[2]
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
 def as_rows(
@@ -88,7 +87,7 @@ def as_rows(
         other = "rows of a table" if expected is None else expected
         source = f"was fitted on {other}" if fitted else f"was given image_shape={other}"
         raise ValueError(f"X has image shape {found}, but {name} {source}.")
-    return np.asanyarray(X).reshape(len(X), -1), found  # type: ignore[arg-type]
+    return np.asanyarray(X).reshape(shape[0], math.prod(found)), found
 
 
 def _shape(X: Any) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ class G2DRecipe:
     n_neighbors: int
     width: int  # maps of the narrowest layer; 0 stands for multilayer perceptrons
 
-    n_components: int | None  # of the features of images; None: all
+    principal_components: bool  # instead of the features of images
     common_scale: bool  # of all columns
     measure: Literal["distance", "reconstruction"]  # of the neighbour profile
     gan_learning_rate: float
@@ -70,7 +70,7 @@ G2D_RECIPES = {
         features="raw",
         n_neighbors=20,
         width=0,
-        n_components=None,
+        principal_components=False,
         common_scale=False,
         measure="distance",
         gan_learning_rate=1e-3,
@@ -101,7 +101,7 @@ G2D_RECIPES = {
         features="raw",
         n_neighbors=0,
         width=0,
-        n_components=None,
+        principal_components=False,
         common_scale=False,
         measure="distance",
         gan_learning_rate=1e-4,
@@ -123,7 +123,7 @@ G2D_IMAGE_RECIPES = {
     "default": replace(
         G2D_RECIPES["default"],
         features="oriented_gradients",
-        n_components=64,
+        principal_components=True,
         common_scale=True,
         range_weight=0.0,
         bound=math.inf,

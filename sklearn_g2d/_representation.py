@@ -33,9 +33,7 @@ class Representation:
     def __init__(self, recipe: G2DRecipe, image_shape: ImageShape | None) -> None:
         self.image_shape = image_shape
         self._features = _make_features(recipe.features, image_shape)
-        self._components = (
-            RemainderPCA(recipe.n_components) if image_shape and recipe.n_components else None
-        )
+        self._components = RemainderPCA() if image_shape and recipe.principal_components else None
         self._scaler = (
             RangeScaler()
             if recipe.width

@@ -8,7 +8,7 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d.features import NeighborProfile, SquashingScaler
+from sklearn_g2d.features import NeighborProfile, RemainderPCA, SquashingScaler
 
 
 @parametrize_with_checks(
@@ -17,7 +17,10 @@ from sklearn_g2d.features import NeighborProfile, SquashingScaler
         # The published schedule takes half a minute a fit, and the checks fit often.
         G2DOutlierDetector(recipe="paper", max_steps=20),
         SquashingScaler(),
+        SquashingScaler(common_scale=True),
         NeighborProfile(),
+        NeighborProfile(measure="reconstruction"),
+        RemainderPCA(),
     ]
 )
 def test_scikit_learn_checks(estimator, check):

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn.base import BaseEstimator
+from sklearn.datasets import load_digits
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_g2d import display
+from sklearn_g2d import G2DOutlierDetector, display
 from sklearn_g2d.display import (
     LossCurveDisplay,
     OutlierDetCurveDisplay,
     OutlierRocCurveDisplay,
     ScoreDistributionDisplay,
+    SnapshotSamplesDisplay,
 )
 from sklearn_g2d.metrics import equal_error_rate, outlier_roc_auc_score
 
@@ -325,3 +327,38 @@ def test_the_module_can_be_imported_without_matplotlib(monkeypatch):
         "_ScoreDisplay",
         "_OutlierCurveDisplay",
     }
+
+
+@pytest.fixture(scope="module")
+def image_detector():
+    images = load_digits().images[:60, None]
+    return G2DOutlierDetector(recipe="paper", width=4, max_steps=6, random_state=0).fit(images)
+
+
+def test_snapshot_samples_are_a_row_of_images_for_each_snapshot(image_detector):
+    display = SnapshotSamplesDisplay.from_estimator(image_detector, n_samples=3)
+    n_snapshots = len(image_detector.snapshots_)
+    assert display.samples.shape == (n_snapshots, 3, 1, 8, 8)
+    assert display.image_.get_array().shape == (n_snapshots * 9, 3 * 9)
+    labels = [label.get_text() for label in display.ax_.get_yticklabels()]
+    assert labels == [f"step {s.step}: {s.role}" for s in image_detector.snapshots_]
+    first = image_detector.sample_outliers(3, snapshots=image_detector.snapshots_[:1])
+    np.testing.assert_array_equal(display.samples[0], first)
+
+
+def test_snapshot_samples_in_colour_and_in_many_channels(image_detector):
+    snapshots = image_detector.snapshots_[:2]
+    rng = np.random.default_rng(0)
+    for n_channels, shape in ((3, (2 * 6, 4 * 8, 3)), (5, (2 * 6, 4 * 8))):
+        samples = rng.uniform(-3, 9, size=(2, 4, n_channels, 5, 7))
+        display = SnapshotSamplesDisplay(samples=samples, snapshots=snapshots).plot()
+        drawn = display.image_.get_array()
+        assert drawn.shape == shape
+        assert drawn.min() >= 0
+        assert drawn.max() <= 1
+
+
+def test_snapshot_samples_of_a_table_are_refused():
+    detector = G2DOutlierDetector(max_steps=1, n_estimators=1).fit(np.eye(5))
+    with pytest.raises(ValueError, match="fitted on a table"):
+        SnapshotSamplesDisplay.from_estimator(detector)

@@ -1,13 +1,39 @@
+import warnings
+
 import numpy as np
 import pytest
-from sklearn.neighbors import NearestNeighbors
+from scipy.spatial.distance import pdist
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
+from sklearn.pipeline import make_pipeline
 
-from sklearn_g2d.features import NeighborProfile, SquashingScaler
+from sklearn_g2d.features import (
+    NeighborProfile,
+    OrientedGradients,
+    RemainderPCA,
+    SquashingScaler,
+)
+from sklearn_g2d.features._neighbors import _RIDGE
+from sklearn_g2d.metrics import outlier_roc_auc_score
 
 
 @pytest.fixture
 def X():
     return np.random.default_rng(0).normal(size=(120, 5)) * [1, 10, 0.1, 1, 1] + 3
+
+
+@pytest.fixture
+def textures():
+    """Gray images whose range is that of a byte."""
+    images = np.random.default_rng(0).integers(0, 256, size=(40, 1, 12, 16)).astype(np.uint8)
+    images[0, 0, 0, :2] = 0, 255
+    return images
+
+
+# SquashingScaler
 
 
 def test_squashing_by_hand():
@@ -46,6 +72,22 @@ def test_blocks_give_the_statistics_of_the_whole():
     scaler = SquashingScaler().fit(X)
     np.testing.assert_allclose(scaler.scaler_.mean_, X.mean(axis=0, dtype=float))
     np.testing.assert_allclose(scaler.scaler_.var_, X.var(axis=0, dtype=float))
+
+
+def test_common_scale_is_one_factor(X):
+    Z = SquashingScaler(np.inf, common_scale=True).fit_transform(X)
+    assert Z.var(axis=0).mean() == pytest.approx(1)
+    factors = pdist(X) / pdist(Z)
+    np.testing.assert_allclose(factors, np.sqrt(X.var(axis=0).mean()))
+
+
+def test_common_scale_of_constant_rows():
+    scaler = SquashingScaler(common_scale=True).fit(np.ones((5, 3)))
+    np.testing.assert_array_equal(scaler.transform(np.ones((1, 3))), 0)
+    assert np.isfinite(scaler.transform(np.zeros((1, 3)))).all()
+
+
+# NeighborProfile
 
 
 def brute_force(reference, X, k):
@@ -105,3 +147,386 @@ def test_agrees_with_scikit_learns_neighbors(X):
 def test_bad_length(X):
     with pytest.raises(ValueError, match="n_neighbors must be at least 1, got 0"):
         NeighborProfile(0).fit(X)
+
+
+def brute_force_reconstruction(reference, X, n_neighbors):
+    """Distance to the nearest mixture of neighbours, its ridge penalty included."""
+    distances = []
+    for row in X:
+        order = np.argsort(np.linalg.norm(reference - row, axis=1))
+        order = order[np.linalg.norm(reference[order] - row, axis=1) > 0]
+        for size in (n_neighbors // 4, n_neighbors // 2, n_neighbors):
+            mean = reference[order[:size]].mean(axis=0)
+            span = reference[order[:size]] - mean
+            alpha = _RIDGE * np.square(span).sum(axis=1).mean()
+            weights = Ridge(alpha, fit_intercept=False).fit(span.T, row - mean).coef_
+            rest = row - mean - weights @ span
+            distances.append(np.sqrt(rest @ rest + alpha * weights @ weights))
+    return np.reshape(distances, (len(X), 3))
+
+
+@pytest.mark.parametrize("n_features", [3, 12])
+def test_reconstruction_against_ridge_regression(n_features):
+    rng = np.random.default_rng(0)
+    reference, new = rng.normal(size=(80, n_features)), rng.normal(size=(30, n_features))
+    profile = NeighborProfile(8, "reconstruction").fit(reference)
+    own, other = (brute_force_reconstruction(reference, rows, 8) for rows in (reference, new))
+    floor = 0.01 * np.median(own[:, -1]) + 1e-6
+    logs = np.log(own + floor)
+    for rows, distances in [(reference, own), (new, other)]:
+        expected = (np.log(distances + floor) - logs.mean(axis=0)) / logs.std(axis=0)
+        np.testing.assert_allclose(profile.transform(rows), expected, atol=1e-7)
+
+
+def test_reconstruction_follows_the_surface_that_rows_lie_on():
+    first, second, normal = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 3)))[0].T
+    lattice = np.array([i * first + j * second for i in range(12) for j in range(12)])
+    corner = 5 * first + 6 * second
+    points = np.stack([corner + (first + second) / 2, corner + np.sqrt(0.5) * normal])
+    on, off = NeighborProfile(20).fit(lattice)._measure(points)[:, 0]
+    assert on == pytest.approx(off)  # equally far from the nearest row
+    profile = NeighborProfile(20, "reconstruction").fit(lattice)
+    on, off = profile._measure(points)
+    assert (on < 0.2 * off).all()
+    on, off = profile.transform(points)
+    assert (on < 0).all()
+    assert (off > 1).all()
+
+
+def test_reconstruction_treats_reference_rows_like_new_ones(X):
+    profile = NeighborProfile(8, "reconstruction")
+    own = profile.fit_transform(X)
+    np.testing.assert_allclose(profile.transform(X), own, atol=1e-9)
+    np.testing.assert_allclose(own.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(own.std(axis=0), 1)
+    np.testing.assert_allclose(profile.transform(X[7:8]), own[7:8], atol=1e-9)
+
+
+def test_a_mixture_of_one_is_the_neighbor(X):
+    near, mixed = (NeighborProfile(1, m).fit(X)._measure(X) for m in ("distance", "reconstruction"))
+    np.testing.assert_allclose(mixed, near)
+
+
+def test_reconstruction_from_equal_rows_is_finite():
+    profile = NeighborProfile(8, "reconstruction").fit(np.full((30, 4), 3.0))
+    same, other = profile.transform([[3.0, 3, 3, 3], [4, 3, 3, 3]])
+    assert np.isfinite([same, other]).all()
+    assert (same < other).all()
+    np.testing.assert_allclose(profile._measure(np.array([[4.0, 3, 3, 3]])), 1)
+
+
+def test_bad_measure(X):
+    with pytest.raises(ValueError, match='"distance" or "reconstruction", got \'length\''):
+        NeighborProfile(measure="length").fit(X)
+
+
+# RemainderPCA
+
+
+def test_the_last_component_is_the_distance_to_the_span(X):
+    new = np.random.default_rng(1).normal(size=(20, 5)) * 5
+    pca = RemainderPCA(2).fit(X)
+    _, _, axes = np.linalg.svd(X - X.mean(axis=0))
+    for rows in (X, new):
+        transformed = pca.transform(rows)
+        assert transformed.shape == (len(rows), 3)
+        centred = rows - X.mean(axis=0)
+        np.testing.assert_allclose(np.abs(transformed[:, :2]), np.abs(centred @ axes[:2].T))
+        off = np.linalg.norm(centred - centred @ axes[:2].T @ axes[:2], axis=1)
+        np.testing.assert_allclose(transformed[:, 2], off, rtol=1e-6, atol=1e-9)
+
+
+def test_no_distance_grows_and_all_components_keep_it(X):
+    rows = np.concatenate([X, 10 * np.random.default_rng(1).normal(size=(20, 5))])
+    for n_components in (1, 3):
+        shorter = pdist(RemainderPCA(n_components).fit(X).transform(rows))
+        assert (shorter <= pdist(rows) * (1 + 1e-9)).all()
+        assert (shorter < 0.99 * pdist(rows)).any()
+    np.testing.assert_allclose(pdist(RemainderPCA(64).fit(X).transform(rows)), pdist(rows))
+
+
+def test_components_invert_to_the_projection(X):
+    full = RemainderPCA(5).fit(X)
+    np.testing.assert_allclose(full.inverse_transform(full.transform(X)), X)
+    pca = RemainderPCA(2).fit(X)
+    projected = pca.inverse_transform(pca.transform(X))
+    remainder = np.linalg.norm(X - projected, axis=1)
+    np.testing.assert_allclose(remainder, pca.transform(X)[:, -1], rtol=1e-6)
+    np.testing.assert_allclose(pca.transform(projected)[:, -1], 0, atol=1e-5)
+
+
+def test_fewer_rows_than_components():
+    X = np.random.default_rng(0).normal(size=(6, 40))
+    pca = RemainderPCA(64).fit(X)
+    assert pca.n_components_ == 5
+    assert list(pca.get_feature_names_out()) == [f"remainderpca{i}" for i in range(6)]
+    np.testing.assert_allclose(pdist(pca.transform(X)), pdist(X))
+    np.testing.assert_allclose(pca.transform(X)[:, -1], 0, atol=1e-6)
+    assert pca.transform(X + np.random.default_rng(1).normal(size=(6, 40)))[:, -1].min() > 1
+
+
+def test_components_of_constant_rows():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pca = RemainderPCA().fit(np.ones((7, 4)))
+        same, other = pca.transform([[1.0, 1, 1, 1], [1, 1, 1, 6]])
+    np.testing.assert_array_equal(same, 0)
+    assert np.linalg.norm(other) == pytest.approx(5)
+
+
+def test_components_in_single_precision(X):
+    single, double = (
+        RemainderPCA(3).fit(X.astype(dtype)).transform(X.astype(dtype))
+        for dtype in (np.float32, np.float64)
+    )
+    assert single.dtype == np.float64
+    np.testing.assert_allclose(np.abs(single), np.abs(double), rtol=1e-4, atol=1e-4)
+
+
+def test_components_of_a_row_do_not_depend_on_its_batch():
+    X = np.random.default_rng(0).normal(size=(600, 30)).astype(np.float32)
+    pca = RemainderPCA(10).fit(X)
+    together = pca.transform(X)
+    alone = np.concatenate([pca.transform(row[None]) for row in X])
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_rows", "n_components"), [(30, 29), (640, 80), (641, 64)])
+def test_many_rows_let_components_be_left_out(n_rows, n_components):
+    X = np.random.default_rng(0).normal(size=(n_rows, 80))
+    pca = RemainderPCA().fit(X)
+    assert pca.n_components_ == n_components
+    assert pca.transform(X).shape == (n_rows, n_components + 1)
+
+
+@pytest.mark.parametrize("n_components", [0, 2.5, "all"])
+def test_bad_number_of_components(X, n_components):
+    with pytest.raises(ValueError, match=f"n_components must be .*, got {n_components!r}"):
+        RemainderPCA(n_components).fit(X)
+
+
+# OrientedGradients
+
+
+def waves(angles, size=32, period=8):
+    """Images of stripes, whose gradients have these angles."""
+    down, across = np.mgrid[:size, :size] * 2 * np.pi / period
+    angles = np.asarray(angles)[:, None, None, None]
+    return np.sin(np.cos(angles) * across + np.sin(angles) * down)
+
+
+def by_orientation(described, n_cells=4, n_orientations=12):
+    """The first level as an array of (n, rows and columns of blocks, orientations)."""
+    side = n_cells - 1
+    level = described[:, : 4 * n_orientations * side**2]
+    return level.reshape(-1, 4, n_orientations, side, side).sum(axis=1).transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("params", "channels", "n_features"),
+    [
+        ({}, 1, 12 * 4 * (9 + 49) + 16),
+        ({}, 3, 12 * 4 * (9 + 49) + 3 * 16),
+        ({"n_cells": (2,), "n_orientations": 5, "layout_weight": 0}, 1, 20),
+        ({"n_cells": [3, 2, 5], "n_orientations": 1}, 2, 4 * (4 + 1 + 16) + 2 * 16),
+    ],
+)
+def test_shape_and_names_of_gradients(textures, params, channels, n_features):
+    images = np.repeat(textures, channels, axis=1)
+    gradients = OrientedGradients(**params).fit(images)
+    described = gradients.transform(images)
+    assert described.shape == (40, n_features)
+    assert described.dtype == np.float32
+    assert len(gradients.get_feature_names_out()) == n_features
+    assert gradients.image_shape_ == (channels, 12, 16)
+    assert gradients.n_features_in_ == channels * 12 * 16
+    assert gradients.intensity_range_ == (0, 255)
+
+
+def test_stripes_light_up_the_bin_of_their_gradient():
+    images = waves(np.arange(12) * np.pi / 12)
+    shares = by_orientation(OrientedGradients().fit_transform(images)).sum(axis=(1, 2))
+    np.testing.assert_array_equal(shares.argmax(axis=1), np.arange(12))
+    vertical_stripes, horizontal_stripes = shares[0], shares[6]
+    assert vertical_stripes[6] < 0.05 * vertical_stripes[0]
+    assert horizontal_stripes[0] < 0.05 * horizontal_stripes[6]
+
+
+def test_strong_gradients_are_clipped_and_levels_at_most_of_length_1():
+    described = OrientedGradients(layout_weight=0).fit_transform(waves([0, 1, 2]))
+    for level, n_blocks in [(described[:, :432], 3), (described[:, 432:], 7)]:
+        assert level.max() == pytest.approx(0.2 / n_blocks)
+        assert level.min() >= 0
+        lengths = np.linalg.norm(level, axis=1)
+        assert lengths.min() > 0.5
+        assert lengths.max() <= 1
+
+
+def test_a_gradient_and_its_opposite_are_the_same(textures):
+    gradients = OrientedGradients(layout_weight=0).fit(textures)
+    np.testing.assert_allclose(
+        gradients.transform(255 - textures), gradients.transform(textures), atol=1e-6
+    )
+    layout = OrientedGradients().fit(textures)
+    assert np.abs(layout.transform(255 - textures) - layout.transform(textures)).max() > 0.02
+
+
+@pytest.mark.parametrize(
+    "rescale",
+    [
+        lambda x: x.astype(np.float64) / 255,
+        lambda x: x.astype(np.float32) / 255,
+        lambda x: x * 1e6 - 5,
+        lambda x: x * 1e-30,
+        lambda x: x / 2 + 300,
+        lambda x: x.astype(np.int64),
+    ],
+    ids=["float64", "float32", "large", "small", "shifted", "int64"],
+)
+def test_units_of_intensity_do_not_matter(textures, rescale):
+    plain, rescaled = OrientedGradients().fit(textures), OrientedGradients()
+    rescaled.fit(rescale(textures))
+    new = 60 + textures[::-1, :, ::-1] // 2
+    np.testing.assert_allclose(
+        rescaled.transform(rescale(new)), plain.transform(new), rtol=0, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 24, 25)])
+def test_the_description_of_an_image_does_not_depend_on_its_batch(shape):
+    images = np.random.default_rng(0).normal(size=(300, *shape))
+    gradients = OrientedGradients().fit(images)
+    together = gradients.transform(images)
+    alone = np.concatenate([gradients.transform(image[None]) for image in images])
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_gray_images_in_colour_have_the_gradients_of_gray_ones(textures):
+    gray = OrientedGradients().fit_transform(textures)
+    colour = OrientedGradients().fit_transform(np.repeat(textures, 3, axis=1))
+    np.testing.assert_array_equal(colour[:, :-48], gray[:, :-16])
+    np.testing.assert_array_equal(colour[:, -48:], np.tile(gray[:, -16:], 3))
+
+
+def test_the_steepest_channel_wins(textures):
+    faint = [textures // 4, textures, 255 - textures // 2]
+    colour = OrientedGradients().fit_transform(np.concatenate(faint, axis=1))
+    gray = OrientedGradients().fit_transform(textures)
+    np.testing.assert_allclose(colour[:, :-48], gray[:, :-16], atol=1e-6)
+
+
+def test_every_pixel_has_its_own_steepest_channel():
+    images = np.zeros((1, 3, 32, 32))
+    vertical_stripes, horizontal_stripes = waves([0, np.pi / 2])[:, 0]
+    images[0, 0, :, :16] = vertical_stripes[:, :16]
+    images[0, 2, :, 16:] = horizontal_stripes[:, 16:]
+    blocks = by_orientation(OrientedGradients().fit_transform(images))[0]
+    np.testing.assert_array_equal(blocks[:, 0].argmax(axis=-1), 0)
+    np.testing.assert_array_equal(blocks[:, 2].argmax(axis=-1), 6)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 20), (3, 33, 17)])
+def test_an_image_on_its_side_is_described_on_its_side(shape):
+    images = np.random.default_rng(0).normal(size=(5, *shape))
+    upright, lying = (
+        OrientedGradients(n_cells=(4,)).fit_transform(x) for x in (images, images.swapaxes(2, 3))
+    )
+    channels, n_blocks = shape[0], 12 * 4 * 9
+    assert upright.shape == (5, n_blocks + 16 * channels)
+    blocks = upright[:, :n_blocks].reshape(5, 2, 2, 12, 3, 3)
+    blocks = blocks[:, :, :, (6 - np.arange(12)) % 12].transpose(0, 2, 1, 3, 5, 4)
+    np.testing.assert_allclose(lying[:, :n_blocks], blocks.reshape(5, -1), atol=1e-5)
+    layout = upright[:, n_blocks:].reshape(5, channels, 4, 4).swapaxes(2, 3)
+    np.testing.assert_allclose(lying[:, n_blocks:], layout.reshape(5, -1), atol=1e-6)
+
+
+def test_layout_is_the_mean_intensity_of_regions():
+    images = np.zeros((2, 1, 16, 16))
+    images[0, 0, :8, 8:] = 1
+    layout = OrientedGradients(layout_weight=4).fit_transform(images)[:, -16:].reshape(2, 4, 4)
+    expected = np.zeros((4, 4))
+    expected[:2, 2:] = 1
+    np.testing.assert_allclose(layout[0], expected, atol=0.3)  # cells overlap
+    np.testing.assert_allclose(layout[0].mean(), 0.25, atol=1e-6)
+    np.testing.assert_array_equal(layout[1], 0)
+
+
+def test_flat_images_and_their_noise_are_described_as_flat(textures):
+    gradients = OrientedGradients(layout_weight=0).fit(textures)
+    rng = np.random.default_rng(0)
+    flat = np.full((20, 1, 12, 16), 100.0)
+    np.testing.assert_array_equal(gradients.transform(flat), 0)
+    noisy = gradients.transform(flat + 0.01 * rng.normal(size=flat.shape))
+    lengths = np.linalg.norm(noisy, axis=1)
+    assert lengths.max() < 0.05 * np.linalg.norm(gradients.transform(textures), axis=1).min()
+    assert lengths.min() > 0
+    faint = gradients.transform(flat[:1] + 0.1 * textures)  # but contrast is no matter
+    np.testing.assert_allclose(faint, gradients.transform(textures), atol=0.01)
+
+
+def test_gradients_of_nothing_but_flat_images():
+    described = OrientedGradients().fit_transform(np.full((3, 1, 8, 8), 7, dtype=np.uint8))
+    np.testing.assert_array_equal(described, 0)
+
+
+def test_rows_of_pixels_are_images(textures):
+    expected = OrientedGradients().fit_transform(textures)
+    rows = textures.reshape(40, -1)
+    gradients = OrientedGradients((1, 12, 16)).fit(rows)
+    np.testing.assert_array_equal(gradients.transform(rows), expected)
+    np.testing.assert_array_equal(gradients.transform(textures), expected)
+    as_images = OrientedGradients().fit(textures)
+    np.testing.assert_array_equal(as_images.transform(rows), expected)
+
+
+def test_neighbors_judge_better_by_gradients_than_by_pixels():
+    digits = load_digits()
+    y = np.where(digits.target == 3, 1, -1)[:600]
+    accuracies, aucs = [], []
+    for features, X in [
+        ("passthrough", digits.data),
+        (OrientedGradients(), digits.images[:, None]),
+    ]:
+        search = make_pipeline(features, NearestNeighbors(n_neighbors=1)).fit(X[:400])
+        _, nearest = search[-1].kneighbors(search[:-1].transform(X[400:600]))
+        accuracies.append(np.mean(digits.target[nearest[:, 0]] == digits.target[400:600]))
+        factor = make_pipeline(features, LocalOutlierFactor(novelty=True))
+        scores = factor.fit(X[:400][y[:400] == 1]).score_samples(X[400:600])
+        aucs.append(outlier_roc_auc_score(y[400:], scores))
+    assert accuracies[1] > accuracies[0] > 0.8
+    assert aucs[1] > aucs[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("params", "bad", "message"),
+    [
+        ({}, lambda x: x[:, :, :7], 'at least 8 x 8 pixels, got 7 x 16.*features="raw"'),
+        ({}, lambda x: x.reshape(40, -1), r"X has shape \(40, 192\).*image_shape=\(channels"),
+        ({}, lambda x: np.where(x == 255, np.nan, x), "contains NaN"),
+        ({}, lambda x: x[:, 0], r"X\[:, np.newaxis\]"),
+        ({}, lambda x: np.moveaxis(x, 1, -1), "channels last"),
+        ({"n_cells": (1, 4)}, lambda x: x, r"between 2 and .* 12, got \(1, 4\)"),
+        ({"n_cells": (4, 13)}, lambda x: x, r"between 2 and .* 12, got \(4, 13\)"),
+        ({"image_shape": (1, 16, 12)}, lambda x: x, r"was given image_shape=\(1, 16, 12\)"),
+        ({"image_shape": (12, 16)}, lambda x: x, r"three positive integers .* got \(12, 16\)"),
+    ],
+)
+def test_gradients_refuse(textures, params, bad, message):
+    with pytest.raises(ValueError, match=message):
+        OrientedGradients(**params).fit(bad(textures))
+
+
+def test_gradients_refuse_images_unlike_those_of_fit(textures):
+    gradients = OrientedGradients().fit(textures)
+    with pytest.raises(ValueError, match=r"image shape \(1, 12, 15\), but .* fitted on \(1, 12"):
+        gradients.transform(textures[..., 1:])
+    with pytest.raises(NotFittedError):
+        OrientedGradients().transform(textures)
+
+
+def test_gradients_are_cloned_without_what_they_learned(textures):
+    gradients = OrientedGradients(n_cells=(3, 5), n_orientations=7, layout_weight=2).fit(textures)
+    copied = clone(gradients)
+    assert copied.get_params() == gradients.get_params()
+    assert set(vars(copied)) == set(gradients.get_params())
+    np.testing.assert_array_equal(copied.fit_transform(textures), gradients.transform(textures))

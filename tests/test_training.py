@@ -9,6 +9,7 @@ import torch
 
 from sklearn_g2d.errors import TrainingDivergedError
 from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
+from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork, n_halvings
 from sklearn_g2d.networks.tables import TableGenerator
 from sklearn_g2d.training import loop
 from sklearn_g2d.training.classifier import ClassifierSettings, train_classifier
@@ -124,6 +125,143 @@ def test_samples_stay_within_the_bound(runtime):
     assert generator.sample(100, runtime.rng).abs().max() <= 2
 
 
+def make_conv_generator(runtime, image_shape=(1, 9, 12), n_members=2, width=4):
+    return ConvGenerator(
+        n_members=n_members, image_shape=image_shape, latent_dim=6, width=width, rng=runtime.rng
+    )
+
+
+def make_conv_network(runtime, image_shape=(1, 9, 12), n_members=2, n_outputs=1):
+    return ConvNetwork(
+        n_members=n_members, image_shape=image_shape, width=4, n_outputs=n_outputs, rng=runtime.rng
+    )
+
+
+IMAGE_SHAPES = pytest.mark.parametrize(
+    "image_shape", [(1, 2, 2), (1, 3, 5), (3, 7, 9), (2, 8, 8), (1, 33, 17), (3, 32, 32)]
+)
+
+
+@IMAGE_SHAPES
+def test_conv_generators_make_images_of_the_size_asked_for(runtime, image_shape):
+    generator = make_conv_generator(runtime, image_shape)
+    images = generator.sample(5, runtime.rng).detach()
+    assert images.shape == (2, 5, np.prod(image_shape))
+    assert images.abs().max() <= 1
+    # No pixel is a constant, at the borders neither.
+    assert images.std(dim=1).min() > 0
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(100)
+    assert 0.99 < generator.sample(5, runtime.rng).abs().max() <= 1
+
+
+@IMAGE_SHAPES
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_conv_networks_look_at_every_pixel(runtime, image_shape, n_outputs):
+    network = make_conv_network(runtime, image_shape, n_outputs=n_outputs)
+    x = torch.randn(2, 5, int(np.prod(image_shape)), requires_grad=True)
+    outputs = network(x)
+    assert outputs.shape == (2, 5, n_outputs)
+    outputs[..., 0].sum().backward()
+    assert (x.grad != 0).all()
+
+
+def test_too_small_an_image_for_a_convolution():
+    assert [n_halvings((n, 40)) for n in (2, 7, 8, 15, 16, 40)] == [1, 1, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match=r"at least 2 x 2 pixels, got 1 x 8.*features=\"raw\""):
+        n_halvings((1, 8))
+
+
+def test_conv_input_gradient_against_finite_differences(runtime):
+    critic = make_conv_network(runtime).double()
+    x = torch.randn(2, 3, 108, dtype=torch.float64)
+    found = critic.input_gradient(x)
+    assert found.shape == x.shape
+    step = 1e-6
+    shifts = step * torch.eye(108, dtype=torch.float64)
+    with torch.no_grad():
+        for i in range(3):
+            rise = critic(x[:, i : i + 1] + shifts) - critic(x[:, i : i + 1] - shifts)
+            expected = rise.squeeze(2) / (2 * step)
+            torch.testing.assert_close(found[:, i], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_the_penalty_of_a_conv_critic_reaches_its_weights(runtime):
+    critic = make_conv_network(runtime, (2, 16, 16)).double()
+    x = torch.randn(2, 3, 512, dtype=torch.float64)
+
+    def penalty():
+        return (critic.input_gradient(x).square().sum(2).sqrt() - 1).square().sum()
+
+    penalty().backward()
+    step = 1e-6
+    for name, parameter in critic.named_parameters():
+        if name.endswith("bias"):  # which hardly moves a gradient
+            continue
+        assert parameter.grad.abs().max() > 0, name
+        direction = torch.randn_like(parameter)
+        parameter.data.add_(direction, alpha=step)
+        above = penalty()
+        parameter.data.sub_(direction, alpha=2 * step)
+        below = penalty()
+        parameter.data.add_(direction, alpha=step)
+        torch.testing.assert_close(
+            (parameter.grad * direction).sum(),
+            (above - below).detach() / (2 * step),
+            rtol=1e-4,
+            atol=1e-7,
+        )
+
+
+@pytest.mark.parametrize("make", [make_conv_generator, make_conv_network])
+def test_members_of_a_conv_ensemble_are_independent(runtime, make):
+    network = make(runtime, n_members=3)
+    x = torch.randn(1, 5, 6 if make is make_conv_generator else 108).expand(3, -1, -1)
+    before = network(x).detach()
+    for other in (1, 2):  # drawn from one generator, yet all different
+        assert (before[0] - before[other]).abs().max() > 1e-3
+    with torch.no_grad():
+        for parameter in network.members[1].parameters():
+            parameter.add_(0.1)
+    after = network(x).detach()
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    assert (after[1] - before[1]).abs().max() > 1e-3
+    network(x)[2].square().sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in network.members[1].parameters())
+    assert any(p.grad.any() for p in network.members[2].parameters())
+
+
+def test_conv_networks_of_one_seed_are_equal_and_leave_the_global_one_alone():
+    before = torch.get_rng_state()
+    first, same, other = (
+        weights_of(make_conv_generator(Runtime.create("cpu", "float32", seed)))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, value in first.items():
+        np.testing.assert_array_equal(same[name], value)
+    assert any((other[name] != value).any() for name, value in first.items())
+
+
+def test_conv_modules_pickle_as_numpy_with_their_averages(runtime):
+    generator = make_conv_generator(runtime, (3, 9, 17))
+    for _ in range(3):
+        generator.sample(8, runtime.rng)
+    assert generator.members[0][1].running_mean.abs().max() > 0
+    critic = make_conv_network(runtime, (3, 9, 17), n_outputs=2)
+    for module, x in [(generator, torch.randn(2, 7, 6)), (critic, torch.randn(2, 7, 459))]:
+        stored = pickle.dumps(module)
+        assert b"torch._utils" not in stored
+        loaded = pickle.loads(stored)
+        weights = weights_of(module)
+        assert weights_of(loaded).keys() == weights.keys()
+        for name, value in weights_of(loaded).items():
+            np.testing.assert_array_equal(value, weights[name])
+            assert value.dtype == weights[name].dtype
+        assert torch.equal(loaded.eval()(x), module.eval()(x))
+
+
 # Trainers
 
 
@@ -139,6 +277,19 @@ def test_wgan_learns_a_distribution(runtime):
     assert set(losses[0]) == {"critic_loss", "generator_loss"}
     early = max(step["generator_loss"] for step in losses[:100])
     assert losses[-1]["generator_loss"] < 0.5 * early
+
+
+def test_wgan_learns_images(runtime):
+    X = torch.full((200, 1, 8, 8), -0.8)
+    X[..., 4:] = 0.8
+    X = (X + 0.1 * torch.randn(X.shape)).clamp(-1, 1).flatten(1)
+    generator = make_conv_generator(runtime, (1, 8, 8), n_members=1, width=8)
+    critic = make_conv_network(runtime, (1, 8, 8), n_members=1)
+    settings = WGANSettings(batch_size=16, n_critic=2, gradient_penalty=10, learning_rate=5e-3)
+    before = generator.sample(100, runtime.rng).detach().mean((0, 1))
+    list(islice(WGAN(generator, critic, settings, runtime).steps(X), 60))
+    after = generator.sample(100, runtime.rng).detach().mean((0, 1))
+    assert (after - X.mean(0)).norm() < 0.5 * (before - X.mean(0)).norm()
 
 
 def test_classifier_never_sees_what_a_member_is_blind_to(runtime):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +11,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.decomposition import PCA
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+_AUTO_COMPONENTS = 64
+_ROWS_FOR_EACH = 10
 
 _BATCH_ROWS = 256  # in float64 they fit into the processor's cache
 
@@ -23,8 +27,10 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     Parameters
     ----------
-    n_components : int, default=64
-        Number of components; with n rows of d columns at most min(n - 1, d) are used.
+    n_components : int or "auto", default="auto"
+        Number of components; with n rows of d columns at most min(n - 1, d) are used. "auto"
+        takes 64, but all of them where there are at most 640 rows: components of few rows fit
+        these very rows, so that new ones would leave longer remainders.
 
     Attributes
     ----------
@@ -41,7 +47,7 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
        Principal Component Analysis", Technometrics 21, 1979.
     """
 
-    def __init__(self, n_components: int = 64) -> None:
+    def __init__(self, n_components: int | Literal["auto"] = "auto") -> None:
         self.n_components = n_components
 
     def fit(self, X: ArrayLike, y: Any = None) -> RemainderPCA:
@@ -58,9 +64,13 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self
         """
         rows = validate_data(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
-        if self.n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {self.n_components!r}.")
-        self.n_components_ = min(self.n_components, len(rows) - 1, rows.shape[1])
+        n_components = self.n_components
+        if n_components == "auto":
+            few = len(rows) <= _ROWS_FOR_EACH * _AUTO_COMPONENTS
+            n_components = len(rows) if few else _AUTO_COMPONENTS
+        elif not isinstance(n_components, Integral) or int(n_components) < 1:
+            raise ValueError(f'n_components must be "auto" or at least 1, got {n_components!r}.')
+        self.n_components_ = min(int(n_components), len(rows) - 1, rows.shape[1])
         # The seed is of the randomised solver alone, which large data takes; with it, equal
         # rows give equal components.
         self.pca_ = PCA(self.n_components_, random_state=0)
@@ -86,6 +96,7 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         transformed = np.empty((len(rows), self.n_components_ + 1))
         for batch in gen_batches(len(rows), _BATCH_ROWS):
             centred = np.subtract(rows[batch], self.pca_.mean_, dtype=np.float64)
+            np.clip(centred, -1e100, 1e100, out=centred)  # the squares have to be finite
             components = centred @ axes
             squared = np.square(centred).sum(axis=1) - np.square(components).sum(axis=1)
             transformed[batch, :-1] = components

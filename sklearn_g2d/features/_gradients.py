@@ -218,6 +218,8 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         # Bytes need no float64, but of large numbers only the difference may be shortened.
         images: NDArray[Any] = np.subtract(rows, low, dtype=np.result_type(rows.dtype, np.float32))
         images /= high - low if high > low else 1.0
+        # A wild pixel is cut off where float32 still holds its powers.
+        np.clip(images, -1e6, 1e6, out=images)
         return np.asarray(images, dtype=np.float32).reshape(-1, *self.image_shape_)
 
     @property

@@ -155,7 +155,7 @@ class RangeScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Map to [-1, 1]; values outside the range seen in `fit` fall outside.
+        """Map to [-1, 1]; values far outside the range seen in `fit` are cut off.
 
         Parameters
         ----------
@@ -168,7 +168,8 @@ class RangeScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float64, reset=False)
-        return (rows - self._center) / self._half
+        # Networks compute in float32, in which the squares of what is left are finite.
+        return np.clip((rows - self._center) / self._half, -1e6, 1e6)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[np.float64]:
         """Undo `transform`.

@@ -147,7 +147,7 @@ class ConvNetwork(StorableModule):
         """Map rows (n_members, n, n_pixels) to (n_members, n, n_outputs)."""
         outputs = []
         for member, rows in zip(self.members, x, strict=True):
-            images = rows.unflatten(1, self.image_shape).contiguous(memory_format=_LAYOUT)
+            images = rows.unflatten(1, self.image_shape).contiguous(memory_format=LAYOUT)
             outputs.append(member(images).flatten(1))
         return torch.stack(outputs)
 
@@ -168,8 +168,8 @@ class ConvNetwork(StorableModule):
         return torch.autograd.grad(self(x).float().sum(), x, create_graph=True)[0]
 
 
-# The layout in which convolutions run fastest on every kind of processor.
-_LAYOUT = torch.channels_last
+# Of images in memory: convolutions run fastest so on most processors (docs/results).
+LAYOUT = torch.channels_last
 
 
 def _up(n_in: int, n_out: int, kernel: tuple[int, ...], **geometry: Any) -> nn.Module:
@@ -198,6 +198,6 @@ def _initialize(network: nn.Module, rng: torch.Generator | None) -> None:
                 for parameter in module.parameters():
                     bound = 1 / math.sqrt(fan_in)
                     parameter.uniform_(-bound, bound, generator=rng)
-            module.to(memory_format=_LAYOUT)  # type: ignore[call-overload]
+            module.to(memory_format=LAYOUT)  # type: ignore[call-overload]
         elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and rng is not None:
             module.to(rng.device)
