@@ -95,9 +95,9 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--digits", type=int, nargs="+", default=[0, 3, 8])
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 128])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--digits", type=int, nargs="+", default=[3, 8])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

@@ -233,6 +233,9 @@ def test_memory_layout_does_not_matter(fitted, train, test, params):
         changed, changed_test = lay_out(train), lay_out(test)
         np.testing.assert_array_equal(changed, train)
         np.testing.assert_array_equal(score(changed, changed_test, **params), expected)
+    rows, rows_test = (np.asfortranarray(x.reshape(-1, 64)) for x in (train, test))
+    scores = score(rows, rows_test, **params, image_shape=(1, 8, 8))
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-10)
 
 
 @ALL_WAYS
@@ -242,6 +245,9 @@ def test_colour_images_in_a_foreign_layout(params):
     images = np.moveaxis(X, -1, 1)
     expected = score(images.copy(), images.copy(), **params)
     np.testing.assert_array_equal(score(images, images, **params), expected)
+    rows = images.reshape(30, -1)
+    scores = score(rows, rows, **params, image_shape=(3, 8, 9))
+    np.testing.assert_array_equal(scores, expected)
 
 
 @ALL_WAYS
@@ -472,6 +478,15 @@ def test_a_failed_fit_changes_nothing(fitted, train, test, params):
     np.testing.assert_array_equal(detector.score_samples(test), scores)
 
 
+@BOTH_RECIPES
+def test_a_failed_first_fit_leaves_nothing_behind(train, params):
+    detector = G2DOutlierDetector(**{**params, "features": lambda images: 0.0})
+    before = set(vars(detector))
+    with pytest.raises(ValueError, match="features returned"):
+        detector.fit(train)
+    assert set(vars(detector)) == before
+
+
 # Features
 
 
@@ -695,6 +710,19 @@ def test_paper_recipe_without_generator_steps(train, test):
     assert np.isfinite(detector.score_samples(test)).all()
 
 
+def test_samples_are_those_of_the_snapshots(train):
+    untrained, first, last = (
+        G2DOutlierDetector(**{**PAPER, **params}).fit(train).sample_outliers(5)
+        for params in (
+            {"max_steps": 0},
+            {"snapshot_selection": lambda snapshots: snapshots[:1]},
+            {"snapshot_selection": lambda snapshots: snapshots[-1:]},
+        )
+    )
+    np.testing.assert_array_equal(first, untrained)
+    assert np.abs(last - untrained).max() > 0.01
+
+
 def test_width_is_that_of_the_networks(fitted, train):
     wider = G2DOutlierDetector(**{**PAPER, "width": 16, "max_steps": 1}).fit(train)
     sizes = [
@@ -769,6 +797,15 @@ def test_warm_start_refuses_another_architecture(fitted, train, test, changed, c
         detector.set_params(**changed).fit(train[..., cut])
     np.testing.assert_array_equal(detector.score_samples(test), scores)
     assert detector.image_shape_ == (1, 8, 8)
+
+
+def test_a_failed_warm_start_may_be_repeated(fitted, train):
+    detector = copy.copy(fitted(PAPER)).set_params(warm_start=True)
+    detector.set_params(snapshot_selection=lambda snapshots: [])  # fails once it has trained
+    with pytest.raises(ValueError, match="returned no snapshot"):
+        detector.fit(train)
+    assert detector.n_iter_ == 5
+    assert detector.set_params(snapshot_selection=None).fit(train).n_iter_ == 10
 
 
 def test_warm_start_of_the_default_recipe(fitted, train, test):
