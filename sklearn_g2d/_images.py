@@ -79,9 +79,10 @@ def as_rows(
     if expected is not None:
         channels_last = found != expected and found == (*expected[1:], expected[0])
     if channels_last:
+        hint = "" if expected else f" If X is right as it is, say so: image_shape={found}."
         raise ValueError(
             f"X has shape {shape}, with the channels last. Images are (n_samples, channels, "
-            "height, width): pass np.moveaxis(X, -1, 1)."
+            f"height, width): pass np.moveaxis(X, -1, 1).{hint}"
         )
     if found != expected and (fitted or expected is not None):
         other = "rows of a table" if expected is None else expected
@@ -108,6 +109,8 @@ def _refuse_nested(X: Any) -> None:
     if hasattr(X, "columns") and min(getattr(X, "shape", (0,))) > 0:
         cell = X.iloc[0, 0] if hasattr(X, "iloc") else X[0, 0]
         column = f"[{X.columns[0]!r}]"
+    elif hasattr(X, "iloc") and len(X):
+        cell = X.iloc[0]
     elif isinstance(X, np.ndarray) and X.dtype == object and X.size:
         cell = X.flat[0]
     if np.ndim(cell) if isinstance(cell, np.ndarray | list) else hasattr(cell, "dtypes"):

@@ -182,7 +182,8 @@ def _reconstruction_distances(
     """Distances of rows from the best mixtures of their first neighbours.
 
     Ridge regression of x - m on the neighbours' own differences from their mean m, the
-    penalty in units of these differences' mean square.
+    penalty in units of these differences' mean square. The distance is the root of what
+    it minimises, so that far-fetched weights count as distance too.
 
     Parameters
     ----------
