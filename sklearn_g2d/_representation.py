@@ -92,8 +92,8 @@ class Representation:
         if self._features is not None and not hasattr(self._features, "inverse_transform"):
             name = getattr(self._features, "__name__", type(self._features).__name__)
             raise ValueError(
-                f"{name}, given as features, has no inverse_transform, so that generated features "
-                'cannot be turned into rows. Take features="raw", or one that has.'
+                f"The features, of {name}, have no inverse_transform, so that generated ones "
+                'cannot be turned into rows. Take features="raw", or a transformer that has it.'
             )
         rows = self._scaler.inverse_transform(points)
         if self._components is not None:
@@ -127,7 +127,10 @@ def _as_feature_rows(features: Any, n_samples: int) -> NDArray[Any]:
             f"features returned an array of shape {rows.shape} for {n_samples} samples; it must "
             "return a row of features for each."
         )
-    return rows.reshape(n_samples, -1)
+    rows = rows.reshape(n_samples, -1)
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise ValueError("features returned NaN or infinity; it must return finite numbers.")
+    return rows
 
 
 def _make_features(features: Any, image_shape: ImageShape | None) -> Any:

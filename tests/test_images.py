@@ -514,7 +514,7 @@ def test_callable_features_are_given_images(digits, params):
         (lambda x: 1.0, r"shape \(\) for 60 samples; it must return a row of features for each"),
         (lambda x: x[1:].reshape(len(x) - 1, -1), r"shape \(59, 64\) for 60 samples"),
         (lambda x: x.reshape(len(x), -1).T, r"shape \(64, 60\) for 60 samples"),
-        (lambda x: np.full((len(x), 2), np.nan), "contains NaN"),
+        (lambda x: np.full((len(x), 2), np.nan), "features returned NaN or infinity"),
     ],
 )
 @BOTH_RECIPES
@@ -588,7 +588,7 @@ def test_raw_images_can_be_sampled_and_gradients_not(fitted):
     assert np.mean(raw.predict(raw.sample_outliers(100)) == -1) > 0.8
     default = fitted(FAST)
     for sample in (default.sample_outliers, default.sample_normals):
-        with pytest.raises(ValueError, match=r'has no inverse_transform.*features="raw"'):
+        with pytest.raises(ValueError, match=r'have no inverse_transform.*features="raw"'):
             sample(3)
 
 
