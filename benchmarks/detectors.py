@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d._detector import conformal_rank
 
 
 class Detector(Protocol):
@@ -85,8 +86,7 @@ class PyOD:
     def calibrate(self, X_normal: NDArray, false_alarm_rate: float) -> PyOD:
         """Set the threshold by held-out normal rows, as `G2DOutlierDetector.calibrate` does."""
         scores = np.sort(self.score_samples(X_normal))
-        # The epsilon mends products such as 0.07 * 100 = 7.000000000000001.
-        rank = int(false_alarm_rate * (len(scores) + 1) + 1e-9)
+        rank = conformal_rank(len(scores), false_alarm_rate)
         if rank < 1:
             raise ValueError(f"{len(scores)} rows are too few for a rate of {false_alarm_rate}")
         self.offset_ = float(scores[rank - 1])

@@ -141,8 +141,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate!r}.")
         scores = np.sort(self.score_samples(X_normal))
-        # The epsilon mends products such as 0.07 * 100 = 7.000000000000001.
-        rank = int(np.floor(false_alarm_rate * (len(scores) + 1) + 1e-9))
+        rank = conformal_rank(len(scores), false_alarm_rate)
         if rank < 1:
             needed = int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
             raise ValueError(
@@ -253,3 +252,22 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+
+
+def conformal_rank(n_scores: int, false_alarm_rate: float) -> int:
+    """Tell which score, counted from the lowest, is split conformal's threshold.
+
+    Parameters
+    ----------
+    n_scores : int
+        Number of held-out normal rows.
+    false_alarm_rate : float in (0, 1)
+        Promised rate.
+
+    Returns
+    -------
+    int
+        From 1; 0 if there are too few scores for the promise.
+    """
+    # The epsilon mends products such as 0.07 * 100 = 7.000000000000001.
+    return int(np.floor(false_alarm_rate * (n_scores + 1) + 1e-9))

@@ -57,7 +57,6 @@ class Representation:
         is_central : ndarray of shape (n_samples,), bool
             Which rows they are.
         """
-        rows = X
         if hasattr(self._features, "fit"):
             self._features.fit(self._inputs(X))
         rows = self._featurize(X)

@@ -106,7 +106,7 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """
         rows = self._validate(X, reset=True)
         self.intensity_range_ = (float(rows.min()), float(rows.max()))
-        lengths = [np.sqrt(squared).mean() for _, _, squared in self._gradients(rows)]
+        lengths = [np.sqrt(_gradients(images)[2]).mean() for images in self._batches(rows)]
         self.contrast_ = float(np.mean(lengths))
         return self
 
@@ -127,15 +127,18 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         rows = self._validate(X, reset=False)
         _, height, width = self.image_shape_
         levels = [(_windows(n, height), _windows(n, width)) for n in self.n_cells]
-        parts = []
-        for across, down, squared in self._gradients(rows):
-            cells = self._cells(across, down, squared, levels)
-            floor = np.square(1e-2 * self.contrast_) + np.finfo(np.float32).tiny
-            parts.append(np.concatenate([_normalized_blocks(c, floor) for c in cells], axis=1))
-        described = np.concatenate(parts)
-        if self.layout_weight:
-            described = np.concatenate([described, self._layout(rows)], axis=1)
-        return described
+        layout = _windows(_LAYOUT_CELLS, height), _windows(_LAYOUT_CELLS, width)
+        floor = np.square(1e-2 * self.contrast_) + np.finfo(np.float32).tiny
+        described = []
+        for images in self._batches(rows):
+            cells = self._cells(*_gradients(images), levels)
+            parts = [_normalized_blocks(level, floor) for level in cells]
+            if self.layout_weight:
+                means = (layout[0] @ images @ layout[1].T).reshape(len(images), -1)
+                weight = self.layout_weight / _LAYOUT_CELLS
+                parts.append(np.multiply(means, weight, dtype=np.float32))
+            described.append(np.concatenate(parts, axis=1))
+        return np.concatenate(described)
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         known = self.image_shape if reset else self.image_shape_
@@ -162,22 +165,18 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             self.image_shape_ = shape
         return rows
 
-    def _gradients(
-        self, rows: NDArray[Any]
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
-        """Horizontal and vertical gradient and its squared length, batch by batch."""
+    def _batches(self, rows: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
+        """Images whose training range is [0, 1], a few at a time."""
+        low, high = self.intensity_range_
         for batch in gen_batches(len(rows), max(1, _BATCH_PIXELS // self.n_features_in_)):
-            images = self._scaled(rows[batch])
-            across, down = np.zeros_like(images), np.zeros_like(images)
-            across[..., 1:-1] = images[..., 2:] - images[..., :-2]
-            down[..., 1:-1, :] = images[..., 2:, :] - images[..., :-2, :]
-            squared = np.square(across) + np.square(down)
-            if images.shape[1] > 1:
-                steepest = squared.argmax(axis=1)[:, None]
-                across, down, squared = (
-                    np.take_along_axis(a, steepest, axis=1) for a in (across, down, squared)
-                )
-            yield across[:, 0], down[:, 0], squared[:, 0]
+            # Bytes need no float64, but of large numbers only the difference may be shortened.
+            images: NDArray[Any] = np.subtract(
+                rows[batch], low, dtype=np.result_type(rows.dtype, np.float32)
+            )
+            images /= high - low if high > low else 1.0
+            # A wild pixel is cut off where float32 still holds its powers.
+            np.clip(images, -1e6, 1e6, out=images)
+            yield np.asarray(images, dtype=np.float32).reshape(-1, *self.image_shape_)
 
     def _cells(
         self,
@@ -201,27 +200,6 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 level.append(rows @ share @ columns.T)
         return [np.stack(level, axis=1) for level in sums]
 
-    def _layout(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Mean intensities of coarse cells, by channel."""
-        _, height, width = self.image_shape_
-        down, across = _windows(_LAYOUT_CELLS, height), _windows(_LAYOUT_CELLS, width)
-        weight = self.layout_weight / _LAYOUT_CELLS
-        parts = []
-        for batch in gen_batches(len(rows), max(1, _BATCH_PIXELS // self.n_features_in_)):
-            means = down @ self._scaled(rows[batch]) @ across.T
-            parts.append(means.reshape(len(means), -1))
-        return np.multiply(np.concatenate(parts), weight, dtype=np.float32)
-
-    def _scaled(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Images whose training range is [0, 1]."""
-        low, high = self.intensity_range_
-        # Bytes need no float64, but of large numbers only the difference may be shortened.
-        images: NDArray[Any] = np.subtract(rows, low, dtype=np.result_type(rows.dtype, np.float32))
-        images /= high - low if high > low else 1.0
-        # A wild pixel is cut off where float32 still holds its powers.
-        np.clip(images, -1e6, 1e6, out=images)
-        return np.asarray(images, dtype=np.float32).reshape(-1, *self.image_shape_)
-
     @property
     def _n_features_out(self) -> int:
         blocks = sum((n - 1) ** 2 * 4 * self.n_orientations for n in self.n_cells)
@@ -232,6 +210,22 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         tags.input_tags.two_d_array = self.image_shape is not None
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _gradients(
+    images: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Horizontal and vertical gradient and its squared length, where it is steepest."""
+    across, down = np.zeros_like(images), np.zeros_like(images)
+    across[..., 1:-1] = images[..., 2:] - images[..., :-2]
+    down[..., 1:-1, :] = images[..., 2:, :] - images[..., :-2, :]
+    squared = np.square(across) + np.square(down)
+    if images.shape[1] > 1:
+        steepest = squared.argmax(axis=1)[:, None]
+        across, down, squared = (
+            np.take_along_axis(a, steepest, axis=1) for a in (across, down, squared)
+        )
+    return across[:, 0], down[:, 0], squared[:, 0]
 
 
 def _windows(n_cells: int, size: int) -> NDArray[np.float32]:
