@@ -25,7 +25,7 @@ from benchmarks.report import write_markdown
 from benchmarks.tabular import split_rows
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.metrics import outlier_roc_auc_score
-from sklearn_g2d.networks import images
+from sklearn_g2d.networks import convolutions, images
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.wgan import WGAN, WGANSettings
 
@@ -43,11 +43,11 @@ IMAGE_SHAPE = (1, 28, 28)
 def layout(memory_format: torch.memory_format) -> Iterator[None]:
     """Let the networks use another memory layout than theirs."""
     before = images.LAYOUT
-    images.LAYOUT = memory_format
+    images.LAYOUT = convolutions.LAYOUT = memory_format
     try:
         yield
     finally:
-        images.LAYOUT = before
+        images.LAYOUT = convolutions.LAYOUT = before
 
 
 def make_gan(way: str, width: int) -> WGAN:

@@ -49,7 +49,7 @@ def plot_by_detector(
     by_table = results.groupby(["detector", by])[column].mean().unstack()
     by_table = by_table.loc[by_table.mean(axis=1).sort_values().index]
     figure, ax = plt.subplots(figsize=(8, 0.4 * len(by_table) + 1), layout="constrained")
-    ours = by_table.index.str.startswith("G2D")
+    ours = by_table.index.str.startswith(("G2D", "AVID"))
     ax.barh(by_table.index, by_table.mean(axis=1), color=["C0" if o else "0.75" for o in ours])
     for position, (_, values) in enumerate(by_table.iterrows()):
         ax.plot(values, [position] * len(values), ".", color="black", alpha=0.35, markersize=4)

@@ -33,3 +33,22 @@ def real_tables():
         "digits": _one_class(digits, digits_y != 9),
         "wine": _one_class(wine, wine_y == 1),
     }
+
+
+@pytest.fixture(scope="session")
+def make_stripes():
+    """Makes upright stripes in noise, of which the last `n_odd` images have a patch turned."""
+
+    def make(n, n_odd=0, *, seed, size=32, patch=10):
+        rng = np.random.default_rng(seed)
+        wave = 2 * np.pi * np.arange(size) / 8
+        upright, turned = np.sin(wave + rng.uniform(0, 2 * np.pi, size=(2, n, 1, 1, 1)))
+        X, turned = np.broadcast_arrays(upright, turned.swapaxes(2, 3))
+        masks = np.zeros((n, size, size), dtype=bool)
+        for mask in masks[n - n_odd :]:
+            top, left = rng.integers(size - patch + 1, size=2)
+            mask[top : top + patch, left : left + patch] = True
+        X = np.where(masks[:, None], turned, X)
+        return X + 0.3 * rng.normal(size=X.shape), masks
+
+    return make

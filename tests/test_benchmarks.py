@@ -5,13 +5,26 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LinearRegression
 
+import sklearn_g2d
 from benchmarks import caltech as caltech_benchmark
-from benchmarks import images, outlier_share, tabular
+from benchmarks import cells, images, magnetic_tiles, maps, outlier_share, puzzles, tabular
 from benchmarks import mnist as digits
 from benchmarks.detectors import PYOD_PATHS, pyod_detectors
+from benchmarks.map_baselines import (
+    ConvAutoEncoder,
+    MapBaseline,
+    WindowDetector,
+    WindowNeighbors,
+    WindowPCA,
+    even_light,
+    oriented_energies,
+)
 from benchmarks.report import summarize
 from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.datasets import make_puzzles
 from sklearn_g2d.metrics import outlier_roc_auc_score
 
 
@@ -270,3 +283,392 @@ def test_image_commands(module, options, n_rows, mnist, caltech, tmp_path, monke
     with pytest.raises(SystemExit):
         run(data=tmp_path / "out")
     assert f"no {module.ARCHIVE} in" in capsys.readouterr().err
+
+
+# Anomaly maps
+
+
+@pytest.fixture(scope="module")
+def digit_puzzles():
+    """Puzzles of 4 x 4 digits, 8 pixels wide: training, test, irregular tiles."""
+    bunch = load_digits()
+    given = {"irregular_label": 6, "grid_shape": (4, 4), "random_state": 0}
+    train, _ = make_puzzles(
+        bunch.images[:1000], bunch.target[:1000], n_samples=150, n_irregular=0, **given
+    )
+    test, irregular = make_puzzles(
+        bunch.images[1000:], bunch.target[1000:], n_samples=40, n_irregular=4, **given
+    )
+    return train, test, irregular
+
+
+@pytest.mark.parametrize(
+    ("detector", "at_least"),
+    [
+        (WindowNeighbors(8), 0.7),
+        (WindowNeighbors(8, features="gradients"), 0.7),
+        (WindowNeighbors(8, features="gradients", even_light=True), 0.7),
+        (WindowNeighbors(8, stride=8), 0.95),  # knows the grid
+        (WindowPCA(8), 0.6),
+        (ConvAutoEncoder(8, n_steps=100), 0.6),
+    ],
+    ids=["pixels", "gradients", "even light", "tiles", "PCA", "autoencoder"],
+)
+def test_baselines_find_irregular_tiles(detector, at_least, digit_puzzles):
+    train, test, irregular = digit_puzzles
+    drawn = detector.fit(train).anomaly_map(test)
+    assert drawn.shape == (40, 32, 32)
+    auc = maps.separation(irregular, maps.region_means(drawn, (4, 4)))["auc"]
+    assert auc > at_least
+    scores = detector.score_samples(test)
+    np.testing.assert_allclose(scores, -maps.image_anomaly(detector, test, drawn))
+    assert scores.shape == (40,)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("features", ["pixels", "gradients"])
+def test_windows_cover_images_of_any_shape(features, size):
+    X = np.random.default_rng(0).integers(255, size=(20, 3, 21, 34), dtype=np.uint8)
+    for even in (False, True):
+        detector = WindowNeighbors(size, features=features, even_light=even, stride=5)
+        assert np.isfinite(detector.fit(X).anomaly_map(X)).all()
+
+
+def test_map_is_the_mean_over_covering_windows():
+    class Brightness(WindowDetector):
+        def learn(self, rows):
+            pass
+
+        def judge(self, rows):
+            return rows.sum(axis=1) * self.scales_[0]
+
+    image = np.zeros((1, 1, 4, 7))
+    image[0, 0, 0, 3] = 1
+    detector = Brightness(4, stride=2).fit(np.random.default_rng(0).random((3, 1, 4, 7)))
+    # Windows begin at 0, 2 and 3, and all three contain the bright pixel; at 1, 1, 0 too.
+    np.testing.assert_allclose(detector.anomaly_map(image)[0], 1)
+    image = np.roll(image, -1, axis=3)
+    np.testing.assert_allclose(
+        detector.anomaly_map(image)[0], np.tile([1, 1, 1, 2 / 3, 1 / 2, 1 / 2, 0], (4, 1))
+    )
+
+
+def test_image_score_is_the_mean_of_the_highest_tenth():
+    class Given(MapBaseline):
+        def fit(self, X):
+            return self
+
+        def anomaly_map(self, X):
+            return X[:, 0]
+
+    maps_ = np.zeros((2, 1, 10, 10))
+    maps_[0, 0, 2, 2:7] = 1
+    np.testing.assert_allclose(Given(1).score_samples(maps_), [-0.5, 0])
+    # Averaged over 5 x 5 first, the middle of the line is 5 / 25.
+    assert Given(5).score_samples(maps_)[0] > -0.2
+
+
+def test_orientations():
+    ramp = np.tile(np.arange(9.0, dtype=np.float32), (9, 1))
+    across, down = oriented_energies(np.stack([ramp, ramp.T])[:, None])[:, :, 4, 4]
+    assert across.argmax() == 0
+    assert down.argmax() == 4  # of eight, at a right angle
+    np.testing.assert_allclose([across.max(), down.max()], 1, rtol=1e-6)
+
+
+def test_even_light():
+    rng = np.random.default_rng(0)
+    texture = rng.normal(size=(2, 1, 60, 60)).astype(np.float32)
+    light = np.linspace(2, 6, 60, dtype=np.float32)
+    even = even_light(texture, 21)
+    np.testing.assert_allclose(even_light(5 * texture + 7, 21), even, atol=1e-4)
+    lit = even_light(light * (texture + 5), 21)
+    assert np.corrcoef(lit.ravel(), even.ravel())[0, 1] > 0.95
+    assert (even_light(np.full((1, 1, 30, 30), 3, dtype=np.float32), 21) == 0).all()
+
+
+def test_map_figures_by_hand():
+    tiles = np.array([[[1.0, 2.0], [3.0, 4.0]]])
+    drawn = np.kron(tiles, np.ones((1, 3, 5)))
+    np.testing.assert_allclose(maps.region_means(drawn, (2, 2)), tiles)
+    np.testing.assert_allclose(maps.region_means(drawn, (1, 2)), [[[2, 3]]])
+    # Of the pairs (2, 1), (2, 3), (4, 1), (4, 3) three are in order.
+    irregular = np.array([[[False, True], [False, True]]])
+    assert maps.separation(irregular, tiles) == {"auc": 0.75, "eer": 0.5}
+    assert maps.separation(irregular, tiles, "image_") == {"image_auc": 0.75, "image_eer": 0.5}
+    masks = drawn == 4
+    assert maps.pixel_figures(masks, drawn) == {"pixel_auc": 1, "aupro": 1}
+    assert maps.pixel_figures(masks, -drawn)["pixel_auc"] == 0
+
+
+def test_curves_outlive_a_run(tmp_path):
+    y, anomaly = np.array([False, True, False, True]), np.arange(4)
+    maps.RocCurves(tmp_path / "roc.csv").add("AVID", {"here": (y, anomaly)})
+    maps.RocCurves(tmp_path / "roc.csv").add("other", {"here": (y, -anomaly), "there": (y, y)})
+    curves = maps.RocCurves(tmp_path / "roc.csv").read()
+    assert list(curves) == ["here: AVID", "here: other", "there: other"]
+    np.testing.assert_allclose(curves.loc[[0.25, 0.75], "here: AVID"], [0.5, 1])
+    assert (curves["there: other"] == 1).all()
+    maps.RocCurves(tmp_path / "roc.csv").plot(tmp_path / "a.png", ["here", "there"], ["AVID"])
+    assert (tmp_path / "a.png").exists()
+
+
+class FakeAVID:
+    """Draws an image's brightness, a table's distance from 0, each kind of map on its scale."""
+
+    fits = 0
+
+    def __init__(self, **params):
+        self.params = params
+
+    def set_params(self, map):
+        self.params["map"] = map
+
+    def fit(self, X):
+        FakeAVID.fits += 1
+        return self
+
+    def anomaly_map(self, X):
+        sign = -1.0 if self.params["map"] == "inpainter" else 1.0
+        return sign * (np.abs(X) if X.ndim == 2 else X[:, 0])
+
+    def score_samples(self, X):
+        return -self.anomaly_map(X).reshape(len(X), -1).mean(axis=1)
+
+
+@pytest.fixture
+def avid(monkeypatch):
+    monkeypatch.setattr(sklearn_g2d, "AVIDDetector", FakeAVID, raising=False)
+    monkeypatch.setattr(FakeAVID, "fits", 0)
+
+
+def test_one_fit_three_maps(avid):
+    X = np.random.default_rng(0).random((6, 1, 4, 4))
+    factories = maps.avid_detectors(region_size=2, max_steps=7)
+    assert set(factories) == set(maps.AVID_PARAMS)
+    detector = factories["AVID paper"](5)
+    assert detector.params == {
+        "random_state": 5,
+        "region_size": 2,
+        "max_steps": 7,
+        "recipe": "paper",
+    }
+    names, signs = [], []
+    for row, drawn in maps.fit_maps("AVID paper", detector, X, X):
+        names.append(row["detector"])
+        signs.append(np.sign(drawn[0, 0, 0]))
+        np.testing.assert_allclose(maps.image_anomaly(detector, X, drawn), drawn.mean(axis=(1, 2)))
+    assert names == ["AVID paper I alone", "AVID paper D alone", "AVID paper"]
+    assert signs == [-1, 1, 1]
+    assert FakeAVID.fits == 1
+    (row, _), *others = maps.fit_maps("PCA windows", WindowPCA(2), X, X)
+    assert row["detector"] == "PCA windows"
+    assert not others
+
+
+def test_avid_is_explained():
+    results = pd.DataFrame({"detector": ["AVID", "AVID I alone", "AVID paper"]})
+    text = maps.explain_avid(results, region_size=14, max_steps=None)
+    assert "`AVIDDetector(region_size=14, random_state=seed)`" in text
+    assert '"AVID paper" is `recipe="paper"`' in text
+    assert "adversarial" not in text
+    assert "`AVIDDetector(random_state=seed)`" in maps.explain_avid(results, max_steps=None)
+
+
+@pytest.fixture
+def small_frames(monkeypatch):
+    monkeypatch.setattr(puzzles, "GRID", (3, 3))
+    monkeypatch.setattr(puzzles, "FRAMES", {"none": (0, 6), "natural": (None, 8), "one": (1, 5)})
+
+
+def test_puzzle_frames(mnist, small_frames):
+    frames = puzzles.make_frames(mnist, 3, n_train=12, seed=0)
+    assert frames.train.shape == (12, 1, 42, 42)
+    assert frames.train.dtype == np.uint8
+    assert frames.region_size == 14
+    n_irregular = frames.tile_is_irregular.sum(axis=(1, 2))
+    assert (n_irregular[frames.kinds == "none"] == 0).all()
+    assert (n_irregular[frames.kinds == "one"] == 1).all()
+    # In the fixture's images the middle tells the digit, and noise adds less than one step.
+    digit = frames.test[:, 0, 6::14, 6::14] // 20
+    np.testing.assert_array_equal(digit == 3, frames.tile_is_irregular)
+    assert not (frames.train[:, 0, 6::14, 6::14] // 20 == 3).any()
+    again, other = (puzzles.make_frames(mnist, 3, n_train=12, seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(frames.test, again.test)
+    assert not np.array_equal(frames.test, other.test)
+
+
+def test_halves():
+    image = np.array([[[0, 1, 10, 20], [2, 3, 30, 41]]], dtype=np.uint8)
+    np.testing.assert_array_equal(puzzles.halve(image), [[[2, 25]]])
+    assert puzzles.halve(image).dtype == np.uint8
+
+
+def test_puzzle_figures(mnist, small_frames):
+    frames = puzzles.make_frames(mnist, 3, n_train=2, seed=0)
+    truth = np.kron(frames.tile_is_irregular, np.ones((1, 14, 14)))
+    judged = puzzles.judge(frames, truth, (frames.kinds == "natural") * 1.0)
+    figures = puzzles.figures(judged)
+    assert figures["auc"] == figures["image_auc"] == 1
+    assert figures["eer"] == figures["image_eer"] == 0
+    assert figures["one_auc"] == 0.5  # frames with one tile score as those with none
+
+
+@pytest.fixture
+def authors(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.random((9, 3, 3)) < 0.3
+    test = np.zeros((9, 32, 32), dtype=np.uint8)
+    test[:, :30, :30] = np.kron(labels, np.full((1, 10, 10), 200))
+    train = rng.integers(100, size=(12, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "ir_mnist_half.npz", train=train, test=test, test_tile_labels=labels)
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch):
+    def run(module, *options, data=tmp_path):
+        name = module.__name__.split(".")[1]
+        command = [name, "--data", str(data), "--output", str(tmp_path / "out"), *options]
+        monkeypatch.setattr(sys, "argv", command)
+        module.main()
+        return pd.read_csv(tmp_path / "out" / f"{name}.csv")
+
+    return run
+
+
+def test_puzzles_command(mnist, authors, small_frames, avid, run_command, tmp_path, capsys):
+    options = ["--puzzles", "20", "--seeds", "0", "1", "--authors"]
+    first = run_command(puzzles, *options, "--detectors", "AVID")
+    assert len(first) == 3 * 2 * 2  # maps, seeds, frames
+    results = run_command(puzzles, *options, "--detectors", "AVID", "PCA windows", "--resume")
+    assert FakeAVID.fits == 4
+    assert results.detector.value_counts().to_dict() == {
+        "AVID": 4,
+        "AVID I alone": 4,
+        "AVID D alone": 4,
+        "PCA windows": 4,
+    }
+    ours = results.frames == "without 3"
+    assert results[ours].notna().all(axis=None)
+    assert results.loc[~ours, "auc"].notna().all()
+    assert results.loc[~ours, "image_auc"].isna().all()  # all of these frames are irregular
+    assert (results.loc[~ours & (results.detector == "AVID"), "auc"] == 1).all()
+    folder = tmp_path / "out"
+    assert {path.name for path in folder.iterdir()} == {
+        "puzzles.csv",
+        "puzzles.md",
+        "puzzles_maps.png",
+        "puzzles_roc.csv",
+        "puzzles_roc.png",
+    }
+    page = (folder / "puzzles.md").read_text()
+    assert (
+        "`python -m benchmarks.puzzles --data DIR --detectors AVID 'PCA windows' --seeds 0 1 "
+        "--puzzles 20 --authors`"
+    ) in page
+    assert "memorises" in page
+    assert str(tmp_path) not in page
+    assert len(maps.RocCurves(folder / "puzzles_roc.csv").read().columns) == 4 * 3
+    assert "| PCA windows" in capsys.readouterr().out
+    assert len(run_command(puzzles, *options[:4], "--detectors", "PCA windows")) == 1
+    assert len(maps.RocCurves(folder / "puzzles_roc.csv").read().columns) == 3
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """Tiles photographed three times; a flaw is bright, and its image's corner its number."""
+    rng = np.random.default_rng(0)
+    n = 120
+    y = np.repeat([0, 0, 0, 1, 2], n // 5)
+    images = rng.integers(100, size=(n, 32, 32), dtype=np.uint8)
+    masks = np.zeros((n, 32, 32), dtype=bool)
+    masks[y > 0, 10:20, 10:20] = True
+    masks[-1] = False
+    images[masks] += np.uint8(100)
+    images[:, 0, 0] = np.arange(n)
+    group = np.arange(n) // 3
+    group[-6:] = group[:6]  # flawed images of tiles that are else flawless
+    names = np.array(["MT_Free", "MT_Crack", "MT_Fray"])
+    arrays = {"images": images, "masks": masks, "y": y, "class_names": names, "group": group}
+    np.savez(tmp_path / "magnetic_tile_128.npz", **arrays)
+    return arrays
+
+
+def test_no_tile_is_on_both_sides(tiles):
+    flaws = magnetic_tiles.split_tiles(tiles, seed=0)
+    train, test = flaws.train[:, 0, 0, 0], flaws.test[:, 0, 0, 0]
+    assert flaws.train.shape == (48, 1, 32, 32)  # two thirds of 24 tiles, three images each
+    assert (tiles["y"][train] == 0).all()
+    assert not set(tiles["group"][train]) & set(tiles["group"][test])
+    # All images but the flawed ones of tiles in training take part.
+    left_out = np.setdiff1d(np.arange(120), [*train, *test])
+    assert np.isin(tiles["group"][left_out], tiles["group"][train]).all()
+    assert (tiles["y"][left_out] > 0).all()
+    np.testing.assert_array_equal(flaws.kinds, np.array(["", "crack", "fray"])[tiles["y"][test]])
+    np.testing.assert_array_equal(flaws.masks, tiles["masks"][test])
+    assert set(train) != set(magnetic_tiles.split_tiles(tiles, seed=1).train[:, 0, 0, 0])
+
+
+def test_flaw_figures(tiles):
+    flaws = magnetic_tiles.split_tiles(tiles, seed=0)
+    figures = magnetic_tiles.figures(flaws, flaws.masks * 1.0, (flaws.kinds == "crack") * 1.0)
+    assert figures["auc_crack"] == 1
+    assert figures["auc_fray"] == 0.5
+    assert figures["pixel_auc"] == figures["aupro"] == 1
+    assert 0.5 < figures["auc"] < 1
+
+
+def test_magnetic_tiles_command(tiles, avid, run_command, tmp_path):
+    name = "5-NN windows, gradients, even light"
+    results = run_command(magnetic_tiles, "--seeds", "0", "--detectors", "AVID", name)
+    assert list(results.detector) == ["AVID I alone", "AVID D alone", "AVID", name]
+    assert results.notna().all(axis=None)
+    assert (results.auc_crack[1:] > 0.9).all()
+    page = (tmp_path / "out" / "magnetic_tiles.md").read_text()
+    assert "|   crack |   fray |" in page
+    assert (tmp_path / "out" / "magnetic_tiles_maps.png").exists()
+    run_command(magnetic_tiles, "--seeds", "0", "--detectors", "PCA windows")
+
+
+def test_replaced_cells():
+    X = np.arange(400.0).reshape(100, 4)
+    X[:, 3] = 1  # where replacing makes no difference
+    replaced, is_replaced = cells.replace_cells(X, np.random.default_rng(0))
+    np.testing.assert_array_equal(is_replaced, replaced != X)
+    assert not is_replaced[:, 3].any()
+    in_row = is_replaced.sum(axis=1)
+    assert in_row.max() == 3
+    assert 40 <= (in_row > 0).sum() <= 50
+    columns = np.broadcast_to(np.arange(4), X.shape)
+    assert (replaced[is_replaced] % 4 == columns[is_replaced]).all()  # values of the same column
+
+
+def test_regressions_find_the_odd_cell():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    X = np.column_stack([X, X[:, 0] + X[:, 1] + 0.1 * rng.normal(size=200)])
+    detector = cells.Regressions(LinearRegression()).fit(X)
+    drawn = detector.anomaly_map(np.array([[1.0, 0.5, 9.0, 1.5], [1.0, 0.5, 0.0, 3.0]]))
+    assert drawn[0].argmax() == 2
+    assert drawn[0, 3] < 3  # deviations of its residual, .1
+    assert drawn[1, 3] == pytest.approx(15, abs=3)
+    assert np.allclose(cells.ZScores().fit(X).anomaly_map(X.mean(axis=0)[None] + X.std(axis=0)), 1)
+
+
+def test_cells_command(avid, run_command, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(300, 1))
+    X = np.concatenate([latent + 0.1 * rng.normal(size=(300, 5)), np.full((20, 5), 99)])
+    np.savez(tmp_path / "a.npz", X=X, y=np.repeat([0, 1], [300, 20]))
+    monkeypatch.setattr(cells, "TABLES", ["a"])
+    names = ["AVID", "linear regressions", "boosted regressions"]
+    results = run_command(cells, "--seeds", "0", "--detectors", *names).set_index("detector")
+    assert list(results.index) == ["AVID I alone", "AVID D alone", *names]
+    assert (results[["n_train", "n_test"]] == 150).all(axis=None)  # no outlier among them
+    assert (results.auc[names[1:]] > 0.8).all()
+    assert "| linear regressions" in capsys.readouterr().out
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".csv", ".md", ".png"}
+    monkeypatch.setattr(cells, "TABLES", ["a", "b"])
+    with pytest.raises(SystemExit):
+        run_command(cells)
+    assert "no b.npz in" in capsys.readouterr().err

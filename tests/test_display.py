@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_g2d import G2DOutlierDetector, display
 from sklearn_g2d.display import (
+    AnomalyMapDisplay,
     LossCurveDisplay,
     OutlierDetCurveDisplay,
     OutlierRocCurveDisplay,
@@ -307,6 +308,8 @@ def test_loss_curves_need_a_fitted_detector_and_losses():
         *(lambda d=d: d.from_predictions(Y, SCORE) for d in SCORE_DISPLAYS),
         lambda: ScoreDistributionDisplay.from_estimator(None, None),
         lambda: LossCurveDisplay.from_estimator(Trained().fit()),
+        lambda: AnomalyMapDisplay.from_estimator(None, None),
+        lambda: AnomalyMapDisplay.from_predictions(np.eye(2), np.eye(2)),
     ],
 )
 def test_the_error_without_matplotlib_names_the_extra(draw, monkeypatch):
@@ -362,3 +365,250 @@ def test_snapshot_samples_of_a_table_are_refused():
     detector = G2DOutlierDetector(max_steps=1, n_estimators=1).fit(np.eye(5))
     with pytest.raises(ValueError, match="fitted on a table"):
         SnapshotSamplesDisplay.from_estimator(detector)
+
+
+# Anomaly maps
+
+
+class Mapper(BaseEstimator):
+    """A detector as far as a plot is concerned: what differs from 100 is anomalous."""
+
+    def __init__(self, image_shape=None):
+        self.image_shape = image_shape
+
+    def fit(self, X=None, y=None):
+        self.map_range_ = (0.0, 4.0)
+        self.image_shape_ = self.image_shape
+        return self
+
+    def anomaly_map(self, X):
+        X = np.asarray(X, dtype=float)
+        if self.image_shape_ is not None:
+            X = X.reshape(-1, *self.image_shape_)
+        distance = np.abs(X - 100) / 10
+        return distance.mean(axis=1) if X.ndim == 4 else distance
+
+    def predict_mask(self, X):
+        return self.anomaly_map(X) > 3
+
+    def inpaint(self, X):
+        return np.full_like(np.asarray(X), 100)
+
+
+@pytest.fixture
+def gray():
+    """Two images of bytes: the first has an anomalous pixel, and a corner somewhat bright."""
+    images = np.full((2, 1, 3, 4), 100, dtype=np.uint8)
+    images[0, 0, 1, 2] = 200
+    images[0, 0, 0, 0] = 120
+    images[1, 0, 2, 3] = 0
+    return images
+
+
+def titles_of(shown):
+    return [ax.get_title() for ax in shown.axes_[0]]
+
+
+def data_of(pictures):
+    return np.stack([np.asarray(picture.get_array()) for picture in pictures])
+
+
+def sides_of(outline):
+    return {tuple(map(tuple, side)) for side in np.array(outline.get_segments()).tolist()}
+
+
+def square(x, y):
+    """Sides of the pixel at column x and row y."""
+    left, right, top, bottom = x - 0.5, x + 0.5, y - 0.5, y + 0.5
+    return {
+        ((left, top), (left, bottom)),
+        ((right, top), (right, bottom)),
+        ((left, top), (right, top)),
+        ((left, bottom), (right, bottom)),
+    }
+
+
+def test_maps_of_images_by_hand(gray):
+    detector = Mapper().fit()
+    shown = AnomalyMapDisplay.from_estimator(detector, gray)
+    assert shown.axes_.shape == (2, 4)
+    assert titles_of(shown) == ["image", "inpainted", "anomaly map", "predicted mask"]
+    assert shown.axes_[0, 0].get_title(loc="left").strip() == "Mapper"
+    assert shown.axes_[1, 0].get_title() == ""
+    assert {kind: len(drawn) for kind, drawn in shown.pictures_.items()} == {
+        "image": 2,
+        "inpainted": 2,
+        "map": 2,
+    }
+    # Bytes from 0 to 200 occur, in another image each.
+    np.testing.assert_allclose(data_of(shown.pictures_["image"]), gray[:, 0] / 200, rtol=1e-6)
+    np.testing.assert_allclose(data_of(shown.pictures_["inpainted"]), 0.5)
+    np.testing.assert_array_equal(data_of(shown.pictures_["map"]), detector.anomaly_map(gray))
+    for column, kind in enumerate(shown.pictures_):
+        assert [p.axes for p in shown.pictures_[kind]] == list(shown.axes_[:, column])
+    assert {p.get_clim() for kind in ("image", "inpainted") for p in shown.pictures_[kind]} == {
+        (0, 1)
+    }
+    first, second = shown.outlines_["predicted"]
+    assert sides_of(first) == square(2, 1)
+    assert sides_of(second) == square(3, 2)
+    assert [first.axes, second.axes] == list(shown.axes_[:, 3])
+    assert shown.axes_[-1, -1].get_legend() is None
+    assert shown.figure_ is shown.ax_.figure
+
+
+def test_maps_share_one_scale_of_colours(gray):
+    shown = AnomalyMapDisplay.from_estimator(Mapper().fit(), gray)
+    assert [picture.get_clim() for picture in shown.pictures_["map"]] == [(0, 4), (0, 4)]
+    assert (shown.colorbar_.vmin, shown.colorbar_.vmax) == (0, 4)
+    assert shown.colorbar_.extend == "max"
+    shown.pictures_["map"][1].set_clim(-1, 7)
+    assert shown.pictures_["map"][0].get_clim() == (-1, 7)
+
+
+@pytest.mark.parametrize(
+    ("value_range", "clim", "extend"),
+    [
+        (None, (0, 10), "neither"),
+        ((-1, 11), (-1, 11), "neither"),
+        (np.array([1, 20]), (1, 20), "min"),
+        ([1, 9], (1, 9), "both"),
+    ],
+)
+def test_maps_take_a_range_of_values(gray, value_range, clim, extend):
+    maps = Mapper().fit().anomaly_map(gray)
+    shown = AnomalyMapDisplay.from_predictions(gray, maps, value_range=value_range)
+    assert {picture.get_clim() for picture in shown.pictures_["map"]} == {clim}
+    assert shown.colorbar_.extend == extend
+
+
+def test_maps_that_are_constant_are_drawn():
+    images = np.zeros((1, 1, 2, 2))
+    shown = AnomalyMapDisplay.from_predictions(images, images[:, 0], predicted_masks=images[:, 0])
+    shown.figure_.draw_without_rendering()
+    assert np.all(data_of(shown.pictures_["image"]) == 0)
+    assert not sides_of(shown.outlines_["predicted"][0])
+
+
+def test_maps_of_images_in_colour_of_any_range():
+    images = np.random.default_rng(0).uniform(-3, 9, size=(2, 3, 4, 5))
+    maps = images.mean(axis=1)
+    shown = AnomalyMapDisplay.from_predictions(images, maps, inpainted=images / 2 + 10)
+    assert titles_of(shown) == ["image", "inpainted", "anomaly map"]
+    drawn = np.concatenate([data_of(shown.pictures_[kind]) for kind in ("image", "inpainted")])
+    assert drawn.shape == (4, 4, 5, 3)
+    assert (drawn.min(), drawn.max()) == (0, 1)
+    both = np.moveaxis(np.concatenate([images, images / 2 + 10]), 1, -1)
+    np.testing.assert_allclose(drawn, (both - both.min()) / np.ptp(both))
+    # The map lies over gray, lest the colours be mixed.
+    below, above = shown.axes_[0, 2].images
+    assert below.get_array().shape == (4, 5)
+    assert above is shown.pictures_["map"][0]
+    assert shown.outlines_ == {}
+
+
+def test_maps_beside_true_masks(gray):
+    masks = np.zeros((2, 3, 4), dtype=np.uint8)
+    masks[0, 1, 1:3] = 255
+    shown = AnomalyMapDisplay.from_estimator(Mapper().fit(), gray, masks=masks, name="D")
+    assert titles_of(shown)[-1] == "masks"
+    assert legend_of(shown.axes_[-1, -1]) == ["true", "predicted"]
+    # The side between the two pixels is none of the outline.
+    assert sides_of(shown.outlines_["true"][0]) == square(1, 1) ^ square(2, 1)
+    assert sides_of(shown.outlines_["true"][1]) == set()
+    assert sides_of(shown.outlines_["predicted"][0]) == square(2, 1)
+    alone = AnomalyMapDisplay.from_predictions(gray, masks, masks=masks)
+    assert titles_of(alone) == ["image", "anomaly map", "true mask"]
+
+
+def test_maps_of_rows_of_pixels_are_those_of_images(gray):
+    rows = gray.reshape(2, -1)
+    shown = AnomalyMapDisplay.from_estimator(Mapper(image_shape=(1, 3, 4)).fit(), rows)
+    assert titles_of(shown) == ["image", "inpainted", "anomaly map", "predicted mask"]
+    np.testing.assert_allclose(data_of(shown.pictures_["image"]), gray[:, 0] / 200, rtol=1e-6)
+
+
+def test_maps_of_a_table_are_one_heat_map():
+    pd = pytest.importorskip("pandas")
+    X = pd.DataFrame({"width": [100, 100, 150], "height": [60, 120, 100]})
+    shown = AnomalyMapDisplay.from_estimator(Mapper().fit(), X, masks=X == 150)
+    assert shown.axes_.tolist() == [[shown.ax_]]
+    (picture,) = shown.pictures_["map"]
+    np.testing.assert_array_equal(picture.get_array(), [[0, 4], [0, 2], [5, 0]])
+    assert picture.get_clim() == (0, 4)
+    assert [label.get_text() for label in shown.ax_.get_xticklabels()] == ["width", "height"]
+    assert sides_of(shown.outlines_["predicted"][0]) == square(1, 0) | square(0, 2)
+    assert sides_of(shown.outlines_["true"][0]) == square(0, 2)
+    assert legend_of(shown.ax_) == ["true", "predicted"]
+    assert shown.ax_.get_title(loc="left") == "Mapper"
+
+
+def test_maps_of_a_table_name_the_features_there_is_room_for():
+    maps = np.eye(30, 150)
+    shown = AnomalyMapDisplay.from_predictions(maps, maps)
+    labels = [label.get_text() for label in shown.ax_.get_xticklabels()]
+    assert labels == [f"x{column}" for column in range(0, 150, 3)]
+    names = [f"feature {column}" for column in range(150)]
+    named = AnomalyMapDisplay.from_predictions(maps, maps, feature_names=names, name="D")
+    assert [label.get_text() for label in named.ax_.get_xticklabels()] == names[::3]
+    assert named.ax_.get_title() == "D"
+
+
+def test_maps_take_axes_and_the_style_of_images(gray):
+    _, (left, right) = plt.subplots(1, 2)
+    maps = gray[:, 0]
+    shown = AnomalyMapDisplay.from_predictions(gray, maps, ax=left, cmap="magma", alpha=0.2)
+    assert shown.ax_ is left
+    assert {picture.get_cmap().name for picture in shown.pictures_["map"]} == {"magma"}
+    assert {picture.get_alpha() for picture in shown.pictures_["map"]} == {0.2}
+    table = AnomalyMapDisplay.from_predictions(maps[0], maps[0], ax=right)
+    assert table.ax_ is right
+    assert plt.get_fignums() == [left.figure.number]
+    with pytest.raises(ValueError, match="part of a grid"):
+        shown.plot(ax=left.figure.add_axes((0, 0, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((2, 3, 4))}, r"of dim 3.* pass images\[:, np.newaxis\]"),
+        ({"images": np.zeros(4)}, r"must be an array of shape .* got shape \(4,\)"),
+        ({"images": np.zeros((2, 3, 4, 5))}, r"channels last.* pass np.moveaxis"),
+        ({"images": np.zeros((2, 1, 4, 3))}, r"maps has shape \(2, 3, 4\), .* \(2, 4, 3\)"),
+        ({"images": np.zeros((2, 3))}, r"maps has shape .* ask for \(2, 3\)"),
+        ({"maps": np.full((2, 3, 4), np.nan)}, "maps contains NaN"),
+        ({"inpainted": np.zeros((2, 1, 3, 5))}, r"inpainted has shape .*, but images has"),
+        ({"predicted_masks": np.zeros((2, 1, 3, 4))}, "predicted_masks has shape .*, but maps"),
+        ({"masks": np.zeros((1, 3, 4))}, r"^masks has shape .*, but maps has"),
+        ({"value_range": (2, 1)}, r"must be two numbers \(low, high\), got \(2, 1\)"),
+        ({"value_range": (0, np.inf)}, "must be two numbers"),
+        ({"value_range": 3}, "must be two numbers"),
+    ],
+)
+def test_maps_whose_shapes_disagree_are_an_error(gray, changes, message):
+    given = {"images": gray, "maps": np.zeros((2, 3, 4))} | changes
+    with pytest.raises(ValueError, match=message):
+        AnomalyMapDisplay.from_predictions(**given)
+    assert not plt.get_fignums()
+
+
+def test_maps_need_as_many_names_as_features():
+    with pytest.raises(ValueError, match="1 feature_names for 2 features"):
+        AnomalyMapDisplay.from_predictions(np.eye(2), np.eye(2), feature_names=["a"])
+
+
+def test_maps_of_too_many_images_are_refused_before_the_work(monkeypatch):
+    images = np.zeros((21, 1, 2, 2))
+    detector = Mapper().fit()
+    monkeypatch.setattr(Mapper, "inpaint", lambda *_: pytest.fail("too late"))
+    for draw in (
+        lambda: AnomalyMapDisplay.from_estimator(detector, images),
+        lambda: AnomalyMapDisplay.from_predictions(images, images[:, 0]),
+    ):
+        with pytest.raises(ValueError, match="21 images, of which at most 20"):
+            draw()
+
+
+def test_maps_need_a_fitted_detector(gray):
+    with pytest.raises(NotFittedError):
+        AnomalyMapDisplay.from_estimator(Mapper(), gray)

@@ -1,18 +1,24 @@
 """Networks and trainers, without scikit-learn."""
 
 import pickle
+from dataclasses import replace
 from itertools import count, islice
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
+from sklearn_g2d._canvas import Canvas, box_mean
 from sklearn_g2d.errors import TrainingDivergedError
 from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
 from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork, n_halvings
+from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
 from sklearn_g2d.networks.tables import TableGenerator
 from sklearn_g2d.training import loop
 from sklearn_g2d.training.classifier import ClassifierSettings, train_classifier
+from sklearn_g2d.training.inpainting import InpaintingGame, InpaintingSettings
+from sklearn_g2d.training.regions import ImageRegions, TableRegions
 from sklearn_g2d.training.runtime import Runtime, resolve_device, single_thread
 from sklearn_g2d.training.snapshots import (
     Snapshot,
@@ -262,6 +268,120 @@ def test_conv_modules_pickle_as_numpy_with_their_averages(runtime):
         assert torch.equal(loaded.eval()(x), module.eval()(x))
 
 
+def make_unet(runtime, n_channels=1, widths=(4, 8), first_skip=1):
+    return UNet(n_channels=n_channels, widths=widths, first_skip=first_skip, rng=runtime.rng)
+
+
+def make_patch_detector(runtime, n_channels=1, layers=((4, 3, 1), (8, 4, 2)), normalize=True):
+    return PatchDetector(
+        n_channels=n_channels,
+        layers=layers,
+        normalize=normalize,
+        negative_slope=0.1,
+        rng=runtime.rng,
+    )
+
+
+def make_players(runtime, kind):
+    """I and D, their regions, and regular data: stripes, or columns that follow each other."""
+    rng = torch.Generator().manual_seed(0)
+    if kind == "images":
+        phase = 8 * torch.rand(40, 1, 1, 1, generator=rng)
+        X = torch.sin(torch.arange(24.0) * torch.pi / 4 + phase).expand(-1, -1, 20, -1)
+        X = X + 0.2 * torch.randn(X.shape, generator=rng)
+        players = make_unet(runtime), make_patch_detector(runtime), ImageRegions(4, (16, 16))
+    else:
+        X = torch.randn(100, 1, generator=rng) + 0.3 * torch.randn(100, 6, generator=rng)
+        sizes = {"n_features": 6, "hidden": (16,), "rng": runtime.rng}
+        regions = TableRegions.create(6, runtime.rng)
+        players = CellInpainter(**sizes), CellDetector(**sizes), regions
+    return *players, X
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize(("widths", "first_skip"), [((4, 8), 0), ((3, 4, 5, 6), 2), ((4, 4, 4), 9)])
+def test_unets_see_nothing_that_is_hidden(runtime, n_channels, widths, first_skip):
+    unet = make_unet(runtime, n_channels, widths, first_skip).eval()
+    assert unet.stride == 2 ** (len(widths) - 1)
+    x, other = torch.randn(2, 3, n_channels, 16, 24)
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., 3:9, 5:20] = 1
+    inpainted = unet(x, mask)
+    assert inpainted.shape == x.shape
+    assert torch.equal(unet(torch.where(mask > 0, other, x), mask), inpainted)
+    assert (unet(torch.where(mask > 0, x, other), mask) != inpainted).any()
+    assert (unet(x, 1 - mask) != inpainted).any()  # and knows what is hidden
+    torch.testing.assert_close(unet(x, mask.expand(3, -1, -1, -1)), inpainted)
+
+
+def test_cell_inpainters_see_nothing_that_is_hidden(runtime):
+    inpainter = CellInpainter(n_features=5, hidden=(8,), rng=runtime.rng)
+    x, other = torch.randn(2, 7, 5)
+    mask = torch.tensor([[0.0, 1, 0, 1, 0]])
+    guess = inpainter(x, mask)
+    assert guess.shape == x.shape
+    assert torch.equal(inpainter(torch.where(mask > 0, other, x), mask), guess)
+    assert (inpainter(torch.where(mask > 0, x, other), mask) != guess).any()
+    assert (inpainter(torch.zeros_like(x), mask) != inpainter(torch.zeros_like(x), 0 * mask)).any()
+    torch.testing.assert_close(inpainter(x, mask.expand(7, -1)), guess)
+
+
+def test_skips_are_where_they_are_asked_for(runtime):
+    sizes = [
+        sum(p.numel() for p in make_unet(runtime, 1, (4, 6, 8), skip).parameters())
+        for skip in (0, 1, 2)
+    ]
+    # A skip doubles what the first convolution of a decoder level takes in: 3 x 3 kernels.
+    assert sizes[0] - sizes[1] == 9 * 4 * 4
+    assert sizes[1] - sizes[2] == 9 * 6 * 6
+
+
+@pytest.mark.parametrize(
+    ("layers", "stride"),
+    [(((4, 3, 1),), 1), (((4, 11, 4), (4, 1, 1), (4, 3, 2), (4, 5, 2)), 16), (((4, 4, 2),) * 3, 8)],
+)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_patch_detectors_judge_every_region(runtime, layers, stride, normalize):
+    detector = make_patch_detector(runtime, 2, layers, normalize).eval()
+    assert detector.stride == stride
+    x = torch.randn(3, 2, 64, 32, requires_grad=True)
+    logits = detector(x)
+    assert logits.shape == (3, 1, 64 // stride, 32 // stride)
+    logits.sum().backward()
+    assert (x.grad != 0).float().mean() > 0.9
+    # A logit tells of its own surroundings.
+    x.grad = None
+    detector(x)[:, :, -1, -1].sum().backward()
+    assert x.grad[:, :, -stride:, -stride:].abs().sum() > 0
+    assert x.grad[:, :, 0, 0].abs().sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_inpainting_networks_pickle_as_numpy(runtime, kind):
+    inpainter, detector, _, X = make_players(runtime, kind)
+    X = X[:, :, :16, :16] if kind == "images" else X
+    inpainter(X, torch.zeros_like(X[:1]))  # moves the averages of batch norm
+    detector(X)
+    for network, x in ((inpainter, (X, torch.zeros_like(X[:1]))), (detector, (X,))):
+        stored = pickle.dumps(network)
+        assert b"torch._utils" not in stored
+        assert torch.equal(pickle.loads(stored)(*x), network.eval()(*x))
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_inpainting_networks_of_one_seed_are_equal_and_leave_the_global_one_alone(kind):
+    before = torch.get_rng_state()
+    first, same, other = (
+        make_players(Runtime.create("cpu", "float32", seed), kind)[:2] for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    for network, its_equal, another in zip(first, same, other, strict=True):
+        weights = weights_of(network)
+        for name, value in weights_of(its_equal).items():
+            np.testing.assert_array_equal(value, weights[name])
+        assert any((weights_of(another)[name] != weights[name]).any() for name in weights)
+
+
 # Trainers
 
 
@@ -331,6 +451,458 @@ def test_loop_finds_divergence_also_in_the_last_steps():
 
 def test_loop_without_steps():
     assert loop.run(iter([]), 0, lambda step, losses: False, remedy="") == {}
+
+
+# What is hidden, exchanged and judged
+
+
+@pytest.mark.parametrize("size", [(24, 24), (17, 30), (5, 64)])
+@pytest.mark.parametrize("region_size", [2, 5, 12, 16])
+def test_a_partition_of_an_image_hides_every_pixel_once(size, region_size):
+    x = torch.zeros(2, 3, *size)
+    masks = ImageRegions(region_size, size).partition(x)
+    assert all(mask.shape == (1, 1, *size) for mask in masks)
+    assert torch.equal(sum(masks), torch.ones(1, 1, *size))
+    assert {float(value) for mask in masks for value in mask.unique()} <= {0, 1}
+    # Something near is seen of whatever is hidden.
+    assert all(ndimage.distance_transform_edt(mask[0, 0]).max() <= region_size for mask in masks)
+
+
+@pytest.mark.parametrize("n_features", [1, 2, 3, 4, 5, 6, 7, 23])
+def test_a_partition_of_a_row_hides_every_cell_equally_often(runtime, n_features):
+    regions = TableRegions.create(n_features, runtime.rng)
+    x = torch.zeros(2, n_features)
+    masks = regions.partition(x)
+    assert all(mask.shape == (1, n_features) for mask in masks)
+    times = sum(masks)
+    assert (times == times[0, 0]).all()
+    assert times[0, 0] >= 1
+    assert max(float(mask.sum()) for mask in masks) <= np.ceil(n_features / min(n_features, 5))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+@pytest.mark.parametrize("regions", [ImageRegions(6, (24, 30)), TableRegions(np.ones((1, 9)))])
+def test_masks_hide_about_their_share(runtime, regions, share):
+    x = torch.zeros(50, 2, 24, 30) if isinstance(regions, ImageRegions) else torch.zeros(500, 9)
+    masks = torch.stack([regions.mask(x, share, runtime.rng) for _ in range(40)])
+    assert masks.shape[1:] == (x[:, :1].shape if x.ndim == 4 else x.shape)
+    assert set(masks.unique().tolist()) == {0, 1}
+    assert abs(masks.mean() - share) < 0.02
+    # Everywhere alike, and not the same for all samples.
+    assert (masks.mean((0, 1)) - share).abs().max() < 0.08
+    assert masks.mean((0, *range(2, masks.ndim))).std() < 0.1
+    assert (masks[:, 0] != masks[:, 1]).any()
+
+
+def test_masks_are_of_whole_blocks(runtime):
+    regions = ImageRegions(10, (40, 40))
+    sizes = set()
+    for _ in range(20):
+        mask = regions.mask(torch.zeros(1, 1, 40, 40), 0.5, runtime.rng)[0, 0]
+        for line in (*mask, *mask.T):
+            changes = np.flatnonzero(np.diff(line))
+            sizes |= set(np.diff(changes).tolist())
+    # Blocks of 5, 7 or 10 pixels, single or side by side.
+    assert {5, 7, 10} <= sizes
+    assert all(size % 5 == 0 or size % 7 == 0 for size in sizes)
+
+
+def test_crops_are_drawn_everywhere_and_at_one_place(runtime):
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
+    X = torch.stack([rows, columns]).expand(50, -1, -1, -1).clone()
+    X[:, 1] += 100 * torch.arange(50)[:, None, None]
+    regions = ImageRegions(4, (8, 16))
+    corners, images = set(), set()
+    for _ in range(200):
+        real, elsewhere = regions.draw_pairs(X, 6, runtime.rng)
+        assert real.shape == elsewhere.shape == (6, 2, 8, 16)
+        both = torch.cat([real, elsewhere])
+        assert (both[:, 0] == both[0, 0]).all()
+        assert (both[:, 1] % 100 == both[0, 1] % 100).all()
+        corners.add((int(both[0, 0, 0, 0]), int(both[0, 1, 0, 0] % 100)))
+        images |= set((both[:, 1, 0, 0] // 100).tolist())
+    assert {top for top, _ in corners} == set(range(13))
+    assert {left for _, left in corners} == set(range(15))
+    assert len(images) == 50
+    assert regions.draw(X, 3, runtime.rng).shape == (3, 2, 8, 16)
+
+
+def test_other_cells_are_from_their_columns_or_around(runtime):
+    X = torch.arange(3.0) + torch.randint(4, (200, 3), generator=runtime.rng) * 10
+    real, other = TableRegions.create(3, runtime.rng).draw_pairs(X, 4000, runtime.rng)
+    assert all((real == row).all(1).any() for row in X)
+    is_from_its_column = (other % 10 == torch.arange(3.0)) & (other >= 0) & (other <= 32)
+    assert 0.72 < is_from_its_column.float().mean() < 0.78
+    assert (other - real)[is_from_its_column].abs().max() == 30
+    assert (other[:, 0] >= -15).all()
+    assert (other[:, 0] <= 45).all()
+    assert (other < 0).any()
+    assert (other > 32).any()
+
+
+def test_regions_are_labelled_by_what_changed_in_them():
+    before = torch.randn(2, 3, 32, 32)
+    after = before.clone()
+    after[0, :, 8:20, 8:20] += 2
+    after[0, :, 28:, 28:] += 0.6  # something, but little
+    after[1, 0, 8:20, 8:20] += 1e-4  # nothing to speak of
+    like = torch.zeros(2, 1, 8, 8)
+    changed, certain = ImageRegions(4, (32, 32)).compare(before, after, like)
+    assert changed.shape == certain.shape == like.shape
+    (changed, unchanged), (certain, all_certain) = changed[:, 0], certain[:, 0]
+    assert changed[2:5, 2:5].all()
+    assert certain[2:5, 2:5].all()
+    assert not certain[7, 7]
+    assert not changed[7, 7]
+    elsewhere = torch.ones(8, 8, dtype=torch.bool)
+    elsewhere[1:6, 1:6] = elsewhere[6:, 6:] = False
+    assert not changed[elsewhere].any()
+    assert certain[elsewhere].all()
+    assert not unchanged.any()
+    assert all_certain.all()
+
+
+def test_unchanged_images_are_labelled_regular():
+    x = torch.randn(2, 1, 16, 16)
+    changed, certain = ImageRegions(4, (16, 16)).compare(x, x, torch.zeros(2, 1, 4, 4))
+    assert changed.sum() == 0
+    assert certain.mean() == 1
+
+
+def test_cells_are_labelled_by_whether_they_changed(runtime):
+    before = torch.randn(5, 4)
+    after = before.clone()
+    after[2, 1] += 1e-3
+    regions = TableRegions.create(4, runtime.rng)
+    changed, certain = regions.compare(before, after, before)
+    assert changed.sum() == changed[2, 1] == 1
+    assert certain.mean() == 1
+
+
+# Trainer of I and D
+
+SETTINGS = InpaintingSettings(
+    batch_size=8,
+    corruption="blocks",
+    noise_scale=0.4,
+    reconstruction_weight=1.0,
+    adversarial_weight=0.0,
+    learning_rates=(1e-2, 1e-2),
+    published=False,
+)
+PUBLISHED = replace(
+    SETTINGS,
+    corruption="gaussian",
+    reconstruction_weight=0.0,
+    adversarial_weight=1.0,
+    published=True,
+)
+KINDS = pytest.mark.parametrize("kind", ["images", "table"])
+
+
+def play(runtime, kind, settings, n_steps, stop_after=None):
+    """Losses of a game, its players' weights before, and those of its result."""
+    if kind == "table":
+        settings = replace(settings, batch_size=32)
+    *players, X = make_players(runtime, kind)
+    before = [weights_of(network) for network in players[:2]]
+    game = InpaintingGame(*players, settings, runtime)
+    steps = islice(game.steps(X[10:], X[:10], n_steps), stop_after)
+    losses = [{name: float(value) for name, value in step.items()} for step in steps]
+    return losses, before, [weights_of(network) for network in game.result]
+
+
+def moved(before, after):
+    """How far each kernel moved; biases before batch norm have no reason to."""
+    return [np.abs(after[name] - before[name]).max() for name in before if before[name].ndim > 1]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "settings",
+    [SETTINGS, replace(SETTINGS, adversarial_weight=1.0), PUBLISHED],
+    ids=["alone", "adversarial", "published"],
+)
+def test_both_players_move(runtime, kind, settings):
+    losses, before, after = play(runtime, kind, settings, 40)
+    for i in range(2):
+        assert min(moved(before[i], after[i])) > 1e-5
+        assert all(np.isfinite(value).all() for value in after[i].values())
+    names = {"reconstruction_loss", "detector_loss"}
+    if settings.adversarial_weight:
+        names.add("adversarial_loss")
+    assert all(set(step) == names for step in losses)
+
+
+@KINDS
+@pytest.mark.parametrize("corruption", ["blocks", "gaussian"])
+def test_losses_of_both_players_fall(runtime, kind, corruption):
+    settings = replace(SETTINGS, corruption=corruption)
+    losses, *_ = play(runtime, kind, settings, 120)
+    for name, at_most in {"reconstruction_loss": 0.7, "detector_loss": 0.9}.items():
+        values = [step[name] for step in losses]
+        assert np.mean(values[-20:]) < at_most * np.mean(values[:10]), name
+
+
+@KINDS
+@pytest.mark.parametrize("settings", [SETTINGS, PUBLISHED], ids=["default", "published"])
+def test_the_inpainter_learns_to_please_a_detector_that_stands_still(runtime, kind, settings):
+    settings = replace(
+        settings,
+        reconstruction_weight=0.0,
+        adversarial_weight=1.0,
+        learning_rates=(1e-2, 0.0),
+    )
+    losses, before, after = play(runtime, kind, settings, 40)
+    assert min(moved(before[0], after[0])) > 1e-5
+    assert max(moved(before[1], after[1])) == 0
+    both_still = replace(settings, learning_rates=(0.0, 0.0))
+    others, *_ = play(Runtime.create("cpu", "float32", seed=0), kind, both_still, 40)
+    learned, unlearned = (
+        np.array([step["adversarial_loss"] for step in steps]) for steps in (losses, others)
+    )
+    assert learned[0] == unlearned[0]
+    assert (learned[-10:] < unlearned[-10:]).all()
+
+
+@KINDS
+def test_without_weight_the_inpainter_stands_still(runtime, kind):
+    settings = replace(SETTINGS, reconstruction_weight=0.0)
+    _, before, after = play(runtime, kind, settings, 5)
+    assert max(moved(before[0], after[0])) == 0
+    assert min(moved(before[1], after[1])) > 1e-5
+
+
+def test_the_detector_learns_from_the_inpainted_only_if_asked():
+    """An inpainter that cannot learn is told from the real without effort."""
+    separation = {}
+    for weight in (0.0, 1.0):
+        runtime = Runtime.create("cpu", "float32", seed=0)
+        inpainter, detector, regions, X = make_players(runtime, "images")
+        settings = replace(SETTINGS, adversarial_weight=weight, learning_rates=(0.0, 1e-2))
+        game = InpaintingGame(inpainter, detector, regions, settings, runtime)
+        for _ in game.steps(X, X, 60):
+            pass
+        inpainter, detector = game.result
+        x = regions.draw(X, 40, runtime.rng)
+        mask = regions.mask(x, 0.5, runtime.rng)
+        with torch.no_grad():
+            inpainted = torch.where(mask > 0, inpainter(x, mask), x)
+            separation[weight] = float((detector(inpainted) - detector(x)).mean())
+    assert separation[1.0] > max(0, separation[0.0]) + 0.5
+
+
+def test_published_players_are_kept_at_their_best_moments(runtime, monkeypatch):
+    *players, X = make_players(runtime, "images")
+    game = InpaintingGame(*players, PUBLISHED, runtime)
+    errors, mistakes = [5, 4, 2, 3, 2, 9], [1.5, 1.2, 1.3, 1.2, 0.5, 1.4]
+    moments = []
+
+    def figures(validation):
+        assert torch.equal(validation, X[:10])
+        moments.append([weights_of(network) for network in (game.inpainter, game.detector)])
+        return errors[len(moments) - 1], mistakes[len(moments) - 1]
+
+    monkeypatch.setattr(game, "_figures", figures)
+    for _ in game.steps(X[10:], X[:10], 6):
+        pass
+    assert len(moments) == 6
+    for i, best in ((0, 2), (1, 4)):  # of two equal ones, the earlier
+        kept = weights_of(game.result[i])
+        for name, value in moments[best][i].items():
+            np.testing.assert_array_equal(kept[name], value)
+        assert max(moved(moments[-1][i], kept)) > 0
+
+
+def test_published_figures_are_those_of_section_4_3(runtime):
+    inpainter, detector, regions, X = make_players(runtime, "table")
+    with torch.no_grad():
+        for parameter in (*inpainter.parameters(), *detector.parameters()):
+            parameter.zero_()
+    game = InpaintingGame(inpainter, detector, regions, PUBLISHED, runtime)
+    error, mistakes = game._figures(torch.full((20, 6), 3.0))
+    assert error == pytest.approx(9)  # I says 0
+    assert mistakes == 0  # D does not call anything irregular, nor regular
+    with torch.no_grad():
+        game.detector.perceptron.layers[-1].bias.fill_(1)
+    assert game._figures(X)[1] == 1  # all regular rows are misjudged, no inpainted one
+
+
+@KINDS
+@pytest.mark.parametrize("settings", [SETTINGS, PUBLISHED], ids=["default", "published"])
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_an_early_stop_keeps_what_was_learned(runtime, kind, settings, n_steps):
+    losses, before, after = play(runtime, kind, settings, 200, stop_after=n_steps)
+    assert len(losses) == n_steps
+    for i in range(2):
+        assert max(moved(before[i], after[i])) > 0
+
+
+def test_players_are_averaged_over_steps(runtime):
+    *players, X = make_players(runtime, "images")
+    first = weights_of(players[0])
+    game = InpaintingGame(*players, SETTINGS, runtime)
+    for _ in game.steps(X, X, 60):
+        pass
+    last, average = weights_of(game.inpainter), weights_of(game.result[0])
+    distance = {
+        name: np.sqrt(
+            sum(
+                np.square(average[key] - weights[key]).sum()
+                for key in weights
+                if weights[key].ndim > 1
+            )
+        )
+        for name, weights in (("first", first), ("last", last))
+    }
+    assert 0 < distance["last"] < 0.3 * distance["first"]
+    assert not game.result[0].training
+    assert not game.result[1].training
+
+
+@KINDS
+@pytest.mark.parametrize("settings", [SETTINGS, PUBLISHED], ids=["default", "published"])
+def test_a_game_leaves_global_generators_alone(kind, settings):
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    results = [
+        play(Runtime.create("cpu", "float32", seed), kind, settings, 4)[2] for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    for first, same, other in zip(*results, strict=True):
+        assert max(moved(first, same)) == 0
+        assert max(moved(first, other)) > 0
+
+
+@KINDS
+def test_a_game_in_bfloat16(kind):
+    settings = replace(SETTINGS, adversarial_weight=0.1)
+    losses, _, after = play(Runtime.create("cpu", "bfloat16", 0), kind, settings, 80)
+    values = [step["reconstruction_loss"] for step in losses]
+    assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
+    assert all(
+        value.dtype in (np.float32, np.int64) for weights in after for value in weights.values()
+    )
+
+
+# Canvas
+
+
+@pytest.mark.parametrize("width", [1, 3, 9, 41])
+def test_box_means_are_scipys(width):
+    images = torch.randn(2, 3, 17, 30)
+    found = box_mean(images, width)
+    assert found.shape == images.shape
+    size = (1, 1, width, width)
+    inside = ndimage.uniform_filter(np.ones((1, 1, 17, 30)), size, mode="constant")
+    expected = ndimage.uniform_filter(images.double().numpy(), size, mode="constant") / inside
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def make_canvas(X, region_size, stride=8, even_light=True, region_pixels=(12, 20)):
+    canvas = Canvas(X.shape[1:], region_size, region_pixels, stride, even_light)
+    canvas.fit(X.reshape(len(X), -1))
+    return canvas
+
+
+def uneven_images(n=6, shape=(2, 40, 52)):
+    rng = np.random.default_rng(0)
+    light = np.linspace(1, 5, shape[-1])
+    return 100 + 20 * light * (3 + ndimage.gaussian_filter1d(rng.normal(size=(n, *shape)), 3))
+
+
+@pytest.mark.parametrize(
+    ("region_size", "scaled", "size"),
+    [
+        (12, 12, (40, 52)),
+        (16, 16, (40, 52)),
+        (20, 20, (40, 52)),
+        (8, 16, (80, 104)),
+        (4, 16, (160, 208)),
+        (32, 16, (20, 26)),
+        (40, 16, (16, 21)),
+    ],
+)
+@pytest.mark.parametrize("stride", [4, 16])
+def test_a_canvas_gives_regions_one_size(region_size, scaled, size, stride):
+    X = uneven_images()
+    canvas = make_canvas(X, region_size, stride)
+    assert canvas.region_size == scaled
+    assert all(length % stride == 0 for length in canvas.padded_size)
+    assert all(0 <= a - b < stride for a, b in zip(canvas.padded_size, size, strict=True))
+    drawn = canvas.encode(X.reshape(6, -1))
+    assert drawn.shape == (6, 2, *canvas.padded_size)
+    assert drawn.dtype == torch.float32
+    # What was padded goes on as the border ends.
+    assert (drawn[..., size[0] - 1 :, :] == drawn[..., size[0] - 1 : size[0], :]).all()
+    assert (drawn[..., size[1] - 1 :] == drawn[..., size[1] - 1 : size[1]]).all()
+
+
+@pytest.mark.parametrize("even_light", [False, True])
+@pytest.mark.parametrize("stride", [4, 16])
+@pytest.mark.parametrize(("region_size", "tolerance"), [(16, 1e-6), (6, 0.15), (28, 0.25)])
+def test_images_come_back_from_the_canvas(even_light, stride, region_size, tolerance):
+    X = uneven_images()
+    rows = X.reshape(6, -1)
+    canvas = make_canvas(X, region_size, stride, even_light)
+    back = canvas.decode(canvas.encode(rows), rows)
+    assert back.shape == rows.shape
+    assert back.dtype == np.float64
+    assert np.sqrt(np.mean(np.square(back - rows))) < tolerance * rows.std()
+
+
+@pytest.mark.parametrize("region_size", [16, 8, 32])
+def test_maps_lie_where_the_pixels_are(region_size):
+    X = uneven_images()
+    canvas = make_canvas(X, region_size, 16, even_light=False)
+    marked = np.zeros_like(X)
+    marked[:, :, 8:24, 28:44] = 1e5
+    drawn = canvas.encode(marked.reshape(6, -1))[:, 0]
+    threshold = (drawn.max() + drawn.min()) / 2
+    found = canvas.to_pixels((drawn > threshold).float()) > 0.5
+    assert found.shape == (6, 40, 52)
+    np.testing.assert_array_equal(found, marked[:, 0] > 0)
+    coarse = torch.nn.functional.avg_pool2d((drawn > threshold).float()[:, None], 4)[:, 0]
+    found = canvas.to_pixels(coarse) > 0.5
+    assert (found.numpy() == (marked[:, 0] > 0)).mean() > 0.95
+
+
+def test_even_light_hides_the_light_and_nothing_else():
+    rng = np.random.default_rng(0)
+    texture = rng.normal(size=(5, 1, 60, 60))
+    light = np.linspace(1, 4, 60)
+    even, raw = (
+        [
+            make_canvas(X, 12, 4, even_light).encode(X.reshape(5, -1)).numpy()
+            for X in (texture, light * (texture + 3))
+        ]
+        for even_light in (True, False)
+    )
+    assert np.corrcoef(even[0].ravel(), even[1].ravel())[0, 1] > 0.95
+    assert np.corrcoef(raw[0].ravel(), raw[1].ravel())[0, 1] < 0.8
+    assert abs(even[1].mean()) < 0.1
+    assert 0.8 < even[1].std() < 1.1
+
+
+@pytest.mark.parametrize(("brightness", "expected"), [(0, False), (3, True)])
+def test_light_is_evened_if_it_is_uneven(brightness, expected):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(5, 1, 60, 60)) + brightness * rng.normal(size=(5, 1, 1, 1))
+    drawn = {
+        asked: make_canvas(X, 12, 4, asked).encode(X.reshape(5, -1))
+        for asked in (None, True, False)
+    }
+    assert torch.equal(drawn[None], drawn[expected])
+    assert not torch.equal(drawn[None], drawn[not expected])
+
+
+def test_a_canvas_standardises_channels_and_keeps_their_contrast():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20, 2, 24, 24)) * [[[1.0]], [[3.0]]] + [[[5.0]], [[-9.0]]]
+    drawn = make_canvas(X, 12, 8, even_light=False).encode(X.reshape(20, -1))
+    torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    quiet, loud = drawn.std((0, 2, 3)).tolist()
+    assert loud / quiet == pytest.approx(3, rel=0.05)
 
 
 # Snapshots

@@ -6,6 +6,7 @@ the outliers are the class that a curve is about. matplotlib is imported at the 
 plot only: ``pip install sklearn_g2d[plot]``.
 """
 
+from sklearn_g2d.display._maps import AnomalyMapDisplay
 from sklearn_g2d.display._scores import (
     OutlierDetCurveDisplay,
     OutlierRocCurveDisplay,
@@ -14,6 +15,7 @@ from sklearn_g2d.display._scores import (
 from sklearn_g2d.display._training import LossCurveDisplay, SnapshotSamplesDisplay
 
 __all__ = [
+    "AnomalyMapDisplay",
     "LossCurveDisplay",
     "OutlierDetCurveDisplay",
     "OutlierRocCurveDisplay",

@@ -19,8 +19,8 @@ def import_pyplot() -> Any:
     return plt
 
 
-def new_axes(ax: Axes | None) -> tuple[Axes, Any]:
+def new_axes(ax: Axes | None, **figure: Any) -> tuple[Axes, Any]:
     plt = import_pyplot()
     if ax is None:
-        _, ax = plt.subplots()
+        _, ax = plt.subplots(**figure)
     return ax, ax.figure

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d.display._axes import new_axes
+from sklearn_g2d.display._pictures import as_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -274,18 +275,14 @@ class SnapshotSamplesDisplay:
         self
         """
         self.ax_, self.figure_ = new_axes(ax)
-        channels, height, _ = self.samples.shape[2:]
-        images = np.moveaxis(self.samples, 2, -1)
-        if channels != 3:
-            images = images.mean(axis=-1, keepdims=True)
-        low, high = images.min(), images.max()
-        images = (images - low) / (high - low if high > low else 1.0)
+        images = as_pictures(self.samples)
         # A frame of one pixel keeps the images apart.
-        framed = np.pad(images, ((0, 0), (0, 0), (1, 0), (1, 0), (0, 0)), constant_values=1.0)
+        pad = [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)][: images.ndim]
+        framed = np.pad(images, pad, constant_values=1.0)
         picture = np.concatenate(np.concatenate(framed, axis=1), axis=1)
         style: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0} | kwargs
-        self.image_ = self.ax_.imshow(picture.squeeze(-1) if channels != 3 else picture, **style)
-        middles = (np.arange(len(self.snapshots)) + 0.5) * (height + 1)
+        self.image_ = self.ax_.imshow(picture, **style)
+        middles = (np.arange(len(self.snapshots)) + 0.5) * framed.shape[2]
         labels = [f"step {snapshot.step}: {snapshot.role}" for snapshot in self.snapshots]
         self.ax_.set_yticks(middles, labels)
         for label, snapshot in zip(self.ax_.get_yticklabels(), self.snapshots, strict=True):

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklearn_g2d.networks.convolutions import LAYOUT
+
 
 class StorableModule(nn.Module):
     """A module that pickles as its constructor's arguments and numpy arrays.
@@ -44,6 +46,11 @@ def weights_of(module: nn.Module) -> dict[str, NDArray[Any]]:
 def load_weights(module: nn.Module, weights: dict[str, NDArray[Any]]) -> None:
     """Put copies of numpy arrays in place of a module's parameters, keeping their dtype."""
     state = {name: torch.tensor(value) for name, value in weights.items()}
+    # The layout of a kernel decides on the order of sums, and so on the last digits.
+    state = {
+        name: value.contiguous(memory_format=LAYOUT) if value.ndim == 4 else value
+        for name, value in state.items()
+    }
     module.load_state_dict(state, assign=True)
 
 
@@ -52,7 +59,7 @@ def _rebuild(
 ) -> StorableModule:
     module = module_class(**config)
     load_weights(module, weights)
-    return module
+    return module.eval()  # what is stored is there to be used; trainers know another mode
 
 
 class EnsembleLinear(nn.Module):

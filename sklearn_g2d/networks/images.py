@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_g2d.networks.convolutions import LAYOUT, initialize
 from sklearn_g2d.networks.ensemble import StorableModule
 
 
@@ -75,7 +76,7 @@ class ConvGenerator(StorableModule):
             return nn.Sequential(*layers, nn.Tanh())
 
         self.members = nn.ModuleList(member() for _ in range(n_members))
-        _initialize(self, rng)
+        initialize(self, rng)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map noise (n_members, n, latent_dim) to rows (n_members, n, n_pixels)."""
@@ -141,7 +142,7 @@ class ConvNetwork(StorableModule):
             return nn.Sequential(*layers, head)
 
         self.members = nn.ModuleList(member() for _ in range(n_members))
-        _initialize(self, rng)
+        initialize(self, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows (n_members, n, n_pixels) to (n_members, n, n_outputs)."""
@@ -168,10 +169,6 @@ class ConvNetwork(StorableModule):
         return torch.autograd.grad(self(x).float().sum(), x, create_graph=True)[0]
 
 
-# Of images in memory: convolutions run fastest so on most processors (docs/results).
-LAYOUT = torch.channels_last
-
-
 def _up(n_in: int, n_out: int, kernel: tuple[int, ...], **geometry: Any) -> nn.Module:
     geometry = {"stride": 2, "padding": 1} | geometry
     return nn.ConvTranspose2d(n_in, n_out, kernel, device="meta", **geometry)  # type: ignore[arg-type]
@@ -179,25 +176,3 @@ def _up(n_in: int, n_out: int, kernel: tuple[int, ...], **geometry: Any) -> nn.M
 
 def _down(n_in: int, n_out: int) -> nn.Module:
     return nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, device="meta")
-
-
-@torch.no_grad()
-def _initialize(network: nn.Module, rng: torch.Generator | None) -> None:
-    """Give convolutions memory, and weights uniform in +-1/sqrt(fan in).
-
-    They are built without either, for PyTorch would draw from its global generator.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to_empty(device="cpu" if rng is None else rng.device)
-            if rng is not None:
-                fan_in = module.in_channels * math.prod(module.kernel_size)
-                # Every output of a transposed convolution meets only a part of its kernel.
-                if isinstance(module, nn.ConvTranspose2d):
-                    fan_in //= math.prod(module.stride)
-                for parameter in module.parameters():
-                    bound = 1 / math.sqrt(fan_in)
-                    parameter.uniform_(-bound, bound, generator=rng)
-            module.to(memory_format=LAYOUT)  # type: ignore[call-overload]
-        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and rng is not None:
-            module.to(rng.device)

@@ -1,0 +1,34 @@
+"""What convolutional networks share: their layout in memory, and their initial weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+# Of images in memory: convolutions run fastest so on most processors (docs/results).
+LAYOUT = torch.channels_last
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
+    """Give convolutions memory, and weights uniform in +-1/sqrt(fan in).
+
+    They are built without either (device "meta"), for PyTorch would draw from its global
+    generator. Without a generator the weights are left to be loaded.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to_empty(device="cpu" if rng is None else rng.device)
+            if rng is not None:
+                fan_in = module.in_channels * math.prod(module.kernel_size)
+                # Every output of a transposed convolution meets only a part of its kernel.
+                if isinstance(module, nn.ConvTranspose2d):
+                    fan_in //= math.prod(module.stride)
+                for parameter in module.parameters():
+                    bound = 1 / math.sqrt(fan_in)
+                    parameter.uniform_(-bound, bound, generator=rng)
+            module.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and rng is not None:
+            module.to(rng.device)

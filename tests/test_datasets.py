@@ -1,0 +1,115 @@
+"""Puzzles are made of the images they say, with the irregular ones where they say."""
+
+import numpy as np
+import pytest
+
+from sklearn_g2d.datasets import make_puzzles
+
+LABELS = np.arange(60) % 6
+
+
+def numbered_images(shape=(60, 4, 3), dtype=np.uint8):
+    """Images that all their pixels number, so that a tile tells where it comes from."""
+    numbers = np.arange(60, dtype=dtype).reshape(60, *[1] * (len(shape) - 1))
+    return np.broadcast_to(numbers, shape)
+
+
+def cut(puzzles, rows, columns):
+    """Undo the composition: (n, rows, columns, channels, height, width)."""
+    bands = [np.split(band, columns, axis=3) for band in np.split(puzzles, rows, axis=2)]
+    return np.stack([np.stack(band, axis=1) for band in bands], axis=1)
+
+
+@pytest.mark.parametrize("n_irregular", [None, 0, 1, 5, 10])
+@pytest.mark.parametrize("shape", [(60, 4, 3), (60, 1, 4, 3), (60, 3, 4, 3)])
+def test_labels_name_the_tiles(n_irregular, shape):
+    images = numbered_images(shape)
+    puzzles, tile_is_irregular = make_puzzles(
+        images, LABELS, 2, n_samples=7, grid_shape=(2, 5), n_irregular=n_irregular, random_state=0
+    )
+    channels = shape[1] if len(shape) == 4 else 1
+    assert puzzles.shape == (7, channels, 8, 15)
+    assert puzzles.dtype == np.uint8
+    assert tile_is_irregular.shape == (7, 2, 5)
+    assert tile_is_irregular.dtype == bool
+    tiles = cut(puzzles, 2, 5).reshape(7, 2, 5, -1)
+    assert (tiles == tiles[..., :1]).all()  # a tile is one image
+    np.testing.assert_array_equal(LABELS[tiles[..., 0]] == 2, tile_is_irregular)
+    if n_irregular is not None:
+        assert (tile_is_irregular.sum(axis=(1, 2)) == n_irregular).all()
+
+
+def test_tiles_stand_upright():
+    image = np.arange(12.0).reshape(1, 4, 3)
+    puzzles, _ = make_puzzles(image, [0], 1, n_samples=1, grid_shape=(2, 3), n_irregular=0)
+    np.testing.assert_array_equal(puzzles[0, 0], np.tile(image[0], (2, 3)))
+    assert puzzles.dtype == np.float64
+
+
+def test_channels_stay_apart():
+    images = np.stack([np.full((2, 2), 1), np.full((2, 2), 2)])[np.newaxis]
+    puzzles, _ = make_puzzles(images, [0], 1, n_samples=1, grid_shape=(3, 2), n_irregular=0)
+    assert (puzzles[0, 0] == 1).all()
+    assert (puzzles[0, 1] == 2).all()
+
+
+def test_natural_share_and_random_places():
+    labels = np.where(np.arange(60) < 6, "odd", "even")
+    _, natural = make_puzzles(numbered_images(), labels, "odd", n_samples=400, random_state=0)
+    assert natural.mean() == pytest.approx(0.1, abs=0.01)
+    assert natural.sum(axis=(1, 2)).std() > 2  # not the same number in each
+    _, exact = make_puzzles(
+        numbered_images(), labels, "odd", n_samples=400, n_irregular=12, random_state=0
+    )
+    # Every place is taken about as often: 12 / 121 of 400, give or take 4 deviations.
+    assert np.abs(exact.sum(axis=0) - 400 * 12 / 121).max() < 4 * np.sqrt(40)
+
+
+def test_every_image_is_drawn():
+    puzzles, _ = make_puzzles(numbered_images(), LABELS, 2, n_irregular=6, random_state=0)
+    assert set(np.unique(puzzles)) == set(range(60))
+
+
+def test_seed():
+    def make(seed):
+        return make_puzzles(numbered_images(), LABELS, 2, n_samples=2, random_state=seed)[0]
+
+    np.testing.assert_array_equal(make(0), make(0))
+    assert not np.array_equal(make(0), make(1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": np.zeros((60, 12))}, r"images must have shape .*got \(60, 12\)"),
+        ({"labels": LABELS[:-1]}, r"labels must have shape \(60,\).*got \(59,\)"),
+        ({"labels": LABELS[:, None]}, r"labels must have shape \(60,\).*got \(60, 1\)"),
+        ({"irregular_label": 7}, "No image has the label 7.*n_irregular=0"),
+        ({"irregular_label": "2"}, "No image has the label '2'"),
+        ({"irregular_label": 7, "n_irregular": 1}, "No image has the label 7"),
+        ({"labels": np.full(60, 2)}, "All images have the irregular label 2"),
+        ({"labels": np.full(60, 2), "n_irregular": 0}, "All images have the irregular label 2"),
+        ({"n_irregular": 7}, "from 0 to 6.*2 x 3 grid, got 7"),
+        ({"n_irregular": -1}, "from 0 to 6.*got -1"),
+        ({"n_irregular": 0.5}, "from 0 to 6.*got 0.5"),
+        ({"n_samples": 0}, "n_samples must be an integer of at least 1, got 0"),
+        ({"grid_shape": 3}, "grid_shape must be two positive integers.*got 3"),
+        ({"grid_shape": (3, 0)}, r"grid_shape must be two positive integers.*got \(3, 0\)"),
+    ],
+)
+def test_errors_say_what_is_wrong(changed, message):
+    given = {
+        "images": numbered_images(),
+        "labels": LABELS,
+        "irregular_label": 2,
+        "grid_shape": (2, 3),
+    }
+    with pytest.raises(ValueError, match=message):
+        make_puzzles(**given | changed)
+
+
+def test_one_kind_is_enough_where_the_other_is_not_asked_for():
+    images, labels = numbered_images(), np.full(60, 2)
+    given = {"n_samples": 3, "grid_shape": (2, 3)}
+    assert not make_puzzles(images, labels, 3, n_irregular=0, **given)[1].any()
+    assert make_puzzles(images, labels, 2, n_irregular=6, **given)[1].all()
