@@ -278,7 +278,7 @@ class AVIDDetector(BaseDetector):
                 "All training samples are alike: D has nothing to exchange between them, and any "
                 "deviation will count as irregular. Pass samples that differ as normal ones do.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         self._players = self._make_players(X, order, recipe, runtime)
         histories, held_out_maps = [], []

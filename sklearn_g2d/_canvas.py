@@ -72,10 +72,22 @@ class Canvas:
         self.padded_size = tuple(-(-length // stride) * stride for length in self._size)
 
     def fit(self, X: NDArray[Any]) -> None:
-        """Learn the mean of every channel, and the deviation of all pixels, from rows."""
+        """Learn the mean of every channel, and the deviation of all pixels, from rows.
+
+        Raises
+        ------
+        ValueError
+            If the values are too large for their variance to be computed.
+        """
         pixels = X.reshape(len(X), self.image_shape[0], -1)
-        self._mean = pixels.mean((0, 2), dtype=np.float64)[:, None, None]
-        deviation = float(pixels.std(dtype=np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._mean = pixels.mean((0, 2), dtype=np.float64)[:, None, None]
+            deviation = float(pixels.std(dtype=np.float64))
+        if not np.isfinite(deviation):
+            raise ValueError(
+                f"X holds values up to {np.abs(X).max():.3g}, too large to compute a variance "
+                "from. Rescale the images, or remove those with such pixels."
+            )
         self._deviation = deviation if deviation > 0 else 1.0
         if self._asked_even_light is None:
             images = self._scaled(X[:: max(1, len(X) // _LIGHT_IMAGES)])
