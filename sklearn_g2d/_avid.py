@@ -30,6 +30,9 @@ MAX_TRAINING_VALUES = 2**26
 # rows, of it: they tell what maps of new normal data look like.
 _HELD_OUT_SHARE, _MAX_HELD_OUT_IMAGES, _MAX_HELD_OUT_ROWS = 0.2, 100, 2000
 
+# Of the bend at which a map begins to count; an infinite one would make ties.
+_SHARPNESS = 3.0
+
 # Quantiles of training maps: thresholds of I and D in Eq. 4, and the range of a color scale.
 _MASK_QUANTILES = 0.99, 0.95
 _RANGE_QUANTILES = 0.005, 0.999
@@ -325,7 +328,8 @@ class AVIDDetector(BaseDetector):
         -------
         ndarray of shape (n_samples, height, width), or (n_samples, n_features) of a table
             Deviations from training maps' mean in units of their standard deviation, never
-            adjusted to an image, so that values of different images compare.
+            adjusted to an image, so that values of different images compare. Of I's and D's
+            maps together only what exceeds the mean counts: their mean excess.
         """
         check_is_fitted(self)
         return self._map_validated(self._validate(X, reset=False))
@@ -527,7 +531,9 @@ class AVIDDetector(BaseDetector):
         if self.recipe == "paper":
             # Eq. 4 keeps what both find; as both thresholds rise, that is the lower one.
             return np.minimum(by_inpainter, by_detector)
-        return (by_inpainter + by_detector) / 2
+        # What one finds more regular than usual must not outweigh what the other suspects: D is
+        # surest of what could not have been exchanged unnoticed, be it never so irregular.
+        return (_excess(by_inpainter) + _excess(by_detector)) / 2
 
     def _map_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
         return self._combined(*self._standard_maps(X))
@@ -548,3 +554,8 @@ class AVIDDetector(BaseDetector):
 
     def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
         return self._scores_of(self._map_validated(X))
+
+
+def _excess(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far values lie above 0, smoothly, so that those below still differ."""
+    return np.logaddexp(0, _SHARPNESS * deviations) / _SHARPNESS

@@ -208,8 +208,8 @@ def test_the_three_maps(case):
     if case.fitted.recipe == "paper":
         np.testing.assert_array_equal(combined, np.minimum(by_inpainter, by_detector))
     else:
-        assert (combined >= np.minimum(by_inpainter, by_detector)).all()
-        assert (combined <= np.maximum(by_inpainter, by_detector)).all()
+        excess = [np.log1p(np.exp(3 * z)) / 3 for z in (by_inpainter, by_detector)]
+        np.testing.assert_allclose(combined, np.mean(excess, axis=0), rtol=1e-9)
         for alone in (by_inpainter, by_detector):
             assert np.abs(combined - alone).max() > 0.25
     scores = [with_map(case.fitted, name).score_samples(case.test) for name in MAPS]
