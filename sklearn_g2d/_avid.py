@@ -34,7 +34,7 @@ _HELD_OUT_SHARE, _MAX_HELD_OUT_IMAGES, _MAX_HELD_OUT_ROWS = 0.2, 100, 2000
 _SHARPNESS = 3.0
 
 # Quantiles of training maps: thresholds of I and D in Eq. 4, and the range of a color scale.
-_MASK_QUANTILES = 0.99, 0.95
+_MASK_QUANTILES = 0.95, 0.95
 _RANGE_QUANTILES = 0.005, 0.999
 
 

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
 
-import sklearn_g2d
 from benchmarks import caltech as caltech_benchmark
 from benchmarks import cells, images, magnetic_tiles, maps, outlier_share, puzzles, tabular
 from benchmarks import mnist as digits
@@ -413,10 +413,11 @@ def test_curves_outlive_a_run(tmp_path):
     assert (tmp_path / "a.png").exists()
 
 
-class FakeAVID:
+class FakeAVID(BaseEstimator):
     """Draws an image's brightness, a table's distance from 0, each kind of map on its scale."""
 
     fits = 0
+    map_range_ = (0.0, 255.0)
 
     def __init__(self, **params):
         self.params = params
@@ -432,13 +433,19 @@ class FakeAVID:
         sign = -1.0 if self.params["map"] == "inpainter" else 1.0
         return sign * (np.abs(X) if X.ndim == 2 else X[:, 0])
 
-    def score_samples(self, X):
-        return -self.anomaly_map(X).reshape(len(X), -1).mean(axis=1)
+    def predict_mask(self, X):
+        return self.anomaly_map(X) > 100
+
+    def inpaint(self, X):
+        return X
+
+    def _scores_of(self, maps):
+        return -maps.reshape(len(maps), -1).mean(axis=1)
 
 
 @pytest.fixture
 def avid(monkeypatch):
-    monkeypatch.setattr(sklearn_g2d, "AVIDDetector", FakeAVID, raising=False)
+    monkeypatch.setattr(maps, "AVIDDetector", FakeAVID)
     monkeypatch.setattr(FakeAVID, "fits", 0)
 
 

@@ -16,8 +16,8 @@ from sklearn_g2d.features import NeighborProfile, RemainderPCA, SquashingScaler
         G2DOutlierDetector(),
         # The published schedule takes half a minute a fit, and the checks fit often.
         G2DOutlierDetector(recipe="paper", max_steps=20),
-        AVIDDetector(max_steps=20),
-        AVIDDetector(recipe="paper", max_steps=20),
+        AVIDDetector(max_steps=5),
+        AVIDDetector(recipe="paper", max_steps=5),
         SquashingScaler(),
         SquashingScaler(common_scale=True),
         NeighborProfile(),
