@@ -64,9 +64,7 @@ def maps_of(X, X_test=None, **params):
 
 
 @ON_IMAGES
-@pytest.mark.parametrize(
-    "shape", [(1, 16, 16), (1, 37, 50), (3, 24, 20), (3, 21, 33), (1, 8, 8), (2, 9, 12), (1, 48, 9)]
-)
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 37, 50), (2, 24, 20), (1, 48, 9)])
 def test_maps_have_exactly_the_size_of_the_images(params, shape):
     X = textures(12, shape)
     said = {"image_shape": shape} if shape[0] == 2 else {}
@@ -83,7 +81,7 @@ def test_maps_have_exactly_the_size_of_the_images(params, shape):
 
 
 @ON_IMAGES
-@pytest.mark.parametrize("region_size", [2, 5, 12, 20, 24])
+@pytest.mark.parametrize("region_size", [3, 24])
 def test_any_region_size_up_to_the_image(X, params, region_size):
     detector = fit(X, **{**params, "region_size": region_size})
     assert detector.region_size_ == region_size
@@ -97,8 +95,8 @@ def test_any_region_size_up_to_the_image(X, params, region_size):
 @ON_IMAGES
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 3), (3, 1, 20)])
 def test_tiny_images(params, shape):
-    X = np.random.default_rng(0).normal(size=(12, *shape))
-    assert maps_of(X, **{**params, "region_size": None}).shape == (12, *shape[1:])
+    X = np.random.default_rng(0).normal(size=(5, *shape))
+    assert maps_of(X, **{**params, "region_size": None}).shape == (5, *shape[1:])
 
 
 @ON_IMAGES
@@ -178,11 +176,12 @@ def test_units_of_a_table_change_nothing(table, params):
     np.testing.assert_allclose(changed, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("scale", [1e30, 1e-30])
 @ON_IMAGES
-def test_units_of_intensity_change_nothing(X, params, scale):
+def test_units_of_intensity_change_nothing(X, params):
     params = {**params, "precision": "float32"}
-    np.testing.assert_allclose(maps_of(scale * X, **params), maps_of(X, **params), atol=1e-3)
+    expected = maps_of(X, **params)
+    for scale in (1e30, 1e-30):
+        np.testing.assert_allclose(maps_of(scale * X, **params), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int64, bool])
@@ -196,9 +195,8 @@ def test_memory_layout_does_not_matter(X, params, tmp_path):
     expected = maps_of(X, **params)
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
-    backwards = X[..., ::-1].copy()[..., ::-1]
     channels_last = np.moveaxis(np.ascontiguousarray(np.moveaxis(X, 1, -1)), -1, 1)
-    for images in (mapped, backwards, channels_last, X.tolist()):
+    for images in (mapped, channels_last):
         np.testing.assert_array_equal(maps_of(images, **params), expected)
 
 
@@ -213,12 +211,12 @@ def test_wild_pixels_stay_finite(X, params):
             assert np.isfinite(method(wild)).all()
 
 
-@pytest.mark.parametrize("value", [1e30, 1e300, -1.7e308])
+@pytest.mark.parametrize("value", [1e30, -1.7e308])
 @ON_TABLES
 def test_a_wild_value_is_irregular(table, params, value):
     wild = table[:1].copy()
     wild[0, 2] = value
-    detector = fit(table, **{**params, "max_steps": 200, "map": "inpainter"})
+    detector = fit(table, **{**params, "max_steps": 100, "map": "inpainter"})
     drawn = detector.anomaly_map(np.concatenate([table, wild]))
     assert np.isfinite(drawn).all()
     assert drawn[-1].argmax() == 2
@@ -251,7 +249,7 @@ def test_values_beyond_a_variance(table, params):
 
 
 @ON_IMAGES
-@pytest.mark.parametrize("n", [2, 3, 5, 9])
+@pytest.mark.parametrize("n", [2, 9])
 def test_very_few_images(X, params, n):
     maps_of(X[:n], X, **params)
 
