@@ -115,10 +115,8 @@ class Canvas:
         return (pixels * self._deviation + self._mean).reshape(len(X), -1)
 
     def to_pixels(self, maps: Tensor) -> Tensor:
-        """Bring maps (n, h, w) of the padded canvas to the images' size."""
-        maps = F.interpolate(maps[:, None], self.padded_size, mode="bilinear")
-        maps = maps[..., : self._size[0], : self._size[1]]
-        return self._resized(maps, self.image_shape[1:])[:, 0]
+        """Bring maps (n, k, h, w) of the padded canvas to the images' size."""
+        return self._resized(maps[..., : self._size[0], : self._size[1]], self.image_shape[1:])
 
     def _scaled(self, X: NDArray[Any]) -> Tensor:
         with np.errstate(over="ignore"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklearn_g2d._canvas import Canvas, box_mean
+from sklearn_g2d._conditional import ConditionalScaler
 from sklearn_g2d._images import ImageShape
 from sklearn_g2d._recipes import AVIDRecipe
 from sklearn_g2d.features import SquashingScaler
@@ -50,6 +51,10 @@ class Players(ABC):
     def adopt(self, game: InpaintingGame) -> None:
         """Go on with what a game made of the players."""
         self.inpainter, self.detector = (network.cpu() for network in game.result)
+
+    @abstractmethod
+    def learn_usual(self, X: NDArray[Any]) -> None:
+        """Learn, for `maps`, what is usual from normal rows that were not trained on."""
 
     @abstractmethod
     def encode(self, X: NDArray[Any]) -> Tensor:
@@ -114,6 +119,7 @@ class ImagePlayers(Players):
         crop = -(-_CROP_REGIONS * self.canvas.region_size // stride) * stride
         height, width = self.canvas.padded_size
         self.regions = ImageRegions(self.canvas.region_size, (min(crop, height), min(crop, width)))
+        self.scaler: ConditionalScaler | None = None
         self.repairs_noise = recipe.corruption == "gaussian"
         self.published = recipe.published
         self.bfloat16 = runtime.bfloat16
@@ -123,17 +129,34 @@ class ImagePlayers(Players):
         batch = self._batch_images()
         return torch.cat([self.canvas.encode(X[rows]) for rows in gen_batches(len(X), batch)])
 
-    @torch.no_grad()
+    def learn_usual(self, X: NDArray[Any]) -> None:
+        """Learn what maps usually say where images look alike; not if as published."""
+        if self.published:
+            return
+        batches = (
+            (self._raw_maps(images)[: len(rows)], images[: len(rows)])
+            for rows, images in self._batches(X)
+        )
+        self.scaler = ConditionalScaler(_odd(self.canvas.region_size)).fit(batches)
+
     def maps(self, X: NDArray[Any]) -> Maps:
         """Say what I, and what D, finds irregular: two arrays (n, height, width)."""
-        by_inpainter, by_detector = [], []
+        by_player = []
         for rows, images in self._batches(X):
-            with self._autocast():
-                inpainted, logits = self._inpainted(images), self.detector(images).float()
-            error = self.canvas.to_pixels(self._irregularity(images, inpainted))
-            by_inpainter.append(error[: len(rows)].double().numpy())
-            by_detector.append(self.canvas.to_pixels(logits[:, 0])[: len(rows)].double().numpy())
-        return np.concatenate(by_inpainter), np.concatenate(by_detector)
+            maps = self._raw_maps(images)
+            if self.scaler is not None:
+                maps = self.scaler.transform(maps, images)
+            by_player.append(self.canvas.to_pixels(maps)[: len(rows)].double().numpy())
+        by_inpainter, by_detector = np.concatenate(by_player).swapaxes(0, 1)
+        return by_inpainter, by_detector
+
+    @torch.no_grad()
+    def _raw_maps(self, images: Tensor) -> Tensor:
+        """I's and D's maps of canvases: (n, 2, h, w)."""
+        with self._autocast():
+            inpainted, logits = self._inpainted(images), self.detector(images).float()
+        logits = F.interpolate(logits, images.shape[2:], mode="bilinear")
+        return torch.cat([self._irregularity(images, inpainted), logits], dim=1)
 
     @torch.no_grad()
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
@@ -154,11 +177,10 @@ class ImagePlayers(Players):
     def _irregularity(self, images: Tensor, inpainted: Tensor) -> Tensor:
         """Give |X - I(X)| as the paper has it; or the logarithm of its square, averaged locally."""
         if self.published:
-            return (images - inpainted).abs().mean(1)
+            return (images - inpainted).abs().mean(1, keepdim=True)
         error = (images - inpainted).square().mean(1, keepdim=True)
         # Single pixels are noise: the mean over a region tells more.
-        error = box_mean(error, 2 * (self.canvas.region_size // 2) + 1)
-        return (error + _LEAST_ERROR).log()[:, 0]
+        return (box_mean(error, _odd(self.canvas.region_size)) + _LEAST_ERROR).log()
 
     def _batch_images(self) -> int:
         height, width = self.canvas.padded_size
@@ -214,6 +236,9 @@ class TablePlayers(Players):
         # Products in float32 depend on the batch, and a row's score must not.
         self.inpainter, self.detector = self.inpainter.double(), self.detector.double()
 
+    def learn_usual(self, X: NDArray[Any]) -> None:
+        """Learn nothing: each column is standardised by itself, and that is the estimator's."""
+
     @torch.no_grad()
     def maps(self, X: NDArray[Any]) -> Maps:
         """Say what I, and what D, finds irregular: two arrays (n, n_features)."""
@@ -241,3 +266,7 @@ class TablePlayers(Players):
             total += ((guess - rows).square() if of_error else guess) * mask
             n_hidden += mask
         return total, n_hidden
+
+
+def _odd(size: int) -> int:
+    return 2 * (size // 2) + 1

@@ -183,7 +183,7 @@ AVID_IMAGE_RECIPES = {
     # What measures best (docs/results).
     "default": AVIDRecipe(
         n_estimators=1,
-        max_steps=3000,
+        max_steps=4000,
         batch_size=16,
         corruption="blocks",
         noise_scale=0.4,
@@ -198,7 +198,7 @@ AVID_IMAGE_RECIPES = {
         detector_slope=0.1,
         hidden=(),
         learning_rates=(4e-3, 3e-3),
-        detector_every=2,  # D is easier to train, and more of it makes it see edges only
+        detector_every=3,  # D is easier to train, and more of it makes it see edges only
         region_pixels=(12, 20),
         published=False,
         top_share=0.2,

@@ -10,6 +10,7 @@ import torch
 from scipy import ndimage
 
 from sklearn_g2d._canvas import Canvas, box_mean
+from sklearn_g2d._conditional import ConditionalScaler
 from sklearn_g2d.errors import TrainingDivergedError
 from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
 from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork, n_halvings
@@ -872,14 +873,47 @@ def test_maps_lie_where_the_pixels_are(region_size):
     canvas = make_canvas(X, region_size, 16, even_light=False)
     marked = np.zeros_like(X)
     marked[:, :, 8:24, 28:44] = 1e5
-    drawn = canvas.encode(marked.reshape(6, -1))[:, 0]
+    drawn = canvas.encode(marked.reshape(6, -1))
     threshold = (drawn.max() + drawn.min()) / 2
     found = canvas.to_pixels((drawn > threshold).float()) > 0.5
-    assert found.shape == (6, 40, 52)
-    np.testing.assert_array_equal(found, marked[:, 0] > 0)
-    coarse = torch.nn.functional.avg_pool2d((drawn > threshold).float()[:, None], 4)[:, 0]
-    found = canvas.to_pixels(coarse) > 0.5
-    assert (found.numpy() == (marked[:, 0] > 0)).mean() > 0.95
+    np.testing.assert_array_equal(found, marked > 0)
+
+
+def textures(n, seed):
+    """Images whose contrast changes from left to right, and noise for their maps."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(n, 2, 48, 64)) * np.geomspace(0.2, 5, 64)
+    return torch.from_numpy(images).float(), torch.from_numpy(rng.normal(size=(n, 2, 48, 64)))
+
+
+def test_maps_are_judged_by_what_is_usual_in_such_surroundings():
+    def maps_of(images, noise):
+        contrast = box_mean(images.square().mean(1, keepdim=True), 9).add(0.1).log()
+        return torch.cat([3 * contrast + 1, 5 - contrast.square()], dim=1) + (
+            0.1 * (contrast + 4) * noise
+        )
+
+    scaler = ConditionalScaler(9)
+    scaler.fit((maps_of(*textures(4, seed)), textures(4, seed)[0]) for seed in range(4))
+    images, noise = textures(10, 9)
+    maps = maps_of(images, noise)
+    columns = scaler.transform(maps, images).double().permute(1, 3, 0, 2).flatten(2)
+    assert columns.mean(2).abs().max() < 0.35
+    assert columns.std(2).min() > 0.7
+    assert columns.std(2).max() < 1.4
+    maps[:, :, 20, 30] += 50
+    marked = scaler.transform(maps, images).flatten(2).argmax(2)
+    assert (marked == 20 * 64 + 30).all()
+
+
+def test_surroundings_beyond_the_known_count_as_the_last_known():
+    images, noise = textures(8, 0)
+    scaler = ConditionalScaler(9).fit([(noise, images)])
+    beyond, further = (scaler.transform(noise, factor * images) for factor in (1e3, 1e5))
+    assert beyond.isfinite().all()
+    same = (slice(None), slice(None), slice(None), slice(32, None))
+    np.testing.assert_allclose(beyond[same].std(), noise[same].std(), rtol=0.3)
+    assert (beyond - further)[same].abs().mean() < 0.3
 
 
 def test_even_light_hides_the_light_and_nothing_else():
