@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py metrics.py \
-          model_selection.py) \
+          model_selection.py persistence.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py)
 
 .PHONY: help demo test lint format clean
