@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.utils import Tags, gen_batches
@@ -230,6 +230,40 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
                 "sklearn_g2d.persistence.load, which loads either."
             )
         return detector
+
+    def to_onnx(self, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64") -> None:
+        """Write the fitted detector as an ONNX graph, which runs without PyTorch.
+
+        The graph takes one array "X", shaped as `fit` was given it, and holds all that precedes
+        and follows the networks. It gives "decision_function" and "score_samples", both float64
+        of shape (n_samples,) and **higher = more normal**; of an `AVIDDetector`, also its
+        "anomaly_map". They equal this detector's up to rounding. Nothing is checked: NaN gives
+        NaN. Takes the extra "onnx".
+
+        Parameters
+        ----------
+        path : str or path-like
+            Where to; an existing file is replaced, once all of the new one is on the disk.
+        dtype : {"float64", "float32", "uint8"}, default="float64"
+            Of "X".
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        UnsupportedObjectError
+            If the detector's features or its classifier are your own.
+        ImportError
+            Without the packages of the extra.
+
+        Warns
+        -----
+        UserWarning
+            If the detector itself scores in bfloat16, which the graph does not.
+        """
+        from sklearn_g2d import export
+
+        export.to_onnx(self, path, dtype=dtype)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

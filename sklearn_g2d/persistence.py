@@ -11,9 +11,7 @@ import json
 import math
 import os
 import platform
-import secrets
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from sklearn_g2d._avid import AVIDDetector
 from sklearn_g2d._canvas import Canvas
 from sklearn_g2d._classifiers import NetworkClassifiers, SklearnClassifiers
 from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._files import replace
 from sklearn_g2d._g2d import G2DOutlierDetector
 from sklearn_g2d._generator import IrregularityGenerator
 from sklearn_g2d._players import ImagePlayers, TablePlayers
@@ -173,7 +172,7 @@ def save(detector: BaseDetector, path: str | os.PathLike[str]) -> None:
         "state": json.dumps(state),
     }
     metadata["sha256"] = _checksum(metadata, encoder.arrays)
-    _replace(path, to_safetensors(encoder.arrays, metadata))
+    replace(path, to_safetensors(encoder.arrays, metadata))
 
 
 def load(path: str | os.PathLike[str]) -> G2DOutlierDetector | AVIDDetector:
@@ -426,27 +425,6 @@ def _checksum(metadata: dict[str, str], arrays: dict[str, NDArray[Any]]) -> str:
         add((name, array.dtype.name, str(array.shape)))
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def _replace(path: str | os.PathLike[str], content: bytes) -> None:
-    """Put a file in place at once, when all of it is on the disk."""
-    target = Path(os.path.realpath(path))  # not the link to it
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _unsupported(value: Any, place: str) -> UnsupportedObjectError:
