@@ -78,11 +78,11 @@ def _short():
         monkeypatch.setattr(_players, "_SCORING_PIXELS", 8 * 24 * 24)
         for recipes in (_recipes.G2D_RECIPES, _recipes.G2D_IMAGE_RECIPES):
             for name, recipe in recipes.items():
-                monkeypatch.setitem(recipes, name, replace(recipe, classifier_steps=60))
+                monkeypatch.setitem(recipes, name, replace(recipe, classifier_steps=30))
         shallow = replace(
             _recipes.AVID_IMAGE_RECIPES["default"],
-            inpainter_widths=(1, 2, 2),
-            first_skip=1,
+            inpainter_widths=(1, 2),
+            first_skip=0,
             detector_layers=((1, 3, 1), (2, 4, 2)),
         )
         monkeypatch.setitem(_recipes.AVID_IMAGE_RECIPES, "default", shallow)
@@ -134,7 +134,7 @@ def exported(wine, digits, puzzles, tmp_path_factory):
             "float64",
         ),
         "G2D images": (
-            G2DOutlierDetector(features=gradients, n_neighbors=5, **FAST).fit(digits[0]),
+            G2DOutlierDetector(features=gradients, n_neighbors=3, **FAST).fit(digits[0]),
             digits[1].astype(np.uint8),
             "uint8",
         ),
@@ -253,8 +253,7 @@ def test_graphs_of_repeated_rows(wine):
         ({"n_neighbors": 1}, 1),
         ({"features": "raw"}, 2),
         ({"features": OrientedGradients(n_orientations=5, layout_weight=0)}, 1),
-        ({"recipe": "paper", "width": 2, "n_estimators": 2}, 1),
-        ({"recipe": "paper", "n_neighbors": 5, "width": 2}, 1),
+        ({"recipe": "paper", "width": 2}, 1),
         ({"image_shape": "given"}, 1),
     ],
     ids=str,
@@ -290,8 +289,8 @@ def test_graphs_of_cells(wine, params):
 @pytest.mark.parametrize(
     "params",
     [
-        {"even_light": True, "n_estimators": 2},
-        {"even_light": False, "per_location": True, "map": "detector"},
+        {"even_light": True},
+        {"n_estimators": 2, "even_light": False, "per_location": True, "map": "detector"},
         {"region_size": 16, "width": 2},
         {"region_size": 7, "map": "inpainter"},
         {"recipe": "paper"},

@@ -55,7 +55,7 @@ def _short():
         monkeypatch.setattr(_players, "_SCORING_PIXELS", 8 * 24 * 24)
         for recipes in (_recipes.G2D_RECIPES, _recipes.G2D_IMAGE_RECIPES):
             for name, recipe in recipes.items():
-                monkeypatch.setitem(recipes, name, replace(recipe, classifier_steps=30))
+                monkeypatch.setitem(recipes, name, replace(recipe, classifier_steps=15))
         yield
 
 
