@@ -5,8 +5,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py metrics.py \
-          model_selection.py) \
+PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py export.py metrics.py \
+          model_selection.py persistence.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py)
 
 .PHONY: help demo test lint format clean

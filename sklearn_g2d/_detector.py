@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.utils import Tags, gen_batches
@@ -19,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from sklearn_g2d._images import ImageShape, as_rows
+from sklearn_g2d.errors import ModelFileError
 from sklearn_g2d.training import loop
 from sklearn_g2d.training.runtime import PRECISIONS
 
@@ -170,6 +172,98 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         scores = self.score_samples(X)
         at_most = np.searchsorted(self.calibration_scores_, scores, side="right")
         return np.asarray((1 + at_most) / (len(self.calibration_scores_) + 1), dtype=np.float64)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted detector to a file that holds numbers and names, never code.
+
+        The file is complete or not there at all: whatever happens while saving, a former one
+        at `path` stays whole. Callbacks are not saved.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Where to; usually it ends in ".safetensors". An existing file is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        UnsupportedObjectError
+            If the detector holds an object of yours (a classifier, transformer or function)
+            that could not be rebuilt without executing code.
+        """
+        from sklearn_g2d import persistence  # which knows the detectors
+
+        persistence.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a detector that `save` has written.
+
+        Nothing in a file is executed, whoever wrote it.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Returns
+        -------
+        detector
+            Fitted; its scores equal those of the saved one.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ModelFileError
+            If it holds another class or no detector, is damaged, or comes from a version of
+            this package whose files this version does not read; the error says which.
+        """
+        from sklearn_g2d import persistence
+
+        detector = persistence.load(path)
+        if not isinstance(detector, cls):
+            name = type(detector).__name__
+            raise ModelFileError(
+                f"{os.fspath(path)!r} holds an {name}, not a {cls.__name__}: call {name}.load, or "
+                "sklearn_g2d.persistence.load, which loads either."
+            )
+        return detector
+
+    def to_onnx(self, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64") -> None:
+        """Write the fitted detector as an ONNX graph, which runs without PyTorch.
+
+        The graph takes one array "X", shaped as `fit` was given it, and holds all that precedes
+        and follows the networks. It gives "decision_function" and "score_samples", both float64
+        of shape (n_samples,) and **higher = more normal**; of an `AVIDDetector`, also its
+        "anomaly_map". They equal this detector's up to rounding. Nothing is checked: NaN gives
+        NaN. Takes the extra "onnx".
+
+        Parameters
+        ----------
+        path : str or path-like
+            Where to; an existing file is replaced, once all of the new one is on the disk.
+        dtype : {"float64", "float32", "uint8"}, default="float64"
+            Of "X".
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        UnsupportedObjectError
+            If the detector's features or its classifier are your own.
+        ImportError
+            Without the packages of the extra.
+
+        Warns
+        -----
+        UserWarning
+            If the detector itself scores in bfloat16, which the graph does not.
+        """
+        from sklearn_g2d import export
+
+        export.to_onnx(self, path, dtype=dtype)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -3,3 +3,11 @@
 
 class TrainingDivergedError(RuntimeError):
     """A loss became infinite or NaN during training; the estimator is left unfitted."""
+
+
+class ModelFileError(ValueError):
+    """A file is not one of a detector, is damaged, or is for another version of this package."""
+
+
+class UnsupportedObjectError(TypeError):
+    """A detector holds an object of the user's that cannot be saved, or exported."""

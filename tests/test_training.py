@@ -269,6 +269,15 @@ def test_conv_modules_pickle_as_numpy_with_their_averages(runtime):
         assert torch.equal(loaded.eval()(x), module.eval()(x))
 
 
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_stored_kernels_keep_their_layout(runtime, n_channels):
+    """Two layouts of one channel look alike, but sums over them differ in their last digits."""
+    network = make_conv_network(runtime, (n_channels, 9, 17), n_outputs=2)
+    loaded = pickle.loads(pickle.dumps(network)).state_dict()
+    for name, value in network.state_dict().items():
+        assert loaded[name].stride() == value.stride(), name
+
+
 def make_unet(runtime, n_channels=1, widths=(4, 8), first_skip=1):
     return UNet(n_channels=n_channels, widths=widths, first_skip=first_skip, rng=runtime.rng)
 

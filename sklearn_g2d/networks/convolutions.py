@@ -16,19 +16,20 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
     """Give convolutions memory, and weights uniform in +-1/sqrt(fan in).
 
     They are built without either (device "meta"), for PyTorch would draw from its global
-    generator. Without a generator the weights are left to be loaded.
+    generator. Without a generator they are left like that, to be loaded.
     """
+    if rng is None:
+        return
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to_empty(device="cpu" if rng is None else rng.device)
-            if rng is not None:
-                fan_in = module.in_channels * math.prod(module.kernel_size)
-                # Every output of a transposed convolution meets only a part of its kernel.
-                if isinstance(module, nn.ConvTranspose2d):
-                    fan_in //= math.prod(module.stride)
-                for parameter in module.parameters():
-                    bound = 1 / math.sqrt(fan_in)
-                    parameter.uniform_(-bound, bound, generator=rng)
+            module.to_empty(device=rng.device)
+            fan_in = module.in_channels * math.prod(module.kernel_size)
+            # Every output of a transposed convolution meets only a part of its kernel.
+            if isinstance(module, nn.ConvTranspose2d):
+                fan_in //= math.prod(module.stride)
+            for parameter in module.parameters():
+                bound = 1 / math.sqrt(fan_in)
+                parameter.uniform_(-bound, bound, generator=rng)
             module.to(memory_format=LAYOUT)  # type: ignore[call-overload]
-        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and rng is not None:
+        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
             module.to(rng.device)

@@ -35,7 +35,16 @@ class StorableModule(nn.Module):
         self.config = config
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.config, weights_of(self))
+        return _new, (type(self),), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "weights": weights_of(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with torch.device("meta"):  # whatever sizes a file asks for, they take no memory
+            type(self).__init__(self, **state["config"])
+        load_weights(self, state["weights"])
+        self.eval()  # what is stored is there to be used; trainers know another mode
 
 
 def weights_of(module: nn.Module) -> dict[str, NDArray[Any]]:
@@ -46,20 +55,19 @@ def weights_of(module: nn.Module) -> dict[str, NDArray[Any]]:
 def load_weights(module: nn.Module, weights: dict[str, NDArray[Any]]) -> None:
     """Put copies of numpy arrays in place of a module's parameters, keeping their dtype."""
     state = {name: torch.tensor(value) for name, value in weights.items()}
-    # The layout of a kernel decides on the order of sums, and so on the last digits.
+    # The layout of a kernel decides on the order of sums, and so on the last digits; even that of
+    # a single channel, whose strides `contiguous` would leave as they are.
     state = {
-        name: value.contiguous(memory_format=LAYOUT) if value.ndim == 4 else value
+        name: torch.empty_like(value, memory_format=LAYOUT).copy_(value)
+        if value.ndim == 4
+        else value
         for name, value in state.items()
     }
     module.load_state_dict(state, assign=True)
 
 
-def _rebuild(
-    module_class: type[StorableModule], config: dict[str, Any], weights: dict[str, NDArray[Any]]
-) -> StorableModule:
-    module = module_class(**config)
-    load_weights(module, weights)
-    return module.eval()  # what is stored is there to be used; trainers know another mode
+def _new(module_class: type[StorableModule]) -> StorableModule:
+    return module_class.__new__(module_class)
 
 
 class EnsembleLinear(nn.Module):

@@ -72,7 +72,7 @@ class UNet(StorableModule):
 
         Height and width have to be multiples of `stride`.
         """
-        hidden = mask.expand(len(x), -1, -1, -1)
+        hidden = mask.expand(x.shape[0], -1, -1, -1)
         h = torch.cat([x * (1 - mask), hidden], dim=1).contiguous(memory_format=LAYOUT)
         h = self.first(h)
         skips = []
