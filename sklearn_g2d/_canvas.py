@@ -69,7 +69,8 @@ class Canvas:
         self.region_size = max(2, round(region_size * scale))
         _, *size = image_shape
         self._size = tuple(max(1, round(length * scale)) for length in size)
-        self.padded_size = tuple(-(-length // stride) * stride for length in self._size)
+        height, width = (-(-length // stride) * stride for length in self._size)
+        self.padded_size = height, width
 
     def fit(self, X: NDArray[Any]) -> None:
         """Learn the mean of every channel, and the deviation of all pixels, from rows.

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,11 @@ class ConditionalScaler:
     ----------
     window : int
         Odd side of the square that "around" means, in pixels.
+
+    Attributes
+    ----------
+    figures : dict of ndarray of float32
+        What was learnt, by name.
     """
 
     def __init__(self, window: int) -> None:
@@ -38,17 +44,19 @@ class ConditionalScaler:
         """Learn from batches of maps (n, k, h, w) of normal images (n, channels, h, w)."""
         step = max(1, self.window // 4)  # closer places tell the same
         sampled = [
-            (self._looks(images)[:, :, ::step, ::step], maps[:, :, ::step, ::step])
+            (looks_of(images, self.window)[:, :, ::step, ::step], maps[:, :, ::step, ::step])
             for maps, images in batches
         ]
         looks, values = (
             torch.cat([of_batch.transpose(0, 1).flatten(1) for of_batch in part], dim=1).double()
             for part in zip(*sampled, strict=True)
         )
-        figures = looks.amin(1), looks.amax(1), looks.mean(1), looks.std(1) + 1e-6
-        self._lowest, self._highest, self._mean, self._deviation = (
-            figure.float().numpy()[:, None, None] for figure in figures
-        )
+        self.figures = {
+            "lowest": _over_pixels(looks.amin(1)),
+            "highest": _over_pixels(looks.amax(1)),
+            "mean": _over_pixels(looks.mean(1)),
+            "deviation": _over_pixels(looks.std(1) + 1e-6),
+        }
         terms = self._terms(looks.float()[None, :, :, None])[0, :, :, 0].double()
         penalty = torch.full((len(terms),), _PENALTY, dtype=torch.float64)
         penalty[0] = 0  # of the intercept
@@ -56,40 +64,45 @@ class ConditionalScaler:
         usual = torch.linalg.solve(gram, terms @ values.T).T
         squares = (values - usual @ terms).square()
         variance = torch.linalg.solve(gram, terms @ squares.T).T
-        self._coefficients = torch.cat([usual, variance]).float().numpy()[:, :, None, None]
         least = (_LEAST_VARIANCE * squares.mean(1)).clamp(min=1e-12)
-        self._least_variance = least.float().numpy()[:, None, None]
+        self.figures["coefficients"] = _over_pixels(torch.cat([usual, variance]))
+        self.figures["least_variance"] = _over_pixels(least)
         return self
 
     def transform(self, maps: Tensor, images: Tensor) -> Tensor:
         """Give deviations of maps (n, k, h, w) of images from what is usual, (n, k, h, w)."""
-        usual = F.conv2d(self._terms(self._looks(images)), torch.from_numpy(self._coefficients))
+        usual = F.conv2d(self._terms(looks_of(images, self.window)), self._tensor("coefficients"))
         mean, variance = usual.chunk(2, dim=1)
-        return (maps - mean) / variance.maximum(torch.from_numpy(self._least_variance)).sqrt()
-
-    def _looks(self, images: Tensor) -> Tensor:
-        """Describe the surroundings of pixels: (n, 3, h, w)."""
-        gray = images.mean(1, keepdim=True)
-        brightness = box_mean(gray, self.window)
-        contrast = box_mean((images - brightness).square().mean(1, keepdim=True), self.window)
-        down, right = torch.gradient(images, dim=(2, 3))
-        steepness = (down.square() + right.square()).mean(1, keepdim=True)
-        sharpness = box_mean(steepness, self.window)
-        return torch.cat(
-            [
-                brightness,
-                (contrast + _LEAST_CONTRAST).log(),
-                (sharpness + _LEAST_SHARPNESS).log(),
-            ],
-            dim=1,
-        )
+        return (maps - mean) / variance.maximum(self._tensor("least_variance")).sqrt()
 
     def _terms(self, looks: Tensor) -> Tensor:
-        """Expand (n, 3, h, w) to 1, the three, their squares and products: (n, 10, h, w)."""
         # No quadratic holds beyond what it was fitted to.
-        looks = looks.maximum(torch.from_numpy(self._lowest))
-        looks = looks.minimum(torch.from_numpy(self._highest))
-        looks = (looks - torch.from_numpy(self._mean)) / torch.from_numpy(self._deviation)
-        first, second = np.triu_indices(looks.shape[1])
-        products = looks[:, first] * looks[:, second]
-        return torch.cat([torch.ones_like(looks[:, :1]), looks, products], dim=1)
+        looks = looks.maximum(self._tensor("lowest")).minimum(self._tensor("highest"))
+        return quadratic((looks - self._tensor("mean")) / self._tensor("deviation"))
+
+    def _tensor(self, name: str) -> Tensor:
+        return torch.from_numpy(self.figures[name])
+
+
+def looks_of(images: Tensor, window: int) -> Tensor:
+    """Describe the surroundings of pixels, brightness, contrast and sharpness: (n, 3, h, w)."""
+    brightness = box_mean(images.mean(1, keepdim=True), window)
+    contrast = box_mean((images - brightness).square().mean(1, keepdim=True), window)
+    framed = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    down = (framed[:, :, 2:, 1:-1] - framed[:, :, :-2, 1:-1]) / 2
+    right = (framed[:, :, 1:-1, 2:] - framed[:, :, 1:-1, :-2]) / 2
+    steepness = (down.square() + right.square()).mean(1, keepdim=True)
+    sharpness = box_mean(steepness, window)
+    logarithms = (contrast + _LEAST_CONTRAST).log(), (sharpness + _LEAST_SHARPNESS).log()
+    return torch.cat([brightness, *logarithms], dim=1)
+
+
+def quadratic(looks: Tensor) -> Tensor:
+    """Expand (n, 3, h, w) to 1, the three, their squares and products: (n, 10, h, w)."""
+    one, two, three = looks.split(1, dim=1)
+    products = one * looks, two * looks[:, 1:], three * three
+    return torch.cat([torch.ones_like(one), looks, *products], dim=1)
+
+
+def _over_pixels(figures: Tensor) -> NDArray[np.float32]:
+    return figures.float().numpy()[..., None, None]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from sklearn_g2d import _avid, _canvas, _players
 from sklearn_g2d._avid import AVIDDetector
 from sklearn_g2d._classifiers import NetworkClassifiers
+from sklearn_g2d._conditional import ConditionalScaler, looks_of, quadratic
 from sklearn_g2d._detector import BaseDetector
 from sklearn_g2d._g2d import G2DOutlierDetector
 from sklearn_g2d._players import ImagePlayers, TablePlayers
@@ -331,6 +332,7 @@ class AVIDGraph(Constants):
             inpainter_deviation=deviations[0],
             detector_deviation=deviations[1],
             sharpness=_avid._SHARPNESS,
+            weight=_avid._INPAINTER_WEIGHT,
         )
         self.kind, self.published = detector.map, detector.recipe == "paper"
         self.pairs = nn.ModuleList(_maps_of(pair) for pair in detector._players)
@@ -362,7 +364,8 @@ class AVIDGraph(Constants):
             return by_inpainter if self.kind == "inpainter" else by_detector
         if self.published:
             return torch.minimum(by_inpainter, by_detector)
-        return (self._excess(by_inpainter) + self._excess(by_detector)) / 2
+        total = self.weight * self._excess(by_inpainter) + self._excess(by_detector)
+        return total / (1 + self.weight)
 
     def _excess(self, deviations: Tensor) -> Tensor:
         x = self.sharpness * deviations
@@ -389,11 +392,13 @@ class ImageMaps(Constants):
         self.to_canvas = Resampling(
             lambda maps: canvas._resized(maps[:, None], canvas._size)[:, 0], canvas.image_shape[1:]
         )
-        height, width = canvas.padded_size
+        self.scaler = None if players.scaler is None else Conditional(players.scaler)
+        height, width = size = canvas.padded_size
         stride = int(players.detector.stride)  # type: ignore[arg-type]
-        self.to_pixels = Resampling(canvas.to_pixels, (height, width))
-        self.logits_to_pixels = Resampling(
-            canvas.to_pixels, (-(-height // stride), -(-width // stride))
+        self.to_pixels = Resampling(lambda maps: canvas.to_pixels(maps[:, None])[:, 0], size)
+        self.logits_to_canvas = Resampling(
+            lambda logits: F.interpolate(logits[:, None], size, mode="bilinear")[:, 0],
+            (-(-height // stride), -(-width // stride)),
         )
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -405,7 +410,11 @@ class ImageMaps(Constants):
         guesses = self.inpainter(copies.flatten(0, 1), masks.flatten(0, 1))
         inpainted = (guesses.unflatten(0, (masks.shape[0], -1)) * self.shown).sum(0)
         error = self.players._irregularity(images, inpainted)
-        return self.to_pixels(error), self.logits_to_pixels(self.detector(images)[:, 0])
+        maps = torch.cat([error, self.logits_to_canvas(self.detector(images))], dim=1)
+        if self.scaler is not None:
+            maps = self.scaler(maps, images)
+        by_inpainter, by_detector = self.to_pixels(maps).unbind(1)
+        return by_inpainter, by_detector
 
     def _encoded(self, rows: Tensor) -> Tensor:
         pixels = (rows.reshape(-1, *self.canvas.image_shape) - self.mean) / self.deviation
@@ -419,6 +428,21 @@ class ImageMaps(Constants):
             for padded, length in zip(self.canvas.padded_size, self.canvas._size, strict=True)
         )
         return F.pad(images, (0, right, 0, bottom), mode="replicate")
+
+
+class Conditional(Constants):
+    """`ConditionalScaler`, in float32."""
+
+    def __init__(self, scaler: ConditionalScaler) -> None:
+        super().__init__(**scaler.figures)
+        self.window = scaler.window
+
+    def forward(self, maps: Tensor, images: Tensor) -> Tensor:
+        """Give deviations from what is usual."""
+        looks = looks_of(images, self.window).maximum(self.lowest).minimum(self.highest)
+        usual = F.conv2d(quadratic((looks - self.mean) / self.deviation), self.coefficients)
+        mean, variance = usual.chunk(2, dim=1)
+        return (maps - mean) / variance.maximum(self.least_variance).sqrt()
 
 
 class TableMaps(Constants):

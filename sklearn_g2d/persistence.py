@@ -30,6 +30,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_g2d._avid import AVIDDetector
 from sklearn_g2d._canvas import Canvas
 from sklearn_g2d._classifiers import NetworkClassifiers, SklearnClassifiers
+from sklearn_g2d._conditional import ConditionalScaler
 from sklearn_g2d._detector import BaseDetector
 from sklearn_g2d._files import replace
 from sklearn_g2d._g2d import G2DOutlierDetector
@@ -66,6 +67,7 @@ _CLASSES: dict[str, type] = {
         Canvas,
         CellDetector,
         CellInpainter,
+        ConditionalScaler,
         ConvGenerator,
         ConvNetwork,
         EnsembleMLP,
