@@ -371,6 +371,9 @@ def test_patch_motion_weighs_speed_by_foreground():
             energy = ((right**2 + down**2) * foreground)[inside, inside].mean()
             weight = foreground[inside, inside].mean() + 0.05
             assert rows[i, column] == pytest.approx(np.sqrt(energy / weight))
+    with_share = PatchMotion(squares=(0.4, 1), share=True).fit_transform(patches)
+    np.testing.assert_array_equal(with_share[:, 1:], rows)
+    np.testing.assert_allclose(with_share[:, 0] ** 2, patches[:, 2].mean(axis=(1, 2)))
     # More of a crowd at the same speed is hardly faster, and nothing is still.
     crowd = np.full((3, 2, 10, 10), 0.5)
     crowd[:, 1] = np.array([0, 0.5, 1])[:, None, None]

@@ -224,6 +224,9 @@ class PatchMotion(TransformerMixin, BaseEstimator):
     ----------
     squares : sequence of float, default=(0.5, 0.7, 1.0)
         Sides of the squares around the middle of a patch, in units of its own.
+    share : bool, default=False
+        Whether the root of the foreground's share of the patch stands in front, from which a
+        detector can tell what speed to expect.
 
     Attributes
     ----------
@@ -242,12 +245,16 @@ class PatchMotion(TransformerMixin, BaseEstimator):
     array([[0.66, 0.65, 0.63]])
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"squares": ["array-like"]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "squares": ["array-like"],
+        "share": ["boolean"],
+    }
 
     image_shape_: ImageShape
 
-    def __init__(self, squares: Sequence[float] = (0.5, 0.7, 1.0)) -> None:
+    def __init__(self, squares: Sequence[float] = (0.5, 0.7, 1.0), *, share: bool = False) -> None:
         self.squares = squares
+        self.share = share
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> PatchMotion:
@@ -290,14 +297,14 @@ class PatchMotion(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_patches, n_squares)
+        ndarray of shape (n_patches, n_squares), or (n_patches, 1 + n_squares) with `share`
             float64, in the units of the speed; not negative.
         """
         check_is_fitted(self)
         patches = _check_frames(self, X, reset=False)
         motion, foreground = patches[:, :-1], patches[:, -1]
         energy = np.einsum("ncij,ncij,nij->nij", motion, motion, foreground)
-        columns = []
+        columns = [np.sqrt(_mean_in_centre(foreground, 1))] if self.share else []
         for share in self.squares:
             moving = _mean_in_centre(foreground, share)
             # Of next to no foreground, the speed shall be next to none.
