@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constra
 
 PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py export.py metrics.py \
           model_selection.py persistence.py) \
-          $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py)
+          $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
 
 .PHONY: help demo test lint format clean
 

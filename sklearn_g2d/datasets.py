@@ -1,15 +1,19 @@
-"""Data made from data: puzzles of images, of which some tiles do not belong."""
+"""Data made from data, puzzles of which some tiles do not belong, and clips from folders."""
 
 from __future__ import annotations
 
 from numbers import Integral
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
+from sklearn.utils import Bunch, check_random_state
 
-__all__ = ["make_puzzles"]
+from sklearn_g2d.video._opencv import import_opencv
+
+__all__ = ["load_ucsd", "make_puzzles"]
 
 
 def make_puzzles(
@@ -146,3 +150,103 @@ def _check_grid_shape(grid_shape: Any) -> tuple[int, int]:
             f"grid_shape must be two positive integers (rows, columns), got {grid_shape!r}."
         )
     return int(sizes[0]), int(sizes[1])
+
+
+def load_ucsd(folder: str | PathLike[str], *, reduce: int = 1) -> Bunch:
+    """Load UCSD Ped1 or Ped2 from the folders that its authors published.
+
+    Training clips hold pedestrians only; in test clips everything else is anomalous [1]_. The
+    layout is ``Train/Train001/001.tif``, ``Test/Test001/001.tif`` and, where the anomalous pixels
+    are known, ``Test/Test001_gt/001.bmp``, of any number of clips. Images are read by OpenCV,
+    which optical flow needs anyway: ``pip install 'sklearn_g2d[video]'``.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        That of one of the two scenes, such as "UCSD_Anomaly_Dataset.v1p2/UCSDped2".
+    reduce : int, default=1
+        Factor by which height and width are reduced, by averaging.
+
+    Returns
+    -------
+    Bunch
+        ``train`` and ``test``, lists of clips (n_frames, 1, height, width) of bytes; ``masks``, of
+        each test clip an array (n_frames, height, width), True where a pixel is anomalous, or
+        None; ``train_names`` and ``test_names`` of the clips.
+
+    Raises
+    ------
+    ImportError
+        If OpenCV is not installed.
+    ValueError
+        If there are no clips, an image cannot be read or differs in size, a clip has other
+        numbers of frames and masks, or `reduce` is not a positive integer.
+
+    References
+    ----------
+    .. [1] V. Mahadevan, W. Li, V. Bhalodia, N. Vasconcelos, "Anomaly Detection in Crowded Scenes",
+       CVPR 2010.
+    """
+    if not isinstance(reduce, Integral) or reduce < 1:
+        raise ValueError(f"reduce must be an integer of at least 1, got {reduce!r}.")
+    clips: dict[str, list[NDArray[np.uint8]]] = {}
+    names: dict[str, list[str]] = {}
+    masks: list[NDArray[np.bool_] | None] = []
+    for part in ("Train", "Test"):
+        folders = [
+            path
+            for path in sorted(Path(folder, part).glob(f"{part}*"))
+            if path.is_dir() and not path.name.endswith("_gt")
+        ]
+        if not folders:
+            raise ValueError(
+                f"{Path(folder, part)} holds no folders {part}001, {part}002, ... Pass the folder "
+                'that holds "Train" and "Test", such as ".../UCSDped2".'
+            )
+        clips[part] = [_read_images(path, "*.tif", int(reduce))[:, np.newaxis] for path in folders]
+        names[part] = [path.name for path in folders]
+    for name, clip in zip(names["Test"], clips["Test"], strict=True):
+        truth = Path(folder, "Test", f"{name}_gt")
+        if not truth.is_dir():
+            masks.append(None)
+            continue
+        mask = _read_images(truth, "*.bmp", int(reduce), binary=True) > 0
+        if len(mask) != len(clip):
+            raise ValueError(f"{truth} holds {len(mask)} masks for {len(clip)} frames.")
+        masks.append(mask)
+    return Bunch(
+        train=clips["Train"],
+        test=clips["Test"],
+        masks=masks,
+        train_names=names["Train"],
+        test_names=names["Test"],
+    )
+
+
+def _read_images(
+    folder: Path, pattern: str, reduce: int, *, binary: bool = False
+) -> NDArray[np.uint8]:
+    """Read the gray images of a folder, in the order of their names."""
+    cv2 = import_opencv("Images of clips")
+    # macOS leaves files such as ._001.tif behind.
+    paths = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{folder} holds no images {pattern}.")
+    images: list[NDArray[np.uint8]] = []
+    for path in paths:
+        content = np.fromfile(path, dtype=np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if len(content) else None
+        if image is None:
+            raise ValueError(f"{path} is empty, damaged or no image. Unpack the data set again.")
+        if binary:  # a pixel that is set in any part stays so when reduced
+            image = np.where(image > 0, 255, 0).astype(np.uint8)
+        if reduce > 1:
+            height, width = (length // reduce for length in image.shape)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"{path} has {image.shape[0]} x {image.shape[1]} pixels, but those before it "
+                f"{images[0].shape[0]} x {images[0].shape[1]}."
+            )
+        images.append(image)
+    return np.stack(images)

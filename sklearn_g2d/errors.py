@@ -11,3 +11,7 @@ class ModelFileError(ValueError):
 
 class UnsupportedObjectError(TypeError):
     """A detector holds an object of the user's that cannot be saved, or exported."""
+
+
+class VideoFileError(ValueError):
+    """A video file is empty, damaged or no video; what was read before it stays valid."""

@@ -1,9 +1,10 @@
-"""Puzzles are made of the images they say, with the irregular ones where they say."""
+"""Puzzles are made of the images they say, and clips read from the folders that hold them."""
 
+import cv2
 import numpy as np
 import pytest
 
-from sklearn_g2d.datasets import make_puzzles
+from sklearn_g2d.datasets import load_ucsd, make_puzzles
 
 LABELS = np.arange(60) % 6
 
@@ -113,3 +114,81 @@ def test_one_kind_is_enough_where_the_other_is_not_asked_for():
     given = {"n_samples": 3, "grid_shape": (2, 3)}
     assert not make_puzzles(images, labels, 3, n_irregular=0, **given)[1].any()
     assert make_puzzles(images, labels, 2, n_irregular=6, **given)[1].all()
+
+
+# UCSD
+
+
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+@pytest.fixture
+def ucsd(tmp_path):
+    """Two training clips and two test clips of different lengths, one with masks."""
+    rng = np.random.default_rng(0)
+    images = {}
+    for clip, n_frames in {
+        "Train/Train001": 3,
+        "Train/Train002": 5,
+        "Test/Test001": 12,
+        "Test/Test002": 2,
+    }.items():
+        images[clip] = rng.integers(0, 256, size=(n_frames, 8, 12), dtype=np.uint8)
+        for number, image in enumerate(images[clip], 1):
+            write_image(tmp_path / clip / f"{number:03}.tif", image)
+    masks = np.zeros((12, 8, 12), dtype=np.uint8)
+    masks[3:, 2, 5] = 1  # some copies hold 1 instead of 255
+    for number, mask in enumerate(masks, 1):
+        write_image(tmp_path / "Test/Test001_gt" / f"{number:03}.bmp", mask)
+    (tmp_path / "Test/Test001/._001.tif").write_bytes(b"left by macOS")
+    (tmp_path / "Test/Test.m").write_text("left by the authors")
+    return tmp_path, images, masks
+
+
+def test_ucsd_layout(ucsd):
+    folder, images, masks = ucsd
+    data = load_ucsd(folder)
+    assert data.train_names == ["Train001", "Train002"]
+    assert data.test_names == ["Test001", "Test002"]
+    for part in ("Train", "Test"):
+        clips = data[part.lower()]
+        names = data[f"{part.lower()}_names"]
+        for name, clip in zip(names, clips, strict=True):
+            assert clip.dtype == np.uint8
+            np.testing.assert_array_equal(clip[:, 0], images[f"{part}/{name}"])
+    assert data.masks[0].dtype == bool
+    np.testing.assert_array_equal(data.masks[0], masks > 0)
+    assert data.masks[1] is None
+
+
+def test_ucsd_reduced(ucsd):
+    folder, images, _ = ucsd
+    data = load_ucsd(str(folder), reduce=2)
+    means = images["Train/Train002"].reshape(5, 4, 2, 6, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(data.train[1][:, 0], means, atol=0.5)
+    expected = np.zeros((4, 6), dtype=bool)
+    expected[1, 2] = True  # one of four pixels is anomalous
+    np.testing.assert_array_equal(data.masks[0][5], expected)
+
+
+def test_ucsd_complains(ucsd):
+    folder, _, masks = ucsd
+    with pytest.raises(ValueError, match=r'no folders Train001.*holds "Train" and "Test"'):
+        load_ucsd(folder / "Train")
+    with pytest.raises(ValueError, match="reduce must be an integer of at least 1, got 0"):
+        load_ucsd(folder, reduce=0)
+    (folder / "Test/Test001_gt/012.bmp").unlink()
+    with pytest.raises(ValueError, match="Test001_gt holds 11 masks for 12 frames"):
+        load_ucsd(folder)
+    write_image(folder / "Test/Test001_gt/012.bmp", masks[0][:4])
+    with pytest.raises(ValueError, match=r"012.bmp has 4 x 12 pixels, but those before it 8 x 12"):
+        load_ucsd(folder)
+    (folder / "Train/Train002/004.tif").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"004.tif is empty, damaged or no image"):
+        load_ucsd(folder)
+    for path in (folder / "Train/Train001").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"Train001 holds no images \*.tif"):
+        load_ucsd(folder)

@@ -1,0 +1,216 @@
+"""Do the detectors find what is no pedestrian? UCSD Ped2, the papers' main experiment.
+
+Protocol: train on the 16 clips of pedestrians, test on the 12 others, at half resolution. A frame
+is anomalous where any of its pixels is. Frames of all test clips are pooled, and nothing is
+adjusted to a clip. The seeds are those of the detectors and of the choice of patches.
+
+    python -m benchmarks.ped2 --data ../shared/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.frame_detectors import CHANNELS, N_SMOOTHED, N_WORST, Judgement, detectors
+from benchmarks.images import read_archive
+from benchmarks.maps import RocCurves, plot_maps, separation
+from benchmarks.report import summarize, write_markdown
+from benchmarks.runner import Case, choose, command, make_parser, run
+from sklearn_g2d.datasets import load_ucsd
+from sklearn_g2d.metrics import pixel_level_equal_error_rate
+from sklearn_g2d.video import split_clips
+
+ARCHIVE = "ucsd_ped2_half.npz"  # frames, clip numbers, masks
+FOLDER = "UCSDped2"  # as published
+FIGURES = {
+    "auc": "frame AUC",
+    "eer": "frame EER",
+    "single_auc": "single-frame AUC",
+    "pixel_auc": "pixel AUC",
+    "pixel_eer": "pixel-level EER",
+    "fit_seconds": "fit (s)",
+    "score_milliseconds": "score (ms per frame)",
+}
+N_SHOWN = 6  # frames in the picture
+# What stands behind the names of AVID.
+AVID_SEES = {
+    "AVID": '"AVID" judges the cells of rows, share and speed of the foreground in 14 of 20 pixels '
+    "(`PatchMotion(squares=(0.7,), share=True)`).",
+    "AVID three averaged frames": '"AVID three averaged frames" judges whole frames in the '
+    "channels of the paper, with `per_location=True`.",
+}
+
+
+@dataclass
+class Scene:
+    """Clips of a fixed camera, and what of them the detectors see.
+
+    Attributes
+    ----------
+    train, test : list of ndarray of shape (n_frames, 1, height, width)
+    masks : ndarray of shape (n_test_frames, height, width)
+        True where a pixel is anomalous.
+    """
+
+    train: list[NDArray]
+    test: list[NDArray]
+    masks: NDArray
+    _seen: dict[str, tuple[list[NDArray], list[NDArray]]] = field(default_factory=dict)
+
+    def seen(self, channels: str) -> tuple[list[NDArray], list[NDArray]]:
+        """Channels of the training and of the test clips, computed once."""
+        if channels not in self._seen:
+            if CHANNELS[channels] is None:
+                self._seen[channels] = self.train, self.test
+            else:
+                transformer = clone(CHANNELS[channels]).fit(self.train)
+                train, test = (
+                    [transformer.transform(clip) for clip in clips]
+                    for clips in (self.train, self.test)
+                )
+                self._seen[channels] = train, test
+        return self._seen[channels]
+
+
+def read_scene(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Scene:
+    """Read the archive, or the published folders at half resolution."""
+    if (args.data / FOLDER).is_dir():
+        data = load_ucsd(args.data / FOLDER, reduce=2)
+        return Scene(data.train, data.test, np.concatenate(data.masks))
+    archive = read_archive(args, parser, ARCHIVE)
+    train, test = (
+        split_clips(archive[f"{part}_frames"][:, np.newaxis], archive[f"{part}_clip"])
+        for part in ("train", "test")
+    )
+    return Scene(train, test, archive["test_masks"])
+
+
+def figures(masks: NDArray, judged: Judgement) -> dict[str, float]:
+    """Figures by name."""
+    is_anomalous: NDArray = np.any(masks, axis=(1, 2))
+    return {
+        **separation(is_anomalous, judged.anomaly),
+        "single_auc": separation(is_anomalous, judged.single)["auc"],
+        "pixel_auc": float(roc_auc_score(masks.ravel(), judged.maps.ravel())),
+        "pixel_eer": pixel_level_equal_error_rate(masks, judged.maps),
+    }
+
+
+def open_scene(scene: Scene, seed: int, steps: int | None, pictures: Path | None) -> Case:
+    """Open the scene for `run`; `pictures` is the stem of the files of what is drawn of it."""
+    entries = detectors(steps)
+
+    def measure(name: str) -> list[dict[str, Any]]:
+        train, test = scene.seen(entries[name].channels)
+        start = time.perf_counter()
+        detector = entries[name].make(seed).fit(train)
+        fit_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        judged = detector.judge(test)
+        milliseconds = 1000 * (time.perf_counter() - start) / len(scene.masks)
+        if pictures is not None:
+            is_anomalous: NDArray = np.any(scene.masks, axis=(1, 2))
+            judged_frames = {"frames": (is_anomalous, judged.anomaly)}
+            RocCurves(f"{pictures}_roc.csv").add(name, judged_frames)
+            if name in ("G2D", "AVID"):
+                draw(f"{pictures}_{name.lower()}_maps.png", scene, judged.maps, name)
+        row = {"fit_seconds": fit_seconds, "score_milliseconds": milliseconds}
+        return [row | figures(scene.masks, judged)]
+
+    facts = {"n_train": sum(map(len, scene.train)), "n_test": len(scene.masks)}
+    return Case(facts, measure)
+
+
+def draw(path: str, scene: Scene, maps: NDArray, name: str) -> None:
+    """Draw the middle frames of some test clips with their maps."""
+    middles = np.cumsum([len(clip) for clip in scene.test]) - [len(c) // 2 for c in scene.test]
+    shown = middles[:: max(1, len(middles) // N_SHOWN)][:N_SHOWN]
+    frames = np.concatenate(scene.test)[shown, 0]
+    plot_maps(path, frames, scene.masks[shown], {name: maps[shown]})
+
+
+def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.DataFrame:
+    """Write the Markdown page and the plot of curves; returns the summary."""
+    summary = summarize(results, FIGURES, by="scene")
+    by_seed = results.pivot_table("auc", "detector", "seed").loc[list(summary.index)]
+    first = results.iloc[0]
+    stem = args.output / args.name
+    avid = " ".join(text for name, text in AVID_SEES.items() if name in summary.index)
+    RocCurves(f"{stem}_roc.csv").plot(f"{stem}_roc.png", ["frames"], list(summary.index))
+    paragraphs = [
+        f"UCSD Ped2 (Mahadevan et al., CVPR 2010) at half resolution: {first.n_train} training "
+        f"frames of pedestrians, {first.n_test} test frames, most with bicycles, skaters or carts. "
+        f"Mean over the seeds ({', '.join(map(str, sorted(results.seed.unique())))})"
+        f"{', of some detectors fewer' if by_seed.isna().any(axis=None) else ''}.",
+        "Frame AUC and EER are over the frames of all test clips pooled, without any adjustment to "
+        f"a clip, of anomaly averaged over {N_SMOOTHED} frames at each place; that of a frame is "
+        f"the mean of its {N_WORST} most anomalous patches of 20 pixels, 5 apart. The single-frame "
+        "AUC is without the average. Pixel AUC is of all pixels; at the pixel-level EER an "
+        "anomalous frame counts as found when 40 % of its anomalous pixels are. Rank is by frame "
+        f"AUC, 1 is best. Seconds are of this run, {args.threads} threads, without those of the "
+        "channels, and compare only roughly.",
+        "G2D judges patches by `PatchMotion`: the speed of the foreground in three squares. "
+        f"{avid} The published recipes see gray patches of 15 pixels (G2D) and three averaged "
+        "frames (AVID); their most anomalous patch, or pixel, condemns a frame, and nothing is "
+        "averaged over frames.",
+        'The baselines are judged like G2D: "motion energy" is the mean change of a patch since '
+        'the frame before; "flow, blurred" the mean length of optical flow in 15 pixels; "speed of '
+        'the foreground" the mean of what G2D sees, without a detector; "5-NN" the mean distance '
+        "from the 5 nearest of 10,000 training patches, described by mean velocity and foreground, "
+        "or by what G2D sees.",
+        f"`{repeat}` repeats it; DIR holds `{ARCHIVE}`, or the published folder `{FOLDER}`. All "
+        f"figures are in [{args.name}.csv]({args.name}.csv).",
+        f"![ROC curves of frames, the first seed]({args.name}_roc.png)",
+    ]
+    for name in ("g2d", "avid"):
+        if Path(f"{stem}_{name}_maps.png").exists():
+            picture = f"{args.name}_{name}_maps.png"
+            paragraphs.append(f"![Frames and maps of {name.upper()}]({picture})")
+    write_markdown(
+        args.output / f"{args.name}.md",
+        "What is no pedestrian",
+        paragraphs,
+        [summary, by_seed.rename_axis("frame AUC by seed")],
+    )
+    return summary
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = make_parser(__doc__, "ped2", data_help=f"folder of {ARCHIVE}, or of {FOLDER}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="max_steps of AVID's default recipe")
+    parser.set_defaults(detectors=list(detectors()))
+    args = parser.parse_args()
+    chosen = choose(parser, args.detectors, detectors(args.steps))
+    scene = read_scene(args, parser)
+    stem = args.output / args.name
+    if not args.resume:
+        Path(f"{stem}_roc.csv").unlink(missing_ok=True)
+
+    def open_case(_: str, seed: int) -> Case:
+        return open_scene(scene, seed, args.steps, stem if seed == args.seeds[0] else None)
+
+    results = run("scene", ["Ped2"], open_case, chosen, args)
+    repeat = command(
+        parser,
+        args.name,
+        detectors=[name for name in detectors() if name in set(results.detector)],
+        seeds=sorted(results.seed.unique()),
+        steps=[args.steps],
+    )
+    print(f"\n{report(results, args, repeat).to_markdown(floatfmt='.3f')}")
+
+
+if __name__ == "__main__":
+    main()

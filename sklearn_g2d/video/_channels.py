@@ -1,0 +1,317 @@
+"""Channels that tell motion: averaged frames, optical flow, and what is not background."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from sklearn_g2d.video._clips import Clips, ClipTransformer
+from sklearn_g2d.video._opencv import import_opencv
+
+_LAGS = 4, 2, 0  # of AVID's channels
+
+_MAX_BACKGROUND_FRAMES = 200  # whose median is the background
+
+
+class MotionChannels(ClipTransformer):
+    """Three averaged frames in the channels of one image, the input of AVID on videos.
+
+    X = <I'_{t-4}, I'_{t-2}, I'_t>, where I'_t = (I_t + I_{t-1}) / 2 is the mean of a frame and the
+    one before it (section 3.5 of [1]_). What moves differs between the channels. Before the start
+    of a clip its first frame is repeated. Colour frames become gray first.
+
+    Attributes
+    ----------
+    image_shape_ : tuple of int
+        Channels, height and width of the frames in `fit`.
+    n_features_in_ : int
+        Number of intensities of a frame.
+
+    References
+    ----------
+    .. [1] M. Sabokrou et al., "AVID: Adversarial Visual Irregularity Detection", ACCV 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import MotionChannels
+    >>> clip = np.arange(6.0).reshape(6, 1, 1, 1) * np.ones((8, 8))
+    >>> MotionChannels().fit_transform(clip)[-1, :, 0, 0]
+    array([0.5, 2.5, 4.5], dtype=float32)
+    """
+
+    min_frames: ClassVar[int] = 5
+
+    @property
+    def _n_previous(self) -> int:
+        """Earlier frames that the channels of a frame depend on."""
+        return max(_LAGS) + 1
+
+    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+        gray = _gray(clip)
+        time = np.arange(len(gray))
+        means = (gray + gray[np.maximum(time - 1, 0)]) / 2
+        return np.stack([means[np.maximum(time - lag, 0)] for lag in _LAGS], axis=1)
+
+
+class OpticalFlow(ClipTransformer):
+    """How far every pixel moved since an earlier frame, by OpenCV.
+
+    Motion is in **pixels per frame**. Optical flow sees that of textured surfaces only; where
+    nothing is to be seen it is interpolated, or 0. Needs OpenCV:
+    ``pip install 'sklearn_g2d[video]'``.
+
+    Parameters
+    ----------
+    output : "speed" or "velocity", default="speed"
+        One channel, the length of the motion, or two, its parts to the right and downwards.
+    method : "farneback" or "dis", default="farneback"
+        Farnebäck's expansion in polynomials [1]_, smooth, or dense inverse search [2]_,
+        in half the time. Both at OpenCV's settings.
+    lag : int, default=2
+        Frames between the two that are compared. More lift slow motion out of the noise, but
+        what moves further than its own size is lost. A clip's first frames are compared with
+        its first one, and that with the second.
+    window_size : int, default=15
+        Width in pixels of the window that Farnebäck's flow is averaged over.
+
+    Attributes
+    ----------
+    image_shape_ : tuple of int
+        Channels, height and width of the frames in `fit`.
+    n_features_in_ : int
+        Number of intensities of a frame.
+
+    References
+    ----------
+    .. [1] G. Farnebäck, "Two-Frame Motion Estimation Based on Polynomial Expansion", SCIA 2003.
+    .. [2] T. Kroeger, R. Timofte, D. Dai, L. Van Gool, "Fast Optical Flow using Dense Inverse
+       Search", ECCV 2016.
+    """
+
+    min_frames: ClassVar[int] = 2
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "output": [StrOptions({"speed", "velocity"})],
+        "method": [StrOptions({"farneback", "dis"})],
+        "lag": [Interval(Integral, 1, None, closed="left")],
+        "window_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        output: Literal["speed", "velocity"] = "speed",
+        *,
+        method: Literal["farneback", "dis"] = "farneback",
+        lag: int = 2,
+        window_size: int = 15,
+    ) -> None:
+        self.output = output
+        self.method = method
+        self.lag = lag
+        self.window_size = window_size
+
+    @property
+    def _n_previous(self) -> int:
+        """Earlier frames that the channels of a frame depend on."""
+        return self.lag
+
+    def fit(self, X: Clips, y: Any = None) -> OpticalFlow:
+        """Remember the shape of the frames.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several, of bytes or of floats from 0 to 255.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ImportError
+            If OpenCV is not installed.
+        ValueError
+            If a parameter is out of range, `X` is not made of such clips, one has a
+            single frame, or frames differ in shape.
+        """
+        import_opencv("Optical flow and its channels")
+        self._validate_params()
+        super().fit(X)
+        return self
+
+    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+        return self._motion(clip, np.arange(len(clip)))
+
+    def _last_channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+        return self._motion(clip, np.array([len(clip) - 1]))
+
+    def _motion(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Motion of some frames of a clip."""
+        gray = np.clip(_gray(clip), 0, 255).round().astype(np.uint8)
+        earlier = np.maximum(time - self.lag, 0)
+        later = np.maximum(time, 1)  # the first frame is given the motion of the second
+        flow = self._flow()
+        moved = np.stack([flow(gray[i], gray[j]) for i, j in zip(earlier, later, strict=True)])
+        duration = (later - earlier).astype(np.float32)
+        velocity = np.divide(moved, duration[:, None, None, None], dtype=np.float32)
+        if self.output == "speed":
+            return np.hypot(velocity[..., 0], velocity[..., 1])[:, None]
+        return np.moveaxis(velocity, -1, 1)
+
+    def _flow(self) -> Any:
+        """Make a function that is given two frames and returns (height, width, 2)."""
+        cv2 = import_opencv("Optical flow and its channels")
+        if self.method == "dis":
+            search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+            return lambda before, after: search.calc(before, after, None)
+        settings = {
+            "pyr_scale": 0.5,
+            "levels": 3,
+            "winsize": self.window_size,
+            "iterations": 3,
+            "poly_n": 5,
+            "poly_sigma": 1.2,
+            "flags": 0,
+        }
+        return lambda before, after: cv2.calcOpticalFlowFarneback(before, after, None, **settings)
+
+
+class Foreground(ClipTransformer):
+    """How certainly a pixel is not background, for a fixed camera: 0 to 1, one channel.
+
+    The background is the median of the training frames, each pixel by itself. What differs from it
+    by less than `low` is background, by more than `high` foreground, between them in proportion.
+
+    Parameters
+    ----------
+    low, high : float, default=10.0, 40.0
+        Differences of gray levels, in the units of the frames; the defaults are for bytes.
+
+    Attributes
+    ----------
+    background_ : ndarray of shape (height, width)
+        Median of at most 200 training frames.
+    image_shape_ : tuple of int
+        Channels, height and width of the frames in `fit`.
+    n_features_in_ : int
+        Number of intensities of a frame.
+    """
+
+    def __init__(self, low: float = 10.0, high: float = 40.0) -> None:
+        self.low = low
+        self.high = high
+
+    def fit(self, X: Clips, y: Any = None) -> Foreground:
+        """Learn the background.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several, of the same place.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If `low` is not below `high`, `X` is not made of such clips, or frames
+            differ in shape.
+        """
+        if not self.low < self.high:
+            raise ValueError(f"low must lie below high, got {self.low!r} and {self.high!r}.")
+        clips = self._validate(X, reset=True)
+        # Few frames tell the median as well as all.
+        every = max(1, sum(map(len, clips)) // _MAX_BACKGROUND_FRAMES)
+        self.background_ = np.median(np.concatenate([_gray(c[::every]) for c in clips]), axis=0)
+        return self
+
+    def _last_channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+        return self._channels(clip[-1:])
+
+    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+        difference = np.abs(_gray(clip) - self.background_)
+        return np.clip((difference - self.low) / (self.high - self.low), 0, 1)[:, None]
+
+
+class ForegroundMotion(ClipTransformer):
+    """Motion, and in the last channel the foreground that it belongs to: what `PatchMotion` takes.
+
+    Parameters
+    ----------
+    flow : OpticalFlow, default=None
+        Transformer that gives the motion; None stands for ``OpticalFlow()``.
+    foreground : Foreground, default=None
+        Transformer that gives the foreground; None stands for ``Foreground()``.
+
+    Attributes
+    ----------
+    flow_, foreground_ : transformer
+        Clones, as fitted.
+    image_shape_ : tuple of int
+        Channels, height and width of the frames in `fit`.
+    n_features_in_ : int
+        Number of intensities of a frame.
+    """
+
+    min_frames: ClassVar[int] = OpticalFlow.min_frames
+
+    def __init__(
+        self, flow: OpticalFlow | None = None, foreground: Foreground | None = None
+    ) -> None:
+        self.flow = flow
+        self.foreground = foreground
+
+    @property
+    def _n_previous(self) -> int:
+        """Earlier frames that the channels of a frame depend on."""
+        return (self.flow or OpticalFlow())._n_previous
+
+    def fit(self, X: Clips, y: Any = None) -> ForegroundMotion:
+        """Learn the background.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several, of the same place.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ImportError
+            If OpenCV is not installed.
+        ValueError
+            If a parameter of either is out of range, `X` is not made of such clips, one has a
+            single frame, or frames differ in shape.
+        """
+        clips = self._validate(X, reset=True)
+        self.flow_ = clone(self.flow or OpticalFlow()).fit(clips)
+        self.foreground_ = clone(self.foreground or Foreground()).fit(clips)
+        return self
+
+    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+        parts = self.flow_._channels(clip), self.foreground_._channels(clip)
+        return np.concatenate(parts, axis=1)
+
+    def _last_channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+        parts = self.flow_._last_channels(clip), self.foreground_._last_channels(clip)
+        return np.concatenate(parts, axis=1)
+
+
+def _gray(clip: NDArray[Any]) -> NDArray[np.float32]:
+    """Average the channels: (n_frames, height, width)."""
+    return clip.mean(axis=1, dtype=np.float32)

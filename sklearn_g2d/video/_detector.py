@@ -1,0 +1,377 @@
+"""Frames judged by their patches, in whole clips or as they arrive."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, _fit_context, clone
+from sklearn.utils import Tags, check_random_state, gen_batches
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_g2d._images import ImageShape
+from sklearn_g2d.video._clips import Clips, check_clips, frames_only, smooth_over_time
+from sklearn_g2d.video._patches import FramePatches
+from sklearn_g2d.video._streams import stream_channels
+
+# What is cut at once: few enough values for the processor's cache.
+_BATCH_VALUES = 2**22
+
+# Of training maps: the range of a color scale.
+_RANGE_QUANTILES = 0.005, 0.999
+
+
+class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
+    """Find irregular frames, and where they are irregular, by a detector of patches.
+
+    The detector is trained on patches of normal frames, as in section 4.3 of [1]_. New frames are
+    judged by the mean score of their most anomalous patches. Clips are taken one by one, so that
+    memory holds the channels of one clip only, and nothing is averaged across clips.
+
+    Scores are **higher for more normal** frames, and `predict` gives **+1 for inliers and -1 for
+    outliers**; maps are **higher where a frame is more anomalous**.
+
+    Parameters
+    ----------
+    estimator : outlier detector with `score_samples`
+        A clone of it is fitted on patches (n, channels, patch_size, patch_size). Detectors of rows
+        need a transformer in front, as ``make_pipeline(PatchMotion(), G2DOutlierDetector())``.
+    channels : transformer of clips, default=None
+        What stands in front of cutting, as ``ForegroundMotion()``; None takes the frames as
+        they are.
+    patch_size : int, default=30
+        Height and width of a patch in pixels.
+    overlap : int, default=5
+        Pixels that neighbouring patches share: more of it makes finer maps, and takes longer.
+    min_foreground : float in [0, 1), default=0.0
+        Patches whose last channel has a lower mean are empty: not trained on, and given the highest
+        score of the training patches. With a fixed camera most are. 0 keeps all.
+    max_patches : int, default=20000
+        Patches of the training frames that the detector is fitted on, drawn at random from more.
+    n_worst : int, default=10
+        Patches, the most anomalous ones, whose mean score is the frame's.
+    n_smoothed : int, default=1
+        Frames over which a patch's score is averaged: see `smooth_over_time`. What is anomalous
+        lasts; most errors of a single frame do not.
+    per_location : bool, default=False
+        Whether scores are standardised for each place of a patch by itself, with the mean and
+        deviation of the training frames. For a fixed camera; needs some dozens of frames.
+    contamination : float in (0, 0.5], default=0.05
+        Share of the training frames that `predict` flags.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the choice of patches. The detector has its own.
+
+    Attributes
+    ----------
+    estimator_ : outlier detector
+        As fitted.
+    channels_ : transformer, or None
+        As fitted.
+    patches_ : FramePatches
+        The grid.
+    offset_ : float
+        Threshold: ``decision_function(X) = score_samples(X) - offset_``.
+    map_range_ : tuple of float
+        Lowest and highest value of a color scale for maps: quantiles of training patches.
+    image_shape_ : tuple of int
+        Channels, height and width of the frames in `fit`.
+    n_features_in_ : int
+        Number of values of a frame.
+
+    References
+    ----------
+    .. [1] M. Pourreza et al., "G2D: Generate to Detect Anomalies", WACV 2021.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [HasMethods(["fit", "score_samples"])],
+        "channels": [HasMethods(["fit", "transform"]), None],
+        **FramePatches._parameter_constraints,
+        "min_foreground": [Interval(Real, 0, 1, closed="left")],
+        "max_patches": [Interval(Integral, 2, None, closed="left")],
+        "n_worst": [Interval(Integral, 1, None, closed="left")],
+        "n_smoothed": [Interval(Integral, 1, None, closed="left")],
+        "per_location": ["boolean"],
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "random_state": ["random_state"],
+    }
+
+    image_shape_: ImageShape
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        channels: Any = None,
+        patch_size: int = 30,
+        overlap: int = 5,
+        min_foreground: float = 0.0,
+        max_patches: int = 20_000,
+        n_worst: int = 10,
+        n_smoothed: int = 1,
+        per_location: bool = False,
+        contamination: float = 0.05,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.channels = channels
+        self.patch_size = patch_size
+        self.overlap = overlap
+        self.min_foreground = min_foreground
+        self.max_patches = max_patches
+        self.n_worst = n_worst
+        self.n_smoothed = n_smoothed
+        self.per_location = per_location
+        self.contamination = contamination
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Clips, y: Any = None) -> PatchDetector:
+        """Fit the detector on patches of normal frames.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several, of normal frames.
+        y : ignored
+            Accepted for scikit-learn's sake.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, `X` is not made of such clips, frames differ in
+            shape, or the detector refuses the patches.
+        """
+        clips = check_clips(self, X, reset=True)
+        self.channels_ = None if self.channels is None else clone(self.channels).fit(clips)
+        self.patches_ = FramePatches(self.patch_size, self.overlap)
+        patches = self._draw_patches(clips)
+        self.estimator_ = clone(self.estimator).fit(patches)
+        self._score_of_empty = float(np.max(self.estimator_.score_samples(patches)))
+        self._mean, self._deviation = np.zeros(1), np.ones(1)
+        if self.per_location:
+            scores = np.concatenate([self._clip_scores(clip) for clip in clips])
+            self._mean, self._deviation = scores.mean(axis=0), scores.std(axis=0)
+            # Where all scores agree, a deviation far below the usual would make noise an alarm.
+            least = 0.1 * self._deviation.mean()
+            self._deviation = np.maximum(self._deviation, least if least > 0 else 1.0)
+        scores = self._patch_scores(clips)
+        self.offset_ = float(np.percentile(self.pool(scores), 100 * self.contamination))
+        low, high = np.quantile(-scores, _RANGE_QUANTILES)
+        self.map_range_ = (float(low), float(high))
+        return self
+
+    def score_samples(self, X: Clips) -> NDArray[np.float64]:
+        """Score frames; **higher = more normal**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several.
+
+        Returns
+        -------
+        ndarray of shape (n_frames of all clips,)
+            float64: means of the `n_worst` lowest scores of a frame's patches.
+        """
+        return self.pool(self.patch_scores(X))
+
+    def decision_function(self, X: Clips) -> NDArray[np.float64]:
+        """Score frames relative to the threshold; **negative = outlier**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several.
+
+        Returns
+        -------
+        ndarray of shape (n_frames of all clips,)
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Clips) -> NDArray[np.int64]:
+        """Label frames **+1 (inlier) or -1 (outlier)**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several.
+
+        Returns
+        -------
+        ndarray of shape (n_frames of all clips,)
+            -1 where ``decision_function(X) < 0``.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def anomaly_map(self, X: Clips) -> NDArray[np.float64]:
+        """Say where frames are irregular; **higher = more anomalous**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several.
+
+        Returns
+        -------
+        ndarray of shape (n_frames of all clips, height, width)
+            float64: minus the mean score of the patches that cover a pixel, never adjusted
+            to a frame, so that values of different frames compare.
+        """
+        return self.to_maps(self.patch_scores(X))
+
+    def patch_scores(self, X: Clips) -> NDArray[np.float64]:
+        """Score every patch; **higher = more normal**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several.
+
+        Returns
+        -------
+        ndarray of shape (n_frames of all clips, n_patches)
+            float64; the detector's scores, standardised by place if `per_location`, and averaged
+            over `n_smoothed` frames.
+        """
+        check_is_fitted(self)
+        return self._patch_scores(check_clips(self, X, reset=False))
+
+    def pool(self, patch_scores: ArrayLike) -> NDArray[np.float64]:
+        """Pool scores of patches into scores of frames, for both of which one pass is enough.
+
+        Parameters
+        ----------
+        patch_scores : array-like of shape (n_frames, n_patches)
+            From the method `patch_scores`.
+
+        Returns
+        -------
+        ndarray of shape (n_frames,)
+            Means of the `n_worst` lowest, as by `score_samples`.
+        """
+        scores = np.asarray(patch_scores, dtype=np.float64)
+        n_worst = min(self.n_worst, scores.shape[1])
+        return np.partition(scores, n_worst - 1, axis=1)[:, :n_worst].mean(axis=1)
+
+    def to_maps(self, patch_scores: ArrayLike) -> NDArray[np.float64]:
+        """Lay scores of patches over the frames, as `anomaly_map` does.
+
+        Parameters
+        ----------
+        patch_scores : array-like of shape (n_frames, n_patches)
+            From the method `patch_scores`.
+
+        Returns
+        -------
+        ndarray of shape (n_frames, height, width)
+            **Higher = more anomalous**.
+        """
+        return self.patches_.to_maps(-np.asarray(patch_scores, dtype=np.float64).ravel())
+
+    def stream(self, frames: Iterable[ArrayLike]) -> Iterator[tuple[float, NDArray[np.float64]]]:
+        """Score frames as they arrive, keeping no more of them than the channels need.
+
+        Parameters
+        ----------
+        frames : iterable of array-like of shape (channels, height, width)
+            Frames of one clip, as from `read_frames`. An error ends the stream; what was given
+            before stays valid.
+
+        Yields
+        ------
+        score : float
+            **Higher = more normal**; to be compared with `offset_`. Where `n_smoothed` is more than
+            1, the average is of a frame and those before it, not of those after it, too, as in
+            `score_samples`: anomalies show with a delay of half as many frames.
+        anomaly_map : ndarray of shape (height, width)
+            **Higher = more anomalous**.
+        """
+        check_is_fitted(self)
+        last: deque[NDArray[np.float64]] = deque(maxlen=self.n_smoothed)
+        for channels in stream_channels(self.channels_, frames):
+            scores = self._channel_scores(channels)
+            # Before a clip's start, smoothing repeats its first value.
+            last.extend([scores] * (1 if last else self.n_smoothed))
+            smoothed = np.mean(last, axis=0)
+            yield float(self.pool(smoothed)[0]), self.to_maps(smoothed)[0]
+
+    def _draw_patches(self, clips: list[NDArray[Any]]) -> NDArray[Any]:
+        """Draw patches for training, equally likely from all that are not empty."""
+        self.patches_.fit(self._channels(clips[0]))
+        random_state = check_random_state(self.random_state)
+        # How many there are shows at the end only: each gets a random number, the lowest win.
+        drawn, numbers, limit = [], [], 1.0
+        for channels in map(self._channels, clips):
+            for batch in self._batches(channels):
+                candidates = self._not_empty(channels[batch])
+                number = random_state.random_sample(len(candidates))
+                wins = number < limit
+                drawn.append(self.patches_._cut(channels[batch], candidates[wins]))
+                numbers.append(number[wins])
+                if sum(map(len, numbers)) > 2 * self.max_patches:
+                    drawn, numbers = self._winners(drawn, numbers)
+                    limit = numbers[0].max()
+        drawn, _ = self._winners(drawn, numbers)
+        if not len(drawn[0]):
+            raise ValueError(
+                f"All patches are empty: none has a mean of min_foreground={self.min_foreground} "
+                "in its last channel. Lower it, or check that something moves in the clips."
+            )
+        return drawn[0]
+
+    def _winners(
+        self, drawn: list[NDArray[Any]], numbers: list[NDArray[np.float64]]
+    ) -> tuple[list[NDArray[Any]], list[NDArray[np.float64]]]:
+        number = np.concatenate(numbers)
+        lowest = np.sort(np.argsort(number)[: self.max_patches])
+        return [np.concatenate(drawn)[lowest]], [number[lowest]]
+
+    def _not_empty(self, channels: NDArray[Any]) -> NDArray[np.intp]:
+        """Numbers of the patches that hold something."""
+        if not self.min_foreground:
+            return np.arange(len(channels) * math.prod(self.patches_.grid_shape_))
+        return np.flatnonzero(self.patches_.means(channels[:, -1]) >= self.min_foreground)
+
+    def _patch_scores(self, clips: list[NDArray[Any]]) -> NDArray[np.float64]:
+        scores = np.concatenate([self._clip_scores(clip) for clip in clips])
+        return smooth_over_time(scores, clips, self.n_smoothed)
+
+    def _clip_scores(self, clip: NDArray[Any]) -> NDArray[np.float64]:
+        return self._channel_scores(self._channels(clip))
+
+    def _channel_scores(self, channels: NDArray[Any]) -> NDArray[np.float64]:
+        """Scores of patches, by frame, before smoothing."""
+        scores = [self._batch_scores(channels[batch]) for batch in self._batches(channels)]
+        return (self.patches_.by_frame(np.concatenate(scores)) - self._mean) / self._deviation
+
+    def _batch_scores(self, channels: NDArray[Any]) -> NDArray[np.float64]:
+        n_patches = len(channels) * math.prod(self.patches_.grid_shape_)
+        scores = np.full(n_patches, self._score_of_empty)
+        full = self._not_empty(channels)
+        if len(full):
+            scores[full] = self.estimator_.score_samples(self.patches_._cut(channels, full))
+        return scores
+
+    def _channels(self, clip: NDArray[Any]) -> NDArray[Any]:
+        return clip if self.channels_ is None else self.channels_.transform([clip])
+
+    def _batches(self, channels: NDArray[Any]) -> Iterator[slice]:
+        rows, columns = self.patches_.grid_shape_
+        values = rows * columns * channels.shape[1] * self.patch_size**2
+        return gen_batches(len(channels), max(1, _BATCH_VALUES // values))
+
+    def __sklearn_tags__(self) -> Tags:
+        return frames_only(super().__sklearn_tags__())
