@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sklearn_g2d._detector import BaseDetector
 from sklearn_g2d._players import ImagePlayers, Maps, Players, TablePlayers
 from sklearn_g2d._recipes import AVID_IMAGE_RECIPES, AVID_RECIPES, AVIDRecipe, resolve
+from sklearn_g2d._state import unchanged_on_failure
 from sklearn_g2d.training.runtime import Runtime, single_thread
 
 # Training keeps its images in memory: at most so many values, drawn at random from more.
@@ -257,7 +258,7 @@ class AVIDDetector(BaseDetector):
         self._validate_params()
         n_pairs = self.n_estimators or AVID_RECIPES[self.recipe].n_estimators
         context = self._init_callback_context(max_subtasks=n_pairs)
-        with self._unchanged_on_failure():
+        with unchanged_on_failure(self):
             rows = self._validate(X, reset=True)
             context.call_on_fit_task_begin(estimator=self, X=rows)
             if self.image_shape_ is None:
@@ -331,10 +332,10 @@ class AVIDDetector(BaseDetector):
         Returns
         -------
         ndarray of shape (n_samples, height, width), or (n_samples, n_features) of a table
-            Deviations, in standard deviations, from what I and D say of normal images where these
-            look alike (of normal values in the same column of a table), never adjusted to an
-            image, so that values of different images compare. Of both together only what exceeds
-            the usual counts: the mean excess, I's counted twice.
+            How far I and D deviate, in standard deviations, from what they say of normal images,
+            at all or where these look alike, whichever is further (of a table, of the same column).
+            Never adjusted to an image, so that values of different images compare. Of
+            both together only what exceeds the usual counts: the mean excess, I's twice.
         """
         check_is_fitted(self)
         return self._map_validated(self._validate(X, reset=False))

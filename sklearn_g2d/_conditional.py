@@ -20,11 +20,13 @@ _PENALTY, _LEAST_VARIANCE = 10.0, 0.1
 
 
 class ConditionalScaler:
-    """Standardise maps, given the brightness, contrast and sharpness around each pixel.
+    """Standardise maps, also given the brightness, contrast and sharpness around each pixel.
 
-    I errs more where much is going on, and D doubts some textures more than others. That alone is
-    not irregular: what counts is how far a map lies from its usual value at places that look alike.
-    Mean and variance of each map are quadratic in the three, fitted by least squares.
+    I errs more where much is going on, and D doubts some textures more than others, so that what
+    is plain would never look irregular. A map's deviation is that from what is usual at
+    places that look alike, or from what is usual at all (for a place may be irregular by its very
+    looks), whichever is greater. Given the looks, mean and variance are quadratic in them, fitted
+    by least squares.
 
     Parameters
     ----------
@@ -67,13 +69,17 @@ class ConditionalScaler:
         least = (_LEAST_VARIANCE * squares.mean(1)).clamp(min=1e-12)
         self.figures["coefficients"] = _over_pixels(torch.cat([usual, variance]))
         self.figures["least_variance"] = _over_pixels(least)
+        self.figures["map_mean"] = _over_pixels(values.mean(1))
+        self.figures["map_deviation"] = _over_pixels(values.std(1, correction=0) + 1e-6)
         return self
 
     def transform(self, maps: Tensor, images: Tensor) -> Tensor:
         """Give deviations of maps (n, k, h, w) of images from what is usual, (n, k, h, w)."""
         usual = F.conv2d(self._terms(looks_of(images, self.window)), self._tensor("coefficients"))
         mean, variance = usual.chunk(2, dim=1)
-        return (maps - mean) / variance.maximum(self._tensor("least_variance")).sqrt()
+        given_looks = (maps - mean) / variance.maximum(self._tensor("least_variance")).sqrt()
+        at_all = (maps - self._tensor("map_mean")) / self._tensor("map_deviation")
+        return given_looks.maximum(at_all)
 
     def _terms(self, looks: Tensor) -> Tensor:
         # No quadratic holds beyond what it was fitted to.
@@ -87,7 +93,8 @@ class ConditionalScaler:
 def looks_of(images: Tensor, window: int) -> Tensor:
     """Describe the surroundings of pixels, brightness, contrast and sharpness: (n, 3, h, w)."""
     brightness = box_mean(images.mean(1, keepdim=True), window)
-    contrast = box_mean((images - brightness).square().mean(1, keepdim=True), window)
+    power = box_mean(images.square().mean(1, keepdim=True), window)
+    contrast = (power - brightness.square()).clamp(min=0)
     framed = F.pad(images, (1, 1, 1, 1), mode="replicate")
     down = (framed[:, :, 2:, 1:-1] - framed[:, :, :-2, 1:-1]) / 2
     right = (framed[:, :, 1:-1, 2:] - framed[:, :, 1:-1, :-2]) / 2

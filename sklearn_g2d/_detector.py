@@ -6,7 +6,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -335,17 +334,6 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             n_steps = len(next(iter(history.values())))
             logger.info("%s: %d steps, %s", name, n_steps, final)
         return history
-
-    @contextmanager
-    def _unchanged_on_failure(self) -> Iterator[None]:
-        """Give the estimator its former state back when `fit` fails or is interrupted."""
-        before = self.__dict__.copy()
-        try:
-            yield
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
 
 
 def conformal_rank(n_scores: int, false_alarm_rate: float) -> int:

@@ -30,6 +30,7 @@ from sklearn_g2d._detector import BaseDetector
 from sklearn_g2d._generator import IrregularityGenerator
 from sklearn_g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES, G2DRecipe, resolve
 from sklearn_g2d._representation import Representation
+from sklearn_g2d._state import unchanged_on_failure
 from sklearn_g2d.features import NeighborProfile
 from sklearn_g2d.networks.ensemble import EnsembleMLP
 from sklearn_g2d.networks.images import ConvNetwork
@@ -285,7 +286,7 @@ class G2DOutlierDetector(BaseDetector):
         """
         self._validate_params()
         context = self._init_callback_context(max_subtasks=2)
-        with self._unchanged_on_failure():
+        with unchanged_on_failure(self):
             rows = self._validate(X, reset=True)
             context.call_on_fit_task_begin(estimator=self, X=rows)
             recipe = self._resolve_recipe()

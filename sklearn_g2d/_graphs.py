@@ -442,7 +442,8 @@ class Conditional(Constants):
         looks = looks_of(images, self.window).maximum(self.lowest).minimum(self.highest)
         usual = F.conv2d(quadratic((looks - self.mean) / self.deviation), self.coefficients)
         mean, variance = usual.chunk(2, dim=1)
-        return (maps - mean) / variance.maximum(self.least_variance).sqrt()
+        given_looks = (maps - mean) / variance.maximum(self.least_variance).sqrt()
+        return given_looks.maximum((maps - self.map_mean) / self.map_deviation)
 
 
 class TableMaps(Constants):

@@ -1,5 +1,6 @@
 """Clips stay apart, channels are what the papers say, files and streams fail clearly."""
 
+import copy
 import pickle
 from fractions import Fraction
 
@@ -489,6 +490,16 @@ def test_finds_what_moves_fast(walkers):
     np.testing.assert_array_equal(again.score_samples([calm, fast]), scores)
     restored = pickle.loads(pickle.dumps(detector))
     np.testing.assert_array_equal(restored.score_samples([calm, fast]), scores)
+
+
+def test_a_failed_fit_changes_nothing(walkers, fitted):
+    fast = walkers[2]
+    before = fitted.score_samples(fast)
+    detector = copy.copy(fitted).set_params(min_foreground=0.99)
+    with pytest.raises(ValueError, match="All patches are empty"):
+        detector.fit(random_clip(6, shape=(1, 60, 60)))
+    detector.set_params(min_foreground=fitted.min_foreground)
+    np.testing.assert_array_equal(detector.score_samples(fast), before)
 
 
 def test_any_detector_and_nested_parameters(walkers):

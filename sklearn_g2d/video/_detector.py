@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d._images import ImageShape
+from sklearn_g2d._state import unchanged_on_failure
 from sklearn_g2d.video._clips import Clips, check_clips, frames_only, smooth_over_time
 from sklearn_g2d.video._patches import FramePatches
 from sklearn_g2d.video._streams import stream_channels
@@ -150,25 +151,11 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         ------
         ValueError
             If a parameter is out of range, `X` is not made of such clips, frames differ in
-            shape, or the detector refuses the patches.
+            shape, or the detector refuses the patches. Whatever is raised, the estimator keeps
+            the state that it had before.
         """
-        clips = check_clips(self, X, reset=True)
-        self.channels_ = None if self.channels is None else clone(self.channels).fit(clips)
-        self.patches_ = FramePatches(self.patch_size, self.overlap)
-        patches = self._draw_patches(clips)
-        self.estimator_ = clone(self.estimator).fit(patches)
-        self._score_of_empty = float(np.max(self.estimator_.score_samples(patches)))
-        self._mean, self._deviation = np.zeros(1), np.ones(1)
-        if self.per_location:
-            scores = np.concatenate([self._clip_scores(clip) for clip in clips])
-            self._mean, self._deviation = scores.mean(axis=0), scores.std(axis=0)
-            # Where all scores agree, a deviation far below the usual would make noise an alarm.
-            least = 0.1 * self._deviation.mean()
-            self._deviation = np.maximum(self._deviation, least if least > 0 else 1.0)
-        scores = self._patch_scores(clips)
-        self.offset_ = float(np.percentile(self.pool(scores), 100 * self.contamination))
-        low, high = np.quantile(-scores, _RANGE_QUANTILES)
-        self.map_range_ = (float(low), float(high))
+        with unchanged_on_failure(self):
+            self._fit(check_clips(self, X, reset=True))
         return self
 
     def score_samples(self, X: Clips) -> NDArray[np.float64]:
@@ -307,6 +294,24 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
             last.extend([scores] * (1 if last else self.n_smoothed))
             smoothed = np.mean(last, axis=0)
             yield float(self.pool(smoothed)[0]), self.to_maps(smoothed)[0]
+
+    def _fit(self, clips: list[NDArray[Any]]) -> None:
+        self.channels_ = None if self.channels is None else clone(self.channels).fit(clips)
+        self.patches_ = FramePatches(self.patch_size, self.overlap)
+        patches = self._draw_patches(clips)
+        self.estimator_ = clone(self.estimator).fit(patches)
+        self._score_of_empty = float(np.max(self.estimator_.score_samples(patches)))
+        self._mean, self._deviation = np.zeros(1), np.ones(1)
+        if self.per_location:
+            scores = np.concatenate([self._clip_scores(clip) for clip in clips])
+            self._mean, self._deviation = scores.mean(axis=0), scores.std(axis=0)
+            # Where all scores agree, a deviation far below the usual would make noise an alarm.
+            least = 0.1 * self._deviation.mean()
+            self._deviation = np.maximum(self._deviation, least if least > 0 else 1.0)
+        scores = self._patch_scores(clips)
+        self.offset_ = float(np.percentile(self.pool(scores), 100 * self.contamination))
+        low, high = np.quantile(-scores, _RANGE_QUANTILES)
+        self.map_range_ = (float(low), float(high))
 
     def _draw_patches(self, clips: list[NDArray[Any]]) -> NDArray[Any]:
         """Draw patches for training, equally likely from all that are not empty."""
