@@ -15,8 +15,9 @@ from sklearn_g2d._canvas import box_mean
 # Contrast and sharpness below these, in the variance of the training pixels, are alike.
 _LEAST_CONTRAST, _LEAST_SHARPNESS = 0.1, 0.02
 
-# Ridge penalty, in places; and the least variance, in its mean.
-_PENALTY, _LEAST_VARIANCE = 10.0, 0.1
+# Ridge penalty, in places, of which a region has some twenty: few images allow for few
+# differences. And the least variance, in its mean.
+_PENALTY, _LEAST_VARIANCE = 200.0, 0.1
 
 
 class ConditionalScaler:

@@ -93,7 +93,7 @@ def long_trained(make_stripes):
         if seed not in detectors:
             X, _ = make_stripes(100, seed=seed)
             detector = AVIDDetector(
-                region_size=12, width=4, max_steps=80, precision="float32", random_state=seed
+                region_size=12, width=4, max_steps=120, precision="float32", random_state=seed
             )
             detectors[seed] = detector.fit(X), X
         return detectors[seed]
@@ -450,10 +450,10 @@ def test_training_moves_both_networks(case):
 
 def test_losses_fall(long_trained):
     detector, _ = long_trained(0)
-    assert detector.n_iter_ == 80
+    assert detector.n_iter_ == 120
     assert set(detector.history_) == {"reconstruction_loss", "detector_loss"}
     for losses in detector.history_.values():
-        assert losses.shape == (80,)
+        assert losses.shape == (120,)
         assert losses[-20:].mean() < 0.7 * losses[:10].mean()
 
 
