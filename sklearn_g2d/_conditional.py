@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class ConditionalScaler:
             "mean": _over_pixels(looks.mean(1)),
             "deviation": _over_pixels(looks.std(1) + 1e-6),
         }
-        terms = self._terms(looks.float()[None, :, :, None])[0, :, :, 0].double()
+        terms = terms_of(looks.float()[None, :, :, None], self._tensors())[0, :, :, 0].double()
         penalty = torch.full((len(terms),), _PENALTY, dtype=torch.float64)
         penalty[0] = 0  # of the intercept
         gram = terms @ terms.T + penalty.diag()
@@ -76,19 +76,26 @@ class ConditionalScaler:
 
     def transform(self, maps: Tensor, images: Tensor) -> Tensor:
         """Give deviations of maps (n, k, h, w) of images from what is usual, (n, k, h, w)."""
-        usual = F.conv2d(self._terms(looks_of(images, self.window)), self._tensor("coefficients"))
-        mean, variance = usual.chunk(2, dim=1)
-        given_looks = (maps - mean) / variance.maximum(self._tensor("least_variance")).sqrt()
-        at_all = (maps - self._tensor("map_mean")) / self._tensor("map_deviation")
-        return given_looks.maximum(at_all)
+        return deviations(maps, images, self.window, self._tensors())
 
-    def _terms(self, looks: Tensor) -> Tensor:
-        # No quadratic holds beyond what it was fitted to.
-        looks = looks.maximum(self._tensor("lowest")).minimum(self._tensor("highest"))
-        return quadratic((looks - self._tensor("mean")) / self._tensor("deviation"))
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(figure) for name, figure in self.figures.items()}
 
-    def _tensor(self, name: str) -> Tensor:
-        return torch.from_numpy(self.figures[name])
+
+def deviations(maps: Tensor, images: Tensor, window: int, figures: Mapping[str, Tensor]) -> Tensor:
+    """Give deviations of maps (n, k, h, w) of images, by the figures of a `ConditionalScaler`."""
+    terms = terms_of(looks_of(images, window), figures)
+    mean, variance = F.conv2d(terms, figures["coefficients"]).chunk(2, dim=1)
+    given_looks = (maps - mean) / variance.maximum(figures["least_variance"]).sqrt()
+    at_all = (maps - figures["map_mean"]) / figures["map_deviation"]
+    return given_looks.maximum(at_all)
+
+
+def terms_of(looks: Tensor, figures: Mapping[str, Tensor]) -> Tensor:
+    """Standardise looks (n, 3, h, w), and expand them for the regression: (n, 10, h, w)."""
+    # No quadratic holds beyond what it was fitted to.
+    looks = looks.maximum(figures["lowest"]).minimum(figures["highest"])
+    return quadratic((looks - figures["mean"]) / figures["deviation"])
 
 
 def looks_of(images: Tensor, window: int) -> Tensor:

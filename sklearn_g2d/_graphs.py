@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sklearn_g2d import _avid, _canvas, _players
 from sklearn_g2d._avid import AVIDDetector
 from sklearn_g2d._classifiers import NetworkClassifiers
-from sklearn_g2d._conditional import ConditionalScaler, looks_of, quadratic
+from sklearn_g2d._conditional import ConditionalScaler, deviations
 from sklearn_g2d._detector import BaseDetector
 from sklearn_g2d._g2d import G2DOutlierDetector
 from sklearn_g2d._players import ImagePlayers, TablePlayers
@@ -439,11 +439,7 @@ class Conditional(Constants):
 
     def forward(self, maps: Tensor, images: Tensor) -> Tensor:
         """Give deviations from what is usual."""
-        looks = looks_of(images, self.window).maximum(self.lowest).minimum(self.highest)
-        usual = F.conv2d(quadratic((looks - self.mean) / self.deviation), self.coefficients)
-        mean, variance = usual.chunk(2, dim=1)
-        given_looks = (maps - mean) / variance.maximum(self.least_variance).sqrt()
-        return given_looks.maximum((maps - self.map_mean) / self.map_deviation)
+        return deviations(maps, images, self.window, dict(self.named_buffers()))
 
 
 class TableMaps(Constants):
