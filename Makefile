@@ -9,11 +9,12 @@ PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py exp
           model_selection.py persistence.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-slow lint format clean
 
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
 	@echo "make test       run the tests"
+	@echo "make test-slow  run the tests that take a minute or more each"
 	@echo "make lint       check style, types and docstrings"
 	@echo "make format     rewrite the sources in the house style"
 	@echo "make clean      remove the environment and what the tools left"
@@ -38,6 +39,9 @@ demo: $(VENV)/benchmarks
 
 test: $(VENV)/dev
 	$(PY) -m pytest
+
+test-slow: $(VENV)/dev
+	$(PY) -m pytest -m slow
 
 lint: $(VENV)/dev
 	$(PY) -m ruff check .
