@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin
-from sklearn.utils import Tags, gen_batches
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from sklearn_g2d._images import ImageShape, as_rows
+from sklearn_g2d._mapped import NUMBERS, as_known_dtype, blocks, check_finite
 from sklearn_g2d.errors import ModelFileError
 from sklearn_g2d.training import loop
 from sklearn_g2d.training.runtime import PRECISIONS
@@ -278,9 +279,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             self,
             rows,
             reset=reset,
-            dtype=(np.float64, np.float32, np.uint8),
+            dtype=NUMBERS,
+            ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
+        check_finite(rows, name)
         if reset:
             self.image_shape_ = image_shape
             self._given_as_images = rows is not X
@@ -294,8 +297,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
         batch_rows = min(_SCORING_BATCH_ROWS, max(1, _SCORING_BATCH_CELLS // X.shape[1]))
-        batches = gen_batches(len(X), batch_rows)
-        return np.concatenate([self._score_batch(X[rows]) for rows in batches])
+        batches = (as_known_dtype(block) for block in blocks(X, batch_rows))
+        return np.concatenate([self._score_batch(batch) for batch in batches])
 
     def _set_threshold(self, X: NDArray[Any], out_of_fold: NDArray[np.float64]) -> None:
         """Set `offset_` from the training rows `X` and the scores of held-out ones."""
