@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, check_random_state, gen_batches
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_g2d._history import History, record
 from sklearn_g2d._images import ImageShape, as_rows
+from sklearn_g2d._mapped import NUMBERS, as_known_dtype, blocks, check_finite
 from sklearn_g2d.errors import ModelFileError, TrainingDivergedError
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.runtime import PRECISIONS
@@ -280,9 +281,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             self,
             rows,
             reset=reset,
-            dtype=(np.float64, np.float32, np.uint8),
+            dtype=NUMBERS,
+            ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
+        check_finite(rows, name)
         if reset:
             self.image_shape_ = image_shape
             self._given_as_images = rows is not X
@@ -296,8 +299,8 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
         batch_rows = min(_SCORING_BATCH_ROWS, max(1, _SCORING_BATCH_CELLS // X.shape[1]))
-        batches = gen_batches(len(X), batch_rows)
-        return np.concatenate([self._score_batch(X[rows]) for rows in batches])
+        batches = (as_known_dtype(block) for block in blocks(X, batch_rows))
+        return np.concatenate([self._score_batch(batch) for batch in batches])
 
     def _set_threshold(self, X: NDArray[Any], out_of_fold: NDArray[np.float64]) -> None:
         """Set `offset_` from the training rows `X` and the scores of held-out ones."""
@@ -364,7 +367,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
                 f"learning rates. It then went on to its end, but judge the detector before you "
                 f"rely on it. {remedy}",
                 ConvergenceWarning,
-                stacklevel=6,  # where `fit` was called
+                stacklevel=7,  # where `fit` was called
             )
         if self.verbose and training.history:
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())

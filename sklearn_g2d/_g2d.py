@@ -29,6 +29,7 @@ from sklearn_g2d._classifiers import (
 from sklearn_g2d._detector import BaseDetector
 from sklearn_g2d._generator import IrregularityGenerator
 from sklearn_g2d._history import History, extend
+from sklearn_g2d._mapped import as_known_dtype, take
 from sklearn_g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES, G2DRecipe, resolve
 from sklearn_g2d._representation import Representation
 from sklearn_g2d._state import unchanged_on_failure
@@ -260,6 +261,7 @@ class G2DOutlierDetector(BaseDetector):
         self.verbose = verbose
         self.random_state = random_state
 
+    @unchanged_on_failure
     @with_callbacks
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Learn what normal rows look like.
@@ -287,12 +289,11 @@ class G2DOutlierDetector(BaseDetector):
         """
         self._validate_params()
         context = self._init_callback_context(max_subtasks=2)
-        with unchanged_on_failure(self):
-            rows = self._validate(X, reset=True)
-            random_state = self._begin(rows, context)
-            recipe = self._resolve_recipe()
-            with nullcontext() if recipe.width else single_thread():
-                self._fit(rows, recipe, random_state, context)
+        rows = self._validate(X, reset=True)
+        random_state = self._begin(rows, context)
+        recipe = self._resolve_recipe()
+        with nullcontext() if recipe.width else single_thread():
+            self._fit(rows, recipe, random_state, context)
         context.call_on_fit_task_end(estimator=self, X=rows)
         return self
 
@@ -308,12 +309,12 @@ class G2DOutlierDetector(BaseDetector):
             self.device, self.precision, seed, prefer_bfloat16=recipe.width >= MIN_BFLOAT16_WIDTH
         )
         self.device_ = str(runtime.device)
-        rows = X
         if len(X) > MAX_TRAINING_ROWS:
             chosen = random_state.choice(len(X), MAX_TRAINING_ROWS, replace=False)
-            rows = X[np.sort(chosen)]
-        # Sums depend on the memory layout in their last digits, and training amplifies them.
-        rows = np.ascontiguousarray(rows)
+            rows = take(X, np.sort(chosen))
+        else:
+            # Sums depend on the memory layout in their last digits, and training amplifies them.
+            rows = np.ascontiguousarray(as_known_dtype(X))
         self._representation = Representation(recipe, self.image_shape_)
         normal, described, is_central = self._representation.fit(rows, self.support_fraction)
 

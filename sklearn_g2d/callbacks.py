@@ -17,6 +17,7 @@ from sklearn.callback import CallbackContext
 from torch import Tensor
 
 from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._mapped import blocks
 from sklearn_g2d._version import __version__
 from sklearn_g2d.errors import CheckpointError, ModelFileError
 from sklearn_g2d.persistence import _FORMAT, _checksum, _Decoder, _Encoder, _read, _write
@@ -287,11 +288,13 @@ _ANEW = "To begin anew, delete the file, or pass another path."
 
 def _identity(estimator: BaseDetector, X: NDArray[Any], to_continue: Any) -> dict[str, str]:
     """Describe a fit, alike in every process: class, version, parameters and data."""
-    data = hashlib.sha256(np.ascontiguousarray(X).data).hexdigest()
+    data = hashlib.sha256()
+    for block in blocks(X, 8192):
+        data.update(np.ascontiguousarray(block).data)
     identity = {
         "class": type(estimator).__name__,
         "version of sklearn_g2d": __version__,
-        "X": f"{len(X)} rows of {X.shape[1]} {X.dtype}, sha256 {data[:16]}",
+        "X": f"{len(X)} rows of {X.shape[1]} {X.dtype}, sha256 {data.hexdigest()[:16]}",
     }
     for name, value in estimator.get_params(deep=False).items():
         if name != "verbose":
