@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,12 +14,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter
 from sklearn.callback import CallbackContext, with_callbacks
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 
 from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._history import History, average, extend, n_steps
 from sklearn_g2d._mapped import take
 from sklearn_g2d._players import ImagePlayers, Maps, Players, TablePlayers
 from sklearn_g2d._recipes import AVID_IMAGE_RECIPES, AVID_RECIPES, AVIDRecipe, resolve
@@ -262,19 +263,17 @@ class AVIDDetector(BaseDetector):
         context = self._init_callback_context(max_subtasks=n_pairs)
         with unchanged_on_failure(self):
             rows = self._validate(X, reset=True)
-            context.call_on_fit_task_begin(estimator=self, X=rows)
-            if self.image_shape_ is None:
-                with single_thread():
-                    self._fit(rows, context)
-            else:
-                self._fit(rows, context)
+            random_state = self._begin(rows, context)
+            with single_thread() if self.image_shape_ is None else nullcontext():
+                self._fit(rows, random_state, context)
         context.call_on_fit_task_end(estimator=self, X=rows)
         return self
 
-    def _fit(self, X: NDArray[Any], context: CallbackContext) -> None:
+    def _fit(
+        self, X: NDArray[Any], random_state: np.random.RandomState, context: CallbackContext
+    ) -> None:
         recipe = self._resolve_recipe()
         self.region_size_ = self._resolve_region_size()
-        random_state = check_random_state(self.random_state)
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         runtime = Runtime.create(
             self.device, self.precision, seed, prefer_bfloat16=self.image_shape_ is not None
@@ -297,7 +296,10 @@ class AVIDDetector(BaseDetector):
             histories.append(self._train_pair(pair, rows, held_out, recipe, runtime, context))
             pair.learn_usual(rows[held_out])
             held_out_maps.append(pair.maps(rows[held_out]))
-        self._keep_history(histories)
+        history = average(histories)
+        if self.warm_start and hasattr(self, "history_"):
+            history = extend(self.history_, history)
+        self.history_, self.n_iter_ = history, n_steps(history)
         self._learn_thresholds(X, held_out_maps)
 
     def _train_pair(
@@ -308,19 +310,14 @@ class AVIDDetector(BaseDetector):
         recipe: AVIDRecipe,
         runtime: Runtime,
         context: CallbackContext,
-    ) -> dict[str, NDArray[Any]]:
+    ) -> History:
         """Train I and D against each other, section 3.3; returns the losses."""
         trained_on = np.setdiff1d(np.arange(len(X)), held_out)
         if not len(trained_on):  # of very few samples, none are spared
             trained_on = held_out
-        game = pair.game(recipe, runtime)
-        steps = game.steps(
-            pair.encode(X[trained_on]).to(runtime.device),
-            pair.encode(X[held_out]).to(runtime.device),
-            recipe.max_steps,
-        )
+        game = pair.game(X[trained_on], X[held_out], recipe, runtime)
         remedy = "Lower adversarial_weight or max_steps."
-        losses = self._train("networks", steps, recipe.max_steps, context, remedy=remedy)
+        losses = self._train("networks", game, recipe.max_steps, context, remedy=remedy)
         pair.adopt(game)
         return losses
 
@@ -445,10 +442,10 @@ class AVIDDetector(BaseDetector):
         return [np.roll(order, -n * i)[:n] for i in range(recipe.n_estimators)]
 
     def _make_players(self, X: NDArray[Any], recipe: AVIDRecipe, runtime: Runtime) -> list[Players]:
-        if self.warm_start and hasattr(self, "_players"):
+        earlier = self._to_continue()
+        if earlier is not None:
             self._check_continues(recipe)
-            # Copies, for the former state has to survive a failure.
-            return copy.deepcopy(self._players)
+            return copy.deepcopy(earlier)  # for the former state has to survive a failure
         self._architecture = self._describe_architecture(recipe)
         if self.image_shape_ is None:
             return [TablePlayers(X, recipe, runtime) for _ in range(recipe.n_estimators)]
@@ -456,6 +453,9 @@ class AVIDDetector(BaseDetector):
             ImagePlayers(X, self.image_shape_, self.region_size_, recipe, runtime)
             for _ in range(recipe.n_estimators)
         ]
+
+    def _to_continue(self) -> list[Players] | None:
+        return getattr(self, "_players", None) if self.warm_start else None
 
     def _describe_architecture(self, recipe: AVIDRecipe) -> dict[str, Any]:
         return {
@@ -476,22 +476,6 @@ class AVIDDetector(BaseDetector):
                     f"warm_start=True continues networks fitted with {name}={before!r}, but {name} "
                     f"is now {now!r}. Change it back, or set warm_start=False."
                 )
-
-    def _keep_history(self, histories: list[dict[str, NDArray[Any]]]) -> None:
-        """Average the losses over pairs, and append them to those of a warm start."""
-        n_steps = min((len(next(iter(h.values()))) for h in histories if h), default=0)
-        losses = {
-            name: np.mean([history[name][:n_steps] for history in histories], axis=0)
-            for name in (histories[0] if n_steps else {})
-        }
-        if self.warm_start and hasattr(self, "history_"):
-            earlier = self.history_
-            losses = {
-                name: np.concatenate([earlier.get(name, values[:0]), values])
-                for name, values in losses.items()
-            } or earlier
-            n_steps += self.n_iter_
-        self.history_, self.n_iter_ = losses, n_steps
 
     # Maps and scores
 
