@@ -1,5 +1,12 @@
 """Errors that are this package's own; bad values raise ValueError as in scikit-learn."""
 
+__all__ = [
+    "ModelFileError",
+    "TrainingDivergedError",
+    "UnsupportedObjectError",
+    "VideoFileError",
+]
+
 
 class TrainingDivergedError(RuntimeError):
     """A loss became infinite or NaN during training; the estimator is left unfitted."""

@@ -87,7 +87,7 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Returns
         -------
-        ndarray of shape (n_samples, n_components_ + 1)
+        ndarray of shape (n_samples, `n_components_` + 1)
             float64; the last column is not negative.
         """
         check_is_fitted(self)
@@ -108,11 +108,11 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_components_ + 1)
+        X : array-like of shape (n_samples, `n_components_` + 1)
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features_in_)
+        ndarray of shape (n_samples, `n_features_in_`)
         """
         check_is_fitted(self)
         components = np.asarray(X, dtype=np.float64)[:, :-1]
