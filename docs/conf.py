@@ -29,6 +29,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_templates", "images", "checks"]
 templates_path = ["_templates"]
+default_role = "literal"  # `predict` in a docstring is code
 # References to other projects' classes stay plain text: inventories would take a network.
 suppress_warnings = ["config.cache"]
 
@@ -72,7 +73,8 @@ html_show_sourcelink = False
 html_sidebars = {"getting_started": [], "changelog": [], "contributing": []}
 html_theme_options = {
     "navigation_with_keys": False,
-    "secondary_sidebar_items": ["page-toc"],
+    # Tables of results take the room of the page's contents.
+    "secondary_sidebar_items": {"**": ["page-toc"], "results/*": []},
     "show_prev_next": False,
     "footer_start": ["copyright"],
     "footer_end": [],

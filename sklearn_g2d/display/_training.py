@@ -44,6 +44,16 @@ class LossCurveDisplay:
         The steps, beside the markers, in the order of `snapshots`.
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.display import LossCurveDisplay
+    >>> X = np.random.default_rng(0).normal(size=(60, 2))
+    >>> detector = G2DOutlierDetector(max_steps=20, n_estimators=1, random_state=0).fit(X)
+    >>> sorted(LossCurveDisplay.from_estimator(detector).lines_)
+    ['critic_loss', 'generator_loss']
     """
 
     def __init__(
@@ -192,6 +202,18 @@ class SnapshotSamplesDisplay:
     ----------
     .. [1] M. Pourreza, B. Mohammadi, M. Khaki, S. Bouindour, H. Snoussi, M. Sabokrou,
        "G2D: Generate to Detect Anomalies", WACV 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.display import SnapshotSamplesDisplay
+    >>> images = load_digits().images[:60, None]
+    >>> detector = G2DOutlierDetector(
+    ...     features="raw", max_steps=8, n_estimators=1, n_snapshots=3, random_state=0
+    ... ).fit(images)
+    >>> SnapshotSamplesDisplay.from_estimator(detector, n_samples=5).samples.shape
+    (3, 5, 1, 8, 8)
     """
 
     def __init__(
