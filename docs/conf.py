@@ -66,6 +66,8 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_g2d"
 html_math_renderer = "mathml"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -74,7 +76,7 @@ html_sidebars = {"getting_started": [], "changelog": [], "contributing": []}
 html_theme_options = {
     "navigation_with_keys": False,
     # Tables of results take the room of the page's contents.
-    "secondary_sidebar_items": {"**": ["page-toc"], "results/*": []},
+    "secondary_sidebar_items": {"[!r]*": ["page-toc"], "results/*": []},
     "show_prev_next": False,
     "footer_start": ["copyright"],
     "footer_end": [],
