@@ -179,7 +179,8 @@ class SnapshotSamplesDisplay:
     """Images that the kept generators make, from the first one to the last.
 
     A row of images for each snapshot, from "far" through "boundary" to "normal", as in
-    Fig. 1 and 4 of the paper [1]_. Use `from_estimator` to make one.
+    Fig. 1 and 4 of the paper [1]_. All share the range of brightness of the last snapshot's;
+    what lies beyond is black or white. Use `from_estimator` to make one.
 
     Parameters
     ----------
@@ -296,8 +297,10 @@ class SnapshotSamplesDisplay:
         -------
         self
         """
-        self.ax_, self.figure_ = new_axes(ax)
-        images = as_pictures(self.samples)
+        self.ax_, self.figure_ = new_axes(ax, layout="constrained")
+        # Samples of early generators reach so far that the last ones would all look gray.
+        last = self.samples[-1]
+        images = as_pictures(self.samples.clip(last.min(), last.max()))
         # A frame of one pixel keeps the images apart.
         pad = [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)][: images.ndim]
         framed = np.pad(images, pad, constant_values=1.0)
