@@ -56,6 +56,7 @@ lint: $(VENV)/dev
 	$(PY) -m numpydoc lint $(PUBLIC)
 
 docs: $(VENV)/docs
+	rm -rf docs/api
 	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
 	$(PY) docs/checks/links.py docs/_build/html
 
