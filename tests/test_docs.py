@@ -86,21 +86,38 @@ def test_comparison_row(tmp_path):
     assert row["the paper"] == ".5 (Table 1)"
 
 
-def test_readme_has_the_measured_figures():
-    """The table beside PyOD is typed; it must be the CSV file's."""
+def readme_table(heading):
+    """Rows of the README's table below a heading: label, figures (NaN where a cell is empty)."""
+    text = (ROOT / "README.md").read_text()
+    _, _, *rows = text[text.index(heading) :].partition("\n\n")[0].splitlines()
+    for row in rows:
+        label, *cells = (cell.strip(" *") for cell in row.strip("|").split("|"))
+        label = "G2D paper" if "as published" in label else label.removeprefix("PyOD ")
+        yield label, [float(cell or "nan") for cell in cells]
+
+
+def test_readme_figures_of_tables():
+    """They are typed; they must be the CSV file's."""
     columns = {"auc": "AUC", "average_precision": "AP", "eer": "EER"}
     summary = summarize(pd.read_csv(RESULTS / "tabular.csv"), columns)
-    readme = (ROOT / "README.md").read_text()
-    table = readme[readme.index("| mean rank of 15 |") :].partition("\n\n")[0]
-    rows = re.findall(r"^\| \**(.+?)\** \|((?: \**[\d.]+\** \|){4})$", table, re.MULTILINE)
+    rows = list(readme_table("| | AUC | average precision | EER | mean rank"))
     assert len(rows) >= 6
-    for label, cells in rows:
-        detector = label.removeprefix("PyOD ").partition(",")[0]
-        detector = "G2D paper" if "as published" in detector else detector
-        figures = [float(cell.strip(" *")) for cell in cells.split("|")[:-1]]
-        *rates, rank = summary.loc[detector, ["AUC", "AP", "EER", "rank"]]
+    for label, figures in rows:
+        *rates, rank = summary.loc[label.partition(",")[0], ["AUC", "AP", "EER", "rank"]]
         assert figures[:3] == pytest.approx(rates, abs=6e-4)
         assert figures[3] == pytest.approx(rank, abs=0.051)
+
+
+def test_readme_figures_of_images():
+    mnist = summarize(pd.read_csv(RESULTS / "mnist.csv"), {"auc": "AUC"}, "digit")["AUC"]
+    caltech = pd.read_csv(RESULTS / "caltech.csv").groupby(["detector", "categories"])["auc"].mean()
+    rows = list(readme_table("| | MNIST, one digit normal"))
+    assert len(rows) >= 6
+    for label, figures in rows:
+        detector = label.replace(",", "")
+        assert figures[0] == pytest.approx(mnist[detector], abs=6e-4)
+        if detector in caltech:
+            assert figures[1:] == pytest.approx(caltech[detector].loc[[1, 3, 5]].tolist(), abs=6e-4)
 
 
 def test_link_check_finds_what_is_broken(tmp_path):
