@@ -74,7 +74,8 @@ def main() -> None:
         [
             f"{args.rows:,} training rows and as many to score, {args.threads} threads, "
             f"{args.repeats} rounds in which the detectors take turns. First G2D's seconds over "
-            "each other detector's, median (least to most); below 1, G2D is faster. Then seconds."
+            "each other detector's, median (least to most); below 1, G2D is faster. Then seconds.",
+            "`python -m benchmarks.speed` repeats it.",
         ],
         [table, seconds],
     )

@@ -45,6 +45,16 @@ class LossCurveDisplay:
         The steps, beside the markers, in the order of `snapshots`.
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.display import LossCurveDisplay
+    >>> X = np.random.default_rng(0).normal(size=(60, 2))
+    >>> detector = G2DOutlierDetector(max_steps=20, n_estimators=1, random_state=0).fit(X)
+    >>> sorted(LossCurveDisplay.from_estimator(detector).lines_)
+    ['critic_loss', 'generator_loss']
     """
 
     def __init__(
@@ -174,7 +184,8 @@ class SnapshotSamplesDisplay:
     """Images that the kept generators make, from the first one to the last.
 
     A row of images for each snapshot, from "far" through "boundary" to "normal", as in
-    Fig. 1 and 4 of the paper [1]_. Use `from_estimator` to make one.
+    Fig. 1 and 4 of the paper [1]_. All share the range of brightness of the last snapshot's;
+    what lies beyond is black or white. Use `from_estimator` to make one.
 
     Parameters
     ----------
@@ -197,6 +208,18 @@ class SnapshotSamplesDisplay:
     ----------
     .. [1] M. Pourreza, B. Mohammadi, M. Khaki, S. Bouindour, H. Snoussi, M. Sabokrou,
        "G2D: Generate to Detect Anomalies", WACV 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.display import SnapshotSamplesDisplay
+    >>> images = load_digits().images[:60, None]
+    >>> detector = G2DOutlierDetector(
+    ...     features="raw", max_steps=8, n_estimators=1, n_snapshots=3, random_state=0
+    ... ).fit(images)
+    >>> SnapshotSamplesDisplay.from_estimator(detector, n_samples=5).samples.shape
+    (3, 5, 1, 8, 8)
     """
 
     def __init__(
@@ -279,8 +302,10 @@ class SnapshotSamplesDisplay:
         -------
         self
         """
-        self.ax_, self.figure_ = new_axes(ax)
-        images = as_pictures(self.samples)
+        self.ax_, self.figure_ = new_axes(ax, layout="constrained")
+        # Samples of early generators reach so far that the last ones would all look gray.
+        last = self.samples[-1]
+        images = as_pictures(self.samples.clip(last.min(), last.max()))
         # A frame of one pixel keeps the images apart.
         pad = [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)][: images.ndim]
         framed = np.pad(images, pad, constant_values=1.0)
