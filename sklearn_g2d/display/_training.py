@@ -145,7 +145,8 @@ class LossCurveDisplay:
         for (name, loss), color in zip((of_gan or losses).items(), colors, strict=False):
             style = {"label": name.replace("_", " "), "color": color} | kwargs
             (self.lines_[name],) = self.ax_.plot(np.arange(1, len(loss) + 1), loss, **style)
-        self.markers_, self.texts_ = {}, []
+        self.markers_: dict[str, Any] = {}
+        self.texts_: list[Any] = []
         if of_gan:
             self._mark_snapshots(first_loss=float(next(iter(of_gan.values()))[0]))
         self.ax_.margins(y=0.15)  # leaves room for the labels of markers
