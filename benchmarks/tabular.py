@@ -36,6 +36,15 @@ FIGURES = {
 MAX_TRAIN_ROWS = 5_000
 
 
+def table_names(folder: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """Names of ADBench's tables in a folder; the command ends if there is none."""
+    # The three sets of deep embeddings in the folder are a question of their own.
+    tables = [p.stem for p in sorted(folder.glob("*.npz")) if p.stem[0].isdigit()]
+    if not tables:
+        parser.error(f"no ADBench tables (*.npz) in {folder}")
+    return tables
+
+
 def one_class_split(
     path: Path, seed: int, hidden_outliers: float = 0.0
 ) -> tuple[NDArray, NDArray, NDArray]:
@@ -129,10 +138,7 @@ def main() -> None:
     parser.add_argument("--hidden-outliers", type=float, default=0.0, help="share in training")
     args = parser.parse_args()
 
-    # The three sets of deep embeddings in the folder are a question of their own.
-    tables = [p.stem for p in sorted(args.data.glob("*.npz")) if p.stem[0].isdigit()]
-    if not tables:
-        parser.error(f"no ADBench tables (*.npz) in {args.data}")
+    tables = table_names(args.data, parser)
     factories = g2d_detectors(args.contamination) | pyod_detectors(args.contamination)
     # What an analyst who suspects hidden outliers would set; of no use on clean rows.
     if not args.hidden_outliers:
