@@ -371,7 +371,7 @@ def test_samples_of_early_snapshots_do_not_dim_the_last_ones(image_detector):
 
 
 def test_roles_of_snapshots_are_not_cut_off(image_detector):
-    display = SnapshotSamplesDisplay.from_estimator(image_detector, n_samples=3)
+    display = SnapshotSamplesDisplay.from_estimator(image_detector, n_samples=20)
     display.figure_.canvas.draw()
     for label in display.ax_.get_yticklabels():
         assert label.get_window_extent().x0 >= 0
