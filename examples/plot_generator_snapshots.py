@@ -11,9 +11,9 @@ that generator as it was at several moments of its training: "far" from the norm
 # In two dimensions
 # -----------------
 # ``snapshots_`` holds the generators in the order of training, and ``sample_outliers`` draws from
-# those that it is given. Detecting takes outliers, so that training stops after 150 steps by
-# default. Here it goes on, so that samples of late generators may resemble normal rows: the
-# classifier learns from snapshots of the other roles only.
+# those that it is given. Detecting takes outliers, so that by default the generator stays as it
+# began. Here it is trained until late samples may resemble normal rows: the classifier learns from
+# snapshots of the other roles only.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits, make_moons
