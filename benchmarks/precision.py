@@ -50,7 +50,7 @@ def layout(memory_format: torch.memory_format) -> Iterator[None]:
         images.LAYOUT = convolutions.LAYOUT = before
 
 
-def make_gan(way: str, width: int) -> WGAN:
+def make_gan(way: str, width: int, X: torch.Tensor) -> WGAN:
     """Build an untrained GAN."""
     runtime = Runtime.create("cpu", WAYS[way][0], seed=0)
     generator = images.ConvGenerator(
@@ -59,7 +59,7 @@ def make_gan(way: str, width: int) -> WGAN:
     critic = images.ConvNetwork(
         n_members=1, image_shape=IMAGE_SHAPE, width=width, n_outputs=1, rng=runtime.rng
     )
-    return WGAN(generator, critic, SETTINGS, runtime)
+    return WGAN(generator, critic, X, SETTINGS, runtime)
 
 
 def time_steps(width: int, rounds: int) -> Iterator[dict]:
@@ -68,12 +68,12 @@ def time_steps(width: int, rounds: int) -> Iterator[dict]:
     trainers = {}
     for way, (_, memory_format) in WAYS.items():
         with layout(memory_format):
-            trainers[way] = make_gan(way, width).steps(X)
+            trainers[way] = make_gan(way, width, X)
     for number in range(rounds + 1):
         for way, (_, memory_format) in WAYS.items():
             with layout(memory_format):
                 start = time.perf_counter()
-                next(trainers[way])
+                trainers[way].step()
                 seconds = time.perf_counter() - start
             if number:
                 yield {"width": width, "round": number, "way": way, "seconds": seconds}

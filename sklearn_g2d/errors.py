@@ -2,7 +2,11 @@
 
 
 class TrainingDivergedError(RuntimeError):
-    """A loss became infinite or NaN during training; the estimator is left unfitted."""
+    """Training diverged, also at lower learning rates; the estimator keeps its former state."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint belongs to another fit, or is damaged; it is left as it is."""
 
 
 class ModelFileError(ValueError):

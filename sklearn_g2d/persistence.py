@@ -173,8 +173,7 @@ def save(detector: BaseDetector, path: str | os.PathLike[str]) -> None:
         "feature_names": json.dumps(None if names is None else names.tolist()),
         "state": json.dumps(state),
     }
-    metadata["sha256"] = _checksum(metadata, encoder.arrays)
-    replace(path, to_safetensors(encoder.arrays, metadata))
+    _write(path, metadata, encoder.arrays)
 
 
 def load(path: str | os.PathLike[str]) -> G2DOutlierDetector | AVIDDetector:
@@ -373,15 +372,25 @@ def _check_sizes(config: dict[str, Any], weights: dict[str, NDArray[Any]]) -> No
     check(list(config.values()))
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Metadata and arrays of a file, once they are known to be what `save` has written."""
+def _write(
+    path: str | os.PathLike[str], metadata: dict[str, str], arrays: dict[str, NDArray[Any]]
+) -> None:
+    """Put a file of arrays in place, with a checksum of all that it holds."""
+    metadata["sha256"] = _checksum(metadata, arrays)
+    replace(path, to_safetensors(arrays, metadata))
+
+
+def _read(
+    path: str | os.PathLike[str], *, kind: str = "sklearn_g2d"
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Metadata and arrays of a file, once they are known to be what `_write` has written."""
     shown = repr(os.fspath(path))
     with open(path, "rb"):  # for the system's own words on a missing file or permission
         pass
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != "sklearn_g2d":
+            if metadata.get("format") != kind:
                 raise ModelFileError(f"{shown} is a file of tensors, but not of a detector.")
             _check_format(metadata, shown)
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118

@@ -132,6 +132,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         self.contamination = contamination
         self.random_state = random_state
 
+    @unchanged_on_failure
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Clips, y: Any = None) -> PatchDetector:
         """Fit the detector on patches of normal frames.
@@ -154,8 +155,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
             shape, or the detector refuses the patches. Whatever is raised, the estimator keeps
             the state that it had before.
         """
-        with unchanged_on_failure(self):
-            self._fit(check_clips(self, X, reset=True))
+        self._fit(check_clips(self, X, reset=True))
         return self
 
     def score_samples(self, X: Clips) -> NDArray[np.float64]:
