@@ -51,7 +51,7 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
     if isinstance(X, Bag):
         return X.map(_score_block, shared)
     if isinstance(X, Array):
-        rows = X.rechunk({axis: -1 for axis in range(1, X.ndim)})
+        rows = X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
         return rows.map_blocks(
             _score_block, shared, drop_axis=range(1, X.ndim), meta=np.empty(0, dtype=np.float64)
         )

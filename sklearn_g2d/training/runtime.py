@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from sklearn_g2d.training import parallel
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -54,6 +56,19 @@ class Runtime:
             precision == "auto" and prefer_bfloat16 and computes_in_bfloat16(resolved)
         )
         return cls(resolved, bfloat16, rng)
+
+    def of_process(self) -> Runtime:
+        """Give this process random numbers of its own where several train together.
+
+        They begin alike, with equal networks, but each is to draw batches that the others do not.
+        """
+        if parallel.n_processes() == 1:
+            return self
+        seeds = torch.randint(
+            2**62, (parallel.n_processes(),), generator=self.rng, device=self.device
+        )
+        own = torch.Generator(self.device).manual_seed(int(seeds[parallel.rank()]))
+        return replace(self, rng=own)
 
     def autocast(self) -> torch.autocast:
         """Context in which matrix products run in the chosen precision."""
