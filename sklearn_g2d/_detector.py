@@ -321,14 +321,13 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _init_callback_context(self, *args: Any, **kwargs: Any) -> CallbackContext:
         """Begin to report; of several processes that train together, only the first does."""
-        if parallel.rank() == 0:
-            return super()._init_callback_context(*args, **kwargs)
         callbacks = getattr(self, "_skl_callbacks", [])
-        self.set_callbacks()
-        try:
-            return super()._init_callback_context(*args, **kwargs)
-        finally:
-            self.set_callbacks(*callbacks)
+        if parallel.rank() > 0:
+            self.set_callbacks()
+        with parallel.together():  # callbacks may refuse
+            context = super()._init_callback_context(*args, **kwargs)
+        self.set_callbacks(*callbacks)
+        return context
 
     def _as_given(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Shape rows as `fit` was given them."""

@@ -181,7 +181,7 @@ def test_the_example_of_files():
 
 
 def test_errors_say_what_to_do(detector, blobs):
-    with pytest.raises(TypeError, match="got ndarray.*the detector's own score_samples"):
+    with pytest.raises(TypeError, match=r"got ndarray.*the detector's own score_samples"):
         score_samples(detector, blobs[1])
     with pytest.raises(NotFittedError):
         score_samples(G2DOutlierDetector(), array.zeros((3, 3)))

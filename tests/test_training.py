@@ -19,7 +19,7 @@ from sklearn_g2d.training.classifier import ClassifierSettings, ClassifierTraine
 from sklearn_g2d.training.inpainting import InpaintingGame, InpaintingSettings
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.regions import ImageRegions, TableRegions
-from sklearn_g2d.training.runtime import Runtime, resolve_device, single_thread
+from sklearn_g2d.training.runtime import Runtime, single_thread
 from sklearn_g2d.training.snapshots import (
     Snapshot,
     geometric_steps,
@@ -1222,10 +1222,3 @@ def test_single_thread_gives_the_threads_back_after_an_error():
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.get_num_threads() == before
-
-
-def test_devices():
-    assert resolve_device("cpu").type == "cpu"
-    assert resolve_device("auto").type in {"cuda", "mps", "cpu"}
-    with pytest.raises(ValueError, match="device='tpu9'"):
-        resolve_device("tpu9")

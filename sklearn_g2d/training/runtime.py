@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,7 +103,8 @@ def resolve_device(device: str) -> torch.device:
     Parameters
     ----------
     device : str
-        "auto" (CUDA, then MPS, then the CPU) or any device string of PyTorch.
+        "auto" (CUDA, then MPS, then the CPU) or any device string of PyTorch. Of several GPUs,
+        "auto" gives processes under torchrun, and joblib's worker processes, one each in turn.
 
     Returns
     -------
@@ -113,7 +117,10 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            number = _number_of_process()
+            if number is None:
+                return torch.device("cuda")
+            return torch.device("cuda", number % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)
@@ -124,6 +131,17 @@ def resolve_device(device: str) -> torch.device:
             'Pass "auto", "cpu", or a device that torch.empty(0, device=...) accepts.'
         ) from error
     return resolved
+
+
+def _number_of_process() -> int | None:
+    """Tell this process from others of the machine that share its GPUs; None if it is alone.
+
+    The workers of dask-cuda are not numbered: each of them sees its own GPU first.
+    """
+    if "LOCAL_RANK" in os.environ:  # set by torchrun
+        return int(os.environ["LOCAL_RANK"])
+    worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
+    return int(worker[1]) - 1 if worker else None
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
