@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from threadpoolctl import threadpool_info
 
 from sklearn_g2d._canvas import Canvas, box_mean
 from sklearn_g2d._conditional import ConditionalScaler
@@ -1216,6 +1217,8 @@ def test_single_thread_gives_the_threads_back_after_an_error():
     def fail():
         with single_thread():
             assert torch.get_num_threads() == 1
+            blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+            assert {pool["num_threads"] for pool in blas} == {1}
             raise ZeroDivisionError
 
     before = torch.get_num_threads()

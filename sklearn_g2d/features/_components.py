@@ -11,7 +11,6 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.decomposition import PCA
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 _AUTO_COMPONENTS = 64
 _ROWS_FOR_EACH = 10
@@ -75,12 +74,7 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         # The seed is of the randomised solver alone, which large data takes; with it, equal
         # rows give equal components.
         self.pca_ = PCA(self.n_components_, random_state=0)
-        # Of axes with nearly the same variance, rounding decides, and it depends on the number
-        # of threads: with one, a search gives the same scores whatever its n_jobs.
-        with (
-            threadpool_limits(1, user_api="blas"),
-            np.errstate(divide="ignore", invalid="ignore"),  # shares of a variance of zero
-        ):
+        with np.errstate(divide="ignore", invalid="ignore"):  # shares of a variance of zero
             self.pca_.fit(rows)
         return self
 

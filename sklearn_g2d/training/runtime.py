@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from sklearn_g2d.training import parallel
@@ -84,15 +85,18 @@ class Runtime:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Run PyTorch on one thread of the CPU, then on as many as before.
+    """Run PyTorch and BLAS on one thread of the CPU, then on as many as before.
 
     The products of small networks are too short to share: handing them to a second thread
-    takes longer than computing them (docs/results).
+    takes longer than computing them (docs/results). Besides, sums on several threads differ in
+    their last digits, and training amplifies them: so a search gives the same scores whatever
+    its `n_jobs`.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(n_threads)
 

@@ -121,10 +121,10 @@ class Trainer(ABC):
 
     def _batch_statistics(self) -> Iterator[Tensor]:
         """Give what networks keep of the batches that they have seen."""
-        for network in self._networks.values():
-            for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    yield from (module.running_mean, module.running_var)
+        modules = chain.from_iterable(net.modules() for net in self._networks.values())
+        for module in modules:
+            if isinstance(module, nn.BatchNorm2d):
+                yield from (s for s in (module.running_mean, module.running_var) if s is not None)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
