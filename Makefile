@@ -6,16 +6,18 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py export.py metrics.py \
-          model_selection.py persistence.py) \
+          model_selection.py persistence.py callbacks.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint docs docs-check format clean
 
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take a minute or more each"
 	@echo "make lint       check style, types and docstrings"
+	@echo "make docs       build the site, with the gallery, into docs/_build/html"
+	@echo "make docs-check look at the site with a browser, if there is one"
 	@echo "make format     rewrite the sources in the house style"
 	@echo "make clean      remove the environment and what the tools left"
 
@@ -34,6 +36,10 @@ $(VENV)/dev: $(VENV)/torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/benchmarks
 
+$(VENV)/docs: $(VENV)/dev
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 demo: $(VENV)/benchmarks
 	$(PY) -m benchmarks.demo
 
@@ -49,9 +55,18 @@ lint: $(VENV)/dev
 	$(PY) -m mypy
 	$(PY) -m numpydoc lint $(PUBLIC)
 
+docs: $(VENV)/docs
+	rm -rf docs/api
+	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
+	$(PY) docs/checks/links.py docs/_build/html
+
+docs-check: docs
+	$(PY) docs/checks/browser.py docs/_build/html
+
 format: $(VENV)/dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo \
+	    docs/_build docs/api docs/auto_examples

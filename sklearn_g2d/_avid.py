@@ -142,7 +142,7 @@ class AVIDDetector(BaseDetector):
         Channels, height and width of the images in `fit`; None after a table.
     n_features_in_ : int
         Number of columns, or of intensities of an image, in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Their names, if all were strings.
 
     See Also

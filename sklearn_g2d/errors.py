@@ -1,5 +1,12 @@
 """Errors that are this package's own; bad values raise ValueError as in scikit-learn."""
 
+__all__ = [
+    "ModelFileError",
+    "TrainingDivergedError",
+    "UnsupportedObjectError",
+    "VideoFileError",
+]
+
 
 class TrainingDivergedError(RuntimeError):
     """Training diverged, also at lower learning rates; the estimator keeps its former state."""

@@ -139,6 +139,21 @@ def save(detector: BaseDetector, path: str | os.PathLike[str]) -> None:
     UnsupportedObjectError
         If the detector holds an object of yours (a classifier, transformer or function) that
         could not be rebuilt without executing code.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.persistence import load, save
+    >>> X = load_wine().data
+    >>> detector = G2DOutlierDetector(max_steps=0, n_estimators=1, random_state=0).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "wine.safetensors")
+    ...     save(detector, path)
+    ...     loaded = load(path)
+    >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
+    True
     """
     check_is_fitted(detector)
     name = type(detector).__name__
@@ -199,6 +214,19 @@ def load(path: str | os.PathLike[str]) -> G2DOutlierDetector | AVIDDetector:
     ModelFileError
         If it is no file of a detector, is damaged, or comes from a version of this package
         whose files this version does not read; the error says which.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.persistence import load
+    >>> detector = G2DOutlierDetector(max_steps=0, n_estimators=1, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "wine.safetensors")
+    ...     detector.fit(load_wine().data).save(path)
+    ...     type(load(path)).__name__
+    'G2DOutlierDetector'
     """
     metadata, arrays = _read(path)
     versions = json.loads(metadata["versions"])

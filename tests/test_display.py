@@ -291,11 +291,18 @@ def test_loss_curves_do_without_snapshots():
     assert shown.texts_ == []
 
 
+def test_loss_curves_of_other_networks():
+    history = {"reconstruction_loss": [2.0, 1.0], "detector_loss": [0.7, 0.6]}
+    shown = LossCurveDisplay(history=history | {"networks_retries": [1]}).plot()
+    assert list(shown.lines_) == list(history)
+    assert shown.ax_.get_xlabel() == "step"
+
+
 def test_loss_curves_need_a_fitted_detector_and_losses():
     with pytest.raises(NotFittedError):
         LossCurveDisplay.from_estimator(Trained())
-    with pytest.raises(ValueError, match=r"only \['classifier_loss'\]. Fit with max_steps"):
-        LossCurveDisplay(history={"classifier_loss": [1.0]}).plot()
+    with pytest.raises(ValueError, match=r"holds no loss, only \[\]. Fit with max_steps"):
+        LossCurveDisplay(history={}).plot()
     assert not plt.get_fignums()
 
 

@@ -725,7 +725,7 @@ def test_crops_are_drawn_everywhere_and_at_one_place(runtime):
     regions = ImageRegions(4, (8, 16))
     corners, images = set(), set()
     for _ in range(200):
-        real, elsewhere = regions.draw_pairs(X, 6, runtime.rng)
+        real, elsewhere = regions.draw_pairs(X, 6, None, runtime.rng)
         assert real.shape == elsewhere.shape == (6, 2, 8, 16)
         both = torch.cat([real, elsewhere])
         assert (both[:, 0] == both[0, 0]).all()
@@ -740,7 +740,8 @@ def test_crops_are_drawn_everywhere_and_at_one_place(runtime):
 
 def test_other_cells_are_from_their_columns_or_around(runtime):
     X = torch.arange(3.0) + torch.randint(4, (200, 3), generator=runtime.rng) * 10
-    real, other = TableRegions.create(3, runtime.rng).draw_pairs(X, 4000, runtime.rng)
+    regions = TableRegions.create(3, runtime.rng)
+    real, other = regions.draw_pairs(X, 4000, regions.range_of(X), runtime.rng)
     assert all((real == row).all(1).any() for row in X)
     is_from_its_column = (other % 10 == torch.arange(3.0)) & (other >= 0) & (other <= 32)
     assert 0.72 < is_from_its_column.float().mean() < 0.78

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
 from sklearn_g2d.training import parallel
@@ -105,6 +105,7 @@ class InpaintingGame(Trainer):
         self.detector = detector.float().to(runtime.device)
         self.regions = regions
         self.X, self.validation = X, validation
+        self._range = regions.range_of(X)
         self.max_steps = max_steps
         self.settings = parallel.share_of(settings)
         keep: type[_BestMoment] | type[_Average]
@@ -202,7 +203,7 @@ class InpaintingGame(Trainer):
             # Eq. 3, which D maximises: regular real regions, irregular inpainted ones.
             loss = -_log_square(1 - irregular[:n]) - _log_square(irregular[n:])
         else:
-            real, elsewhere = self.regions.draw_pairs(self.X, n, rng)
+            real, elsewhere = self.regions.draw_pairs(self.X, n, self._range, rng)
             mask = self.regions.mask(real, _EXCHANGED, rng)
             exchanged = torch.where(mask > 0, elsewhere, real)
             batch = [real, exchanged]
@@ -242,18 +243,28 @@ class InpaintingGame(Trainer):
         return error, mistaken
 
 
-class _Average(AveragedModel):
+class _Average(nn.Module):
     """The average of a network over the steps of its training."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network, avg_fn=_warming_average, use_buffers=True)
+    n_averaged: Tensor
 
-    @property
-    def network(self) -> nn.Module:
-        return self.module
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.long))
+        # Found once: PyTorch's own `AveragedModel` walks through the modules at every step, which
+        # takes a tenth of it where networks are small.
+        self._averages, self._values = (
+            [value for value in net.state_dict().values() if value.is_floating_point()]
+            for net in (self.network, network)
+        )
 
     def update(self, network: nn.Module, figure: float) -> None:
-        self.update_parameters(network)
+        n = int(self.n_averaged)
+        # Over the last tenth at first, so that short trainings forget their start too.
+        decay = min(_DECAY, (1 + n) / (10 + n)) if n else 0.0
+        get_ema_multi_avg_fn(decay)(self._averages, self._values, n)
+        self.n_averaged += 1
 
 
 class _BestMoment(nn.Module):
@@ -271,14 +282,6 @@ class _BestMoment(nn.Module):
         if figure < self.lowest:
             self.lowest.fill_(figure)
             self.network.load_state_dict(network.state_dict())
-
-
-def _warming_average(average: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
-    """Average over the last tenth at first, so that short trainings forget their start too."""
-    if not average.is_floating_point():  # a counter of batch norm
-        return current
-    decay = min(_DECAY, (1 + int(n_averaged)) / (10 + int(n_averaged)))
-    return torch.lerp(current, average, decay)
 
 
 def _optimizer(network: nn.Module, learning_rate: float, published: bool) -> torch.optim.Optimizer:
