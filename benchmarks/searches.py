@@ -37,10 +37,10 @@ def questions() -> dict[str, Question]:
     digits = load_digits()
     images, is_normal = digits.images[:, np.newaxis], np.where(digits.target != 9, 1, -1)
     g2d, avid = G2DOutlierDetector(random_state=0), AVIDDetector(random_state=0)
-    grid = {"n_neighbors": [3, 5, 10, 20, 40]}
+    grid = {"n_neighbors": [3, 5, 10, 20, 40], "n_estimators": [4, 8, 16]}
     steps = {"max_steps": [500, 1000, 1500, 2000]}
     return {
-        "G2D, 569 rows of 30 columns": (g2d, {**grid, "max_steps": [75, 150]}, X, y),
+        "G2D, 569 rows of 30 columns": (g2d, grid, X, y),
         "G2D, 1,797 images": (g2d, grid, images, is_normal),
         "AVID, 569 rows of 30 columns": (avid, steps, X, y),
         "AVID, 1,797 images": (avid, {"max_steps": [100, 150, 200, 250]}, images, is_normal),

@@ -13,6 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d._detector import BaseDetector
 
+__all__ = ["score_samples"]
+
 Collection = TypeVar("Collection", Array, Bag)
 
 
@@ -43,6 +45,18 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
         If the detector is not fitted.
     TypeError
         If `X` is neither an array nor a bag of dask's.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.dask import score_samples
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = G2DOutlierDetector(random_state=0).fit(X)
+    >>> scores = score_samples(detector, da.from_array(X, chunks=(50, 3)))
+    >>> scores.compute().shape
+    (200,)
     """
     check_is_fitted(detector)
     # A task of its own, which the others share: a detector among their arguments would be sent

@@ -58,12 +58,13 @@ def run_example(name, *arguments):
 # Searches
 
 
+@pytest.mark.slow
 def test_a_search_gives_the_same_scores_as_locally(client, blobs, capsys):
     _, X, y = blobs
-    tested = {"cv": NormalOnlySplit(3), "scoring": SCORERS["outlier_roc_auc"]}
+    tested = {"cv": NormalOnlySplit(2), "scoring": SCORERS["outlier_roc_auc"]}
 
     def search():
-        detector = G2DOutlierDetector(max_steps=20, random_state=0)
+        detector = G2DOutlierDetector(max_steps=20, n_estimators=2, random_state=0)
         return GridSearchCV(detector, {"n_neighbors": [2, 20]}, refit=False, **tested)
 
     avid = AVIDDetector(max_steps=20, random_state=0)
@@ -72,7 +73,7 @@ def test_a_search_gives_the_same_scores_as_locally(client, blobs, capsys):
         bar = ProgressBar(max_propagation_depth=None)
         distributed = search().set_callbacks(bar).fit(X, y)
         distributed_avid = cross_val_score(avid, X, y, **tested)
-    for split in range(3):
+    for split in range(2):
         name = f"split{split}_test_score"
         np.testing.assert_array_equal(distributed.cv_results_[name], local.cv_results_[name])
     np.testing.assert_array_equal(distributed_avid, local_avid)
@@ -149,6 +150,7 @@ def first_columns(X):
     return X[:, :3]
 
 
+@pytest.mark.slow
 def test_files_larger_than_memory(client, blobs, tmp_path):
     """Wide files full of holes, which take no room on the disk but all of it in memory."""
     width = 20_000

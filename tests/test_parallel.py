@@ -63,8 +63,8 @@ def test_rows_of_all_processes_count(folder):
     everything = make_data("table")
     detector = G2DOutlierDetector.load(folder / "G2D on a table, 0")
     assert len(detector.calibration_scores_) == len(everything)
-    # A tenth of all rows are flagged, not only of one process's.
-    assert np.sum(detector.predict(everything) == -1) == 30
+    # The quantile is that of all rows: it lies between those numbered 31 and 32, from 0.
+    assert np.sum(detector.predict(everything) == -1) == 32
     few = G2DOutlierDetector.load(folder / "G2D on few of many rows, 0")
     assert 98 <= len(few.calibration_scores_) <= 100
     avid = AVIDDetector.load(folder / "AVID on images, 0")

@@ -18,7 +18,7 @@ from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 
 TRAINED = {
-    "G2D on a table": G2DOutlierDetector(max_steps=20, contamination=0.1),
+    "G2D on a table": G2DOutlierDetector(max_steps=20, contamination=0.105),
     "G2D on features of images": G2DOutlierDetector(max_steps=5),
     "G2D as published": G2DOutlierDetector(recipe="paper", max_steps=6, width=2),
     "AVID on a table": AVIDDetector(max_steps=10),
