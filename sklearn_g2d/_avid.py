@@ -131,7 +131,9 @@ class AVIDDetector(BaseDetector):
         What `region_size` came to; 1 on tables.
     history_ : dict of ndarray
         Losses by step: "reconstruction_loss" of I, "detector_loss" of D (Eq. 3 under the paper
-        recipe) and, with an adversarial term, "adversarial_loss".
+        recipe) and, with an adversarial term, "adversarial_loss". After a retry also
+        "networks_retries": the steps from which training was taken up again, each time at half
+        the learning rates.
     n_iter_ : int
         Training steps taken by each pair of networks.
     calibration_scores_ : ndarray
@@ -256,8 +258,13 @@ class AVIDDetector(BaseDetector):
             If a parameter is out of range, or `X` holds NaN, infinity, text, complex or
             sparse data, or fewer than two samples.
         TrainingDivergedError
-            If a loss becomes infinite or NaN. Whatever is raised, the estimator keeps the
-            state that it had before.
+            If training diverges, and three retries at lower learning rates do, too. Whatever is
+            raised, also by an interrupt, the estimator keeps the state that it had before.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If training diverged, but a retry did not; `history_` says where.
         """
         self._validate_params()
         n_pairs = self.n_estimators or AVID_RECIPES[self.recipe].n_estimators
@@ -318,7 +325,7 @@ class AVIDDetector(BaseDetector):
         if not len(trained_on):  # of very few samples, none are spared
             trained_on = held_out
         game = pair.game(X[trained_on], X[held_out], recipe, runtime)
-        remedy = "Lower adversarial_weight or max_steps."
+        remedy = "Lower reconstruction_weight, adversarial_weight or max_steps."
         losses = self._train("networks", game, recipe.max_steps, context, remedy=remedy)
         pair.adopt(game)
         return losses

@@ -399,11 +399,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         training.run(on_step, remedy=remedy)
         stage.call_on_fit_task_end(estimator=self)
         if training.retries and parallel.rank() == 0:
+            steps = ", ".join(map(str, training.retries))
             warnings.warn(
-                f"Training of the {name} diverged and was taken up again after "
-                f"{', then '.join(map(str, training.retries))} steps, each time at half the "
-                f"learning rates. It then went on to its end, but judge the detector before you "
-                f"rely on it. {remedy}",
+                f"Training of the {name} diverged, went back to the last good state (after steps "
+                f"{steps}), each time at half the learning rates, and then came to its end. Judge "
+                f"the detector before you rely on it. {remedy}",
                 ConvergenceWarning,
                 stacklevel=7,  # where `fit` was called
             )

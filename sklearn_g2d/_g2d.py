@@ -153,7 +153,9 @@ class G2DOutlierDetector(BaseDetector):
         "boundary" or "normal").
     history_ : dict of ndarray
         Losses by step: "critic_loss" and "generator_loss" (Eq. 3), then
-        "classifier_loss" (Eq. 1) if the classifier is a network.
+        "classifier_loss" (Eq. 1) if the classifier is a network. After a retry also
+        "generator_retries" or "classifier_retries": the steps from which training was taken up
+        again, each time at half the learning rates.
     n_iter_ : int
         Generator steps taken.
     calibration_scores_ : ndarray
@@ -287,8 +289,13 @@ class G2DOutlierDetector(BaseDetector):
             If a parameter is out of range, or `X` holds NaN, infinity, text, complex or
             sparse data, or fewer than two rows.
         TrainingDivergedError
-            If a loss becomes infinite or NaN. Whatever is raised, the estimator keeps the
-            state that it had before.
+            If training diverges, and three retries at lower learning rates do, too. Whatever is
+            raised, also by an interrupt, the estimator keeps the state that it had before.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If training diverged, but a retry did not; `history_` says where.
         """
         self._validate_params()
         context = self._init_callback_context(max_subtasks=2)
