@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py export.py metrics.py \
-          model_selection.py persistence.py callbacks.py) \
+          model_selection.py persistence.py callbacks.py dask.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
 
 .PHONY: help demo test test-slow lint docs docs-check format clean

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,6 @@ class Table:
     def n_generated(self) -> int:
         """Rows to generate."""
         return round(RECIPE.n_generated * len(self.points))
-
-    @cached_property
-    def rng(self) -> np.random.Generator:
-        """Random numbers for what no generator makes."""
-        return np.random.default_rng(self.seed)
 
     def runtime(self) -> Runtime:
         """Give every stage the same random numbers."""
@@ -154,7 +149,7 @@ def made_outside(table: Table, steps: int, keep: Callable = list) -> NDArray:
 
 
 def made_unsure(table: Table) -> NDArray:
-    """Untrained, in two rounds: in the second, half are rows of which D was least sure."""
+    """Make, untrained, in two rounds: in the second, half are rows of which D was least sure."""
     first = made(table, 0)
     describe = table.representation.describe
     score = table.judge(table.profiles, describe(first))
@@ -163,26 +158,29 @@ def made_unsure(table: Table) -> NDArray:
     return np.concatenate([first[: table.n_generated - len(unsure)], candidates[unsure]])
 
 
-def half_local(table: Table, change: Callable[[Table, NDArray], NDArray]) -> NDArray:
-    """Untrained, but half are normal rows of which 3 cells in 10, at least one, are changed."""
+def half_local(
+    table: Table, change: Callable[[Table, NDArray, np.random.Generator], NDArray]
+) -> NDArray:
+    """Make half, untrained; the others are normal rows, 3 cells in 10 and one at least changed."""
+    rng = np.random.default_rng(table.seed)
     rows = made(table, 0)
     n, n_columns = len(rows) // 2, rows.shape[1]
-    origin = table.points[table.rng.integers(len(table.points), size=n)]
-    changed = table.rng.random((n, n_columns)) < 0.3
-    changed[np.arange(n), table.rng.integers(n_columns, size=n)] = True
-    rows[:n] = np.where(changed, change(table, origin), origin)
+    origin = table.points[rng.integers(len(table.points), size=n)]
+    changed = rng.random((n, n_columns)) < 0.3
+    changed[np.arange(n), rng.integers(n_columns, size=n)] = True
+    rows[:n] = np.where(changed, change(table, origin, rng), origin)
     return rows
 
 
-def exchange(table: Table, rows: NDArray) -> NDArray:
+def exchange(table: Table, rows: NDArray, rng: np.random.Generator) -> NDArray:
     """Put values of other rows in place."""
-    others = table.rng.integers(len(table.points), size=rows.shape)
+    others = rng.integers(len(table.points), size=rows.shape)
     return np.take_along_axis(table.points, others, axis=0)
 
 
-def disturb(table: Table, rows: NDArray, deviation: float) -> NDArray:
+def disturb(table: Table, rows: NDArray, rng: np.random.Generator, deviation: float) -> NDArray:
     """Add noise."""
-    return rows + deviation * table.rng.normal(size=rows.shape)
+    return rows + deviation * rng.normal(size=rows.shape)
 
 
 def last(snapshots: list[Snapshot]) -> list[Snapshot]:

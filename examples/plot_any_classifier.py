@@ -57,5 +57,5 @@ plt.show()
 # White is what ``predict`` calls normal; no outlier in the picture was seen in training.
 #
 # All scores have one unit, the log-odds of normal against generated, and all thresholds come from
-# scores of rows that a classifier was not trained on: `offset_` and ``p_values`` work with every
+# scores of rows that a classifier was not trained on: ``offset_`` and ``p_values`` work with every
 # classifier.

@@ -58,7 +58,7 @@ figure, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
 xx, yy = np.meshgrid(np.linspace(-2, 3, 150), np.linspace(-1.4, 1.9, 100))
 p_values = detector.p_values(np.column_stack([xx.ravel(), yy.ravel()])).reshape(xx.shape)
 levels = [0, 0.01, 0.05, 0.1, 0.2, 1]
-shades = plt.get_cmap("Blues_r", len(levels) - 1).colors
+shades = plt.get_cmap("Blues_r")(np.linspace(0, 1, len(levels) - 1))
 regions = ax.contourf(xx, yy, p_values, levels, colors=shades)
 ax.scatter(*X_normal[:500].T, s=3, color="black", label="new normal rows")
 figure.colorbar(regions, label="p-value", spacing="uniform")

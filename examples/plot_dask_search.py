@@ -46,8 +46,8 @@ print(search.best_params_, f"AUC {search.best_score_:.3f}")
 # %%
 # Who did what
 # ------------
-# Each bar is one fit of one fold. The candidates, their folds and their AUC are those of a search
-# without dask.
+# Each bar is one candidate's fit on one fold. Seeds belong to the detector, so that the AUC are
+# those of a search without dask.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5), layout="constrained")
 start = min(span["start"] for task in stream.data for span in task["startstops"])

@@ -3,7 +3,7 @@ A first detector
 ================
 
 Learn benign tumours, find malignant ones: the detector sees normal rows only, and is used like
-`sklearn.ensemble.IsolationForest`.
+``IsolationForest``.
 """
 
 # %%

@@ -11,9 +11,9 @@ that generator as it was at several moments of its training: "far" from the norm
 # In two dimensions
 # -----------------
 # ``snapshots_`` holds the generators in the order of training, and ``sample_outliers`` draws from
-# those that it is given. By default training stops after 150 steps, for detecting takes outliers;
-# here it goes on until the samples resemble normal rows. The classifier then learns from the
-# others.
+# those that it is given. Detecting takes outliers, so that by default the generator stays as it
+# began. Here it is trained until late samples may resemble normal rows: the classifier learns from
+# snapshots of the other roles only.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits, make_moons
@@ -39,8 +39,8 @@ axes[0, 0].legend(markerscale=3)
 plt.show()
 
 # %%
-# The losses tell the same story. Steps are drawn on a logarithmic scale, for a generator changes
-# most at the beginning.
+# The losses, with the moments of the snapshots. Steps are on a logarithmic scale, for a generator
+# changes most at the beginning.
 
 display = LossCurveDisplay.from_estimator(detector, name="Two moons")
 display.ax_.set_xscale("symlog", linthresh=20)
@@ -56,5 +56,5 @@ digits = load_digits()
 threes = digits.images[digits.target == 3][:, None]  # (n, 1, 8, 8): one channel, gray
 detector = G2DOutlierDetector(features=PCA(20), n_estimators=1, max_steps=3000, random_state=0)
 detector.fit(threes)
-SnapshotSamplesDisplay.from_estimator(detector, name="From noise to the digit 3")
+SnapshotSamplesDisplay.from_estimator(detector, name="Learning the digit 3")
 plt.show()

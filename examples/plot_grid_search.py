@@ -9,8 +9,8 @@ Outliers must not be trained on, but it takes some to tell which parameters dete
 # %%
 # What the splitter does
 # ----------------------
-# An integer ``cv`` stands for scikit-learn's ``KFold``, of which a detector is trained on most of
-# the outliers and learns that these are normal. Each line below is a fold.
+# For a detector, an integer ``cv`` stands for scikit-learn's ``KFold``. Then most of the outliers
+# are trained on, and count as normal. Each line below is a fold.
 
 import matplotlib.pyplot as plt
 import numpy as np

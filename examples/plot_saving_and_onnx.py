@@ -10,7 +10,7 @@ onnxruntime.
 # %%
 # Two files
 # ---------
-#
+# A former file of the same name is replaced when all of the new one is on the disk.
 
 import tempfile
 from pathlib import Path

@@ -269,7 +269,7 @@ class AVIDDetector(BaseDetector):
         self._validate_params()
         n_pairs = self.n_estimators or AVID_RECIPES[self.recipe].n_estimators
         context = self._init_callback_context(max_subtasks=n_pairs)
-        rows = self._validate(X, reset=True)
+        rows = self._validate_training(X)
         random_state = self._begin(rows, context)
         with single_thread() if self.image_shape_ is None else nullcontext():
             self._fit(rows, random_state, context)
@@ -287,8 +287,10 @@ class AVIDDetector(BaseDetector):
         )
         self.device_ = str(runtime.device)
         # More samples than fit into memory are drawn from at random.
-        chosen = random_state.permutation(len(X))[: self._max_samples(X.shape[1])]
-        rows = take(X, np.sort(chosen))
+        most = self._max_samples(X.shape[1])
+        rows = self._pooled(X, most, random_state)
+        chosen = random_state.permutation(len(rows))[:most]
+        rows = take(rows, np.sort(chosen))
         order = np.argsort(np.argsort(chosen))
         if all(np.array_equal(rows[i], rows[order[0]]) for i in order[1:]):
             warnings.warn(

@@ -20,8 +20,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_g2d._history import History, record
 from sklearn_g2d._images import ImageShape, as_rows
-from sklearn_g2d._mapped import NUMBERS, as_known_dtype, blocks, check_finite
+from sklearn_g2d._mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
 from sklearn_g2d.errors import ModelFileError, TrainingDivergedError
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.runtime import PRECISIONS
 from sklearn_g2d.training.trainer import Losses, Trainer
@@ -291,6 +292,43 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             self._given_as_images = rows is not X
         return rows
 
+    def _validate_training(self, X: ArrayLike) -> NDArray[Any]:
+        """Check what `fit` is given, by all processes if several train together."""
+        with parallel.together():
+            rows = self._validate(X, reset=True)
+        shapes = parallel.gather(self.image_shape_ or (self.n_features_in_,))
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"Processes that train together were given samples of different shapes, {shapes}. "
+                "Give each a part of the same data."
+            )
+        return rows
+
+    def _pooled(
+        self, X: NDArray[Any], most: int, random_state: np.random.RandomState
+    ) -> NDArray[Any]:
+        """Exchange rows where several processes train together: all get the same ones.
+
+        Each gives all it has or, should they be more than `most` together, its share by lot.
+        """
+        if parallel.n_processes() == 1:
+            return X
+        n_rows = parallel.gather(len(X))
+        n_own = len(X) if sum(n_rows) <= most else most * len(X) // sum(n_rows)
+        seeds = random_state.randint(np.iinfo(np.int32).max, size=len(n_rows))
+        lot = np.random.RandomState(seeds[parallel.rank()]).permutation(len(X))
+        return np.concatenate(parallel.gather(take(X, np.sort(lot[:n_own]))))
+
+    def _init_callback_context(self, *args: Any, **kwargs: Any) -> CallbackContext:
+        """Begin to report; of several processes that train together, only the first does."""
+        callbacks = getattr(self, "_skl_callbacks", [])
+        if parallel.rank() > 0:
+            self.set_callbacks()
+        with parallel.together():  # callbacks may refuse
+            context = super()._init_callback_context(*args, **kwargs)
+        self.set_callbacks(*callbacks)
+        return context
+
     def _as_given(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Shape rows as `fit` was given them."""
         if self.image_shape_ is None or not self._given_as_images:
@@ -313,7 +351,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         if self.contamination == "auto":
             self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
         else:
-            scores = self._score_validated(X)
+            scores = np.concatenate(parallel.gather(self._score_validated(X)))
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
 
     @abstractmethod
@@ -327,7 +365,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         repeats what was drawn.
         """
         start = {
-            "random_state": check_random_state(self.random_state),
+            "random_state": parallel.from_first(check_random_state(self.random_state)),
             "to_continue": self._to_continue(),
         }
         context.call_on_fit_task_begin(estimator=self, X=X, metadata=start)
@@ -360,7 +398,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         training.run(on_step, remedy=remedy)
         stage.call_on_fit_task_end(estimator=self)
-        if training.retries:
+        if training.retries and parallel.rank() == 0:
             steps = ", ".join(map(str, training.retries))
             warnings.warn(
                 f"Training of the {name} diverged, went back to the last good state (after steps "
@@ -369,7 +407,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
                 ConvergenceWarning,
                 stacklevel=7,  # where `fit` was called
             )
-        if self.verbose and training.history:
+        if self.verbose and training.history and parallel.rank() == 0:
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
             logger.info("%s: %d steps, %s", name, training.step, final)
         return record(name, training)

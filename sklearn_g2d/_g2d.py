@@ -299,7 +299,7 @@ class G2DOutlierDetector(BaseDetector):
         """
         self._validate_params()
         context = self._init_callback_context(max_subtasks=2)
-        rows = self._validate(X, reset=True)
+        rows = self._validate_training(X)
         random_state = self._begin(rows, context)
         recipe = self._resolve_recipe()
         with nullcontext() if recipe.width else single_thread():
@@ -319,12 +319,13 @@ class G2DOutlierDetector(BaseDetector):
             self.device, self.precision, seed, prefer_bfloat16=recipe.width >= MIN_BFLOAT16_WIDTH
         )
         self.device_ = str(runtime.device)
-        if len(X) > MAX_TRAINING_ROWS:
-            chosen = random_state.choice(len(X), MAX_TRAINING_ROWS, replace=False)
-            rows = take(X, np.sort(chosen))
+        rows = self._pooled(X, MAX_TRAINING_ROWS, random_state)
+        if len(rows) > MAX_TRAINING_ROWS:
+            chosen = random_state.choice(len(rows), MAX_TRAINING_ROWS, replace=False)
+            rows = take(rows, np.sort(chosen))
         else:
             # Sums depend on the memory layout in their last digits, and training amplifies them.
-            rows = np.ascontiguousarray(as_known_dtype(X))
+            rows = np.ascontiguousarray(as_known_dtype(rows))
         self._representation = Representation(recipe, self.image_shape_)
         normal, described, is_central = self._representation.fit(rows, self.support_fraction)
 

@@ -21,6 +21,7 @@ from sklearn_g2d._mapped import blocks
 from sklearn_g2d._version import __version__
 from sklearn_g2d.errors import CheckpointError, ModelFileError
 from sklearn_g2d.persistence import _FORMAT, _checksum, _Decoder, _Encoder, _read, _write
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.trainer import State
 
@@ -91,6 +92,11 @@ class Checkpoint:
             raise TypeError(
                 f"A Checkpoint keeps the training of a G2DOutlierDetector or an AVIDDetector, not "
                 f"of {type(estimator).__name__}: set it on the detector inside."
+            )
+        if parallel.n_processes() > 1:
+            raise ValueError(
+                "A Checkpoint keeps the state of one process, but several train together here. "
+                "Fit without it, or in one process."
             )
         if context.parent is not None and not os.path.isdir(self.path):
             raise ValueError(

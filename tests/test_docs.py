@@ -43,6 +43,13 @@ def test_reference_has_every_module(module):
     assert module in (ROOT / "docs" / page).read_text().split()
 
 
+def test_every_page_is_in_the_contents():
+    pages = {path.stem: path.read_text() for path in ROOT.glob("docs/*.md")}
+    blocks = re.findall(r"```\{toctree\}.*?```", "".join(pages.values()), flags=re.DOTALL)
+    listed = {line for block in blocks for line in block.splitlines()}
+    assert pages.keys() - {"index"} <= listed
+
+
 def test_everything_public_has_an_example():
     lacking = [
         name

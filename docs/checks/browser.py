@@ -110,14 +110,14 @@ def copy(page: Page, address: str, name: str, expected: str) -> list[str]:
     return [f"{name}: copied {copied!r}, expected {expected!r} first"]
 
 
-def check(root: Path, executable: str, screenshots: Path | None) -> list[str]:
-    """Look at every page on both screens; returns what is wrong."""
+def check(root: Path, executable: str, screenshots: Path | None) -> Iterator[str]:
+    """Look at every page on both screens; yields what is wrong."""
     names = [
         str(path.relative_to(root))
         for path in sorted(root.rglob("*.html"))
         if root / "_static" not in path.parents
     ]
-    found: list[str] = []
+    print(f"{len(names)} pages on {len(SCREENS)} screens", flush=True)
     with serve(root) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         for screen, size in SCREENS.items():
@@ -130,16 +130,14 @@ def check(root: Path, executable: str, screenshots: Path | None) -> list[str]:
                 if screenshots:
                     picture = screenshots / screen / f"{name.replace('/', '_')}.png"
                 wrong = look_at(page, f"{address}/{name}", problems, picture)
-                found += [f"{screen}, {name}: {problem}" for problem in wrong]
-            found += search(page, address)
-            found += copy(page, address, "getting_started.html", "pip install")
-            found += copy(
+                yield from (f"{screen}, {name}: {problem}" for problem in wrong)
+            yield from search(page, address)
+            yield from copy(page, address, "getting_started.html", "pip install")
+            yield from copy(
                 page, address, "api/sklearn_g2d.metrics.equal_error_rate.html", "from sklearn_g2d"
             )
             context.close()
         browser.close()
-    print(f"{len(names)} pages on {len(SCREENS)} screens")
-    return found
 
 
 def main() -> None:
@@ -152,9 +150,11 @@ def main() -> None:
     if executable is None:
         print(f"Skipped: none of {', '.join(BROWSERS)} is installed.")
         return
-    found = check(args.root.resolve(), executable, args.screenshots)
-    print(*found, sep="\n", end="\n" if found else "")
-    sys.exit(f"{len(found)} problems" if found else 0)
+    n_problems = 0
+    for problem in check(args.root.resolve(), executable, args.screenshots):
+        print(problem, flush=True)
+        n_problems += 1
+    sys.exit(f"{n_problems} problems" if n_problems else 0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from sklearn_g2d.training.snapshots import Snapshot
 
+_BRIGHTNESS_QUANTILES = 0.01, 0.99
+
 _ROLE_COLORS = {"far": "tab:red", "boundary": "tab:orange", "normal": "tab:green"}
 
 
@@ -185,8 +187,8 @@ class SnapshotSamplesDisplay:
     """Images that the kept generators make, from the first one to the last.
 
     A row of images for each snapshot, from "far" through "boundary" to "normal", as in
-    Fig. 1 and 4 of the paper [1]_. All share the range of brightness of the last snapshot's;
-    what lies beyond is black or white. Use `from_estimator` to make one.
+    Fig. 1 and 4 of the paper [1]_. All share a range of brightness, that of 98 % of the last
+    snapshot's pixels; what lies beyond is black or white. Use `from_estimator` to make one.
 
     Parameters
     ----------
@@ -305,8 +307,8 @@ class SnapshotSamplesDisplay:
         """
         self.ax_, self.figure_ = new_axes(ax, layout="constrained")
         # Samples of early generators reach so far that the last ones would all look gray.
-        last = self.samples[-1]
-        images = as_pictures(self.samples.clip(last.min(), last.max()))
+        low, high = np.quantile(self.samples[-1], _BRIGHTNESS_QUANTILES)
+        images = as_pictures(self.samples.clip(low, high))
         # A frame of one pixel keeps the images apart.
         pad = [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)][: images.ndim]
         framed = np.pad(images, pad, constant_values=1.0)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sklearn_g2d.networks.ensemble import EnsembleMLP
 from sklearn_g2d.networks.images import ConvNetwork
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses, Trainer
 
@@ -65,7 +66,7 @@ class ClassifierTrainer(Trainer):
     ) -> None:
         self.classifier = classifier
         self.normal, self.generated = normal, generated
-        self.half = settings.batch_size // 2
+        self.half = max(1, parallel.share_of(settings).batch_size // 2)
         self.allowed = [torch.nonzero(~member).squeeze(1) for member in blind]
         labels = torch.tensor([NORMAL, IRREGULAR], device=normal.device)
         self.labels = labels.repeat_interleave(self.half).repeat(classifier.n_members)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.regions import Regions
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses, State, Trainer
@@ -106,7 +107,7 @@ class InpaintingGame(Trainer):
         self.X, self.validation = X, validation
         self._range = regions.range_of(X)
         self.max_steps = max_steps
-        self.settings = settings
+        self.settings = parallel.share_of(settings)
         keep: type[_BestMoment] | type[_Average]
         keep = _BestMoment if settings.published else _Average
         self._kept_inpainter, self._kept_detector = keep(self.inpainter), keep(self.detector)
@@ -236,7 +237,10 @@ class InpaintingGame(Trainer):
         self.inpainter.train()
         self.detector.train()
         mistakes = (real > 0).float().mean() + (fake < 0).float().mean()
-        return float((inpainted - x).square().mean()), float(mistakes)
+        figures = torch.stack([(inpainted - x).square().mean(), mistakes])
+        parallel.average([figures])  # lest processes find their best moments at different steps
+        error, mistaken = figures.tolist()
+        return error, mistaken
 
 
 class _Average(nn.Module):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sklearn_g2d.errors import TrainingDivergedError
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.trainer import Losses, State, Trainer
 
 # Looking at a loss waits for the device, so it is done for a block of steps at once.
@@ -113,7 +114,7 @@ class Training:
             step += 1
             if step > shown:
                 shown = step
-                if on_step(step, named):
+                if parallel.from_first(on_step(step, named)):
                     self._last_step = step
             if len(losses) == _BLOCK or step == self._last_step:
                 self._close(losses, remedy)

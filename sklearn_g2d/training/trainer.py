@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 
 Losses = dict[str, Tensor]
@@ -19,7 +21,7 @@ State = dict[str, Any]
 
 
 class Trainer(ABC):
-    """Networks in training, one step at a time.
+    """Networks in training, one step at a time; where several processes train, the same in all.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ class Trainer(ABC):
         optimizers: Sequence[torch.optim.Optimizer],
         runtime: Runtime,
     ) -> None:
-        self.runtime = runtime
+        self.runtime = runtime.of_process()
         self.n_steps = 0
         self.rate_factor = 1.0
         self._networks = networks
@@ -52,6 +54,7 @@ class Trainer(ABC):
         self._learning_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in optimizers
         ]
+        parallel.align(t for network in networks.values() for t in network.state_dict().values())
 
     def step(self) -> Losses:
         """Train one step; returns the losses by name, on the device."""
@@ -60,6 +63,7 @@ class Trainer(ABC):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
         losses = self._step()
+        parallel.average(losses.values())
         self.n_steps += 1
         return losses
 
@@ -108,16 +112,27 @@ class Trainer(ABC):
         """Give the factor of the learning rates in the next step."""
         return 1.0
 
-    @staticmethod
-    def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """Take a step of an optimiser down a loss's gradient: the only place where one is taken."""
         optimizer.zero_grad()
         loss.backward()
+        parallel.average(chain(_gradients(optimizer), self._batch_statistics()))
         optimizer.step()
+
+    def _batch_statistics(self) -> Iterator[Tensor]:
+        """Give what networks keep of the batches that they have seen."""
+        modules = chain.from_iterable(net.modules() for net in self._networks.values())
+        for module in modules:
+            if isinstance(module, nn.BatchNorm2d):
+                yield from (s for s in (module.running_mean, module.running_var) if s is not None)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (p.grad for p in _parameters(optimizer) if p.grad is not None)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sklearn_g2d.networks.ensemble import EnsembleMLP
 from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
 from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses, Trainer
 
@@ -71,7 +72,7 @@ class WGAN(Trainer):
         self.generator = generator.to(runtime.device)
         self.critic = critic.to(runtime.device)
         self.X = X
-        self.settings = settings
+        self.settings = parallel.share_of(settings)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(
                 network.parameters(),
