@@ -11,12 +11,12 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-SLOW_PAGES = {"maps.md"}
+SLOW_PAGES = {"maps.md", "scaling.md"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before deselection
 def pytest_collection_modifyitems(items):
-    """Mark the pages that train for a minute."""
+    """Mark the pages that train for a minute, or start processes."""
     for item in items:
         if item.path.name in SLOW_PAGES:
             item.add_marker(pytest.mark.slow)
