@@ -73,6 +73,8 @@ def as_rows(
             raise ValueError(
                 f"X has {shape[1]} features, but image_shape={expected} asks for {n_pixels}."
             )
+        if len(shape) == 2 and shape[1] == 0:
+            X = np.empty(shape)  # scikit-learn's words for it are clear of an array only
         return X, expected
     found = (int(shape[1]), int(shape[2]), int(shape[3]))
     channels_last = found[2] in _USUAL_CHANNELS and found[0] not in _USUAL_CHANNELS
@@ -109,7 +111,7 @@ def _refuse_nested(X: Any) -> None:
     if hasattr(X, "columns") and min(getattr(X, "shape", (0,))) > 0:
         cell = X.iloc[0, 0] if hasattr(X, "iloc") else X[0, 0]
         column = f"[{X.columns[0]!r}]"
-    elif hasattr(X, "iloc") and len(X):
+    elif hasattr(X, "iloc") and np.ndim(X) == 1 and len(X):
         cell = X.iloc[0]
     elif isinstance(X, np.ndarray) and X.dtype == object and X.size:
         cell = X.flat[0]
