@@ -73,8 +73,6 @@ def as_rows(
             raise ValueError(
                 f"X has {shape[1]} features, but image_shape={expected} asks for {n_pixels}."
             )
-        if len(shape) == 2 and shape[1] == 0:
-            X = np.empty(shape)  # scikit-learn's words for it are clear of an array only
         return X, expected
     found = (int(shape[1]), int(shape[2]), int(shape[3]))
     channels_last = found[2] in _USUAL_CHANNELS and found[0] not in _USUAL_CHANNELS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -77,6 +79,20 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
+
+
+def _use_one_thread() -> None:
+    """Keep a forked process from waiting for ever for threads that it does not have.
+
+    The OpenMP libraries below PyTorch and scikit-learn go on counting on the threads of the
+    parent process, of which fork copies only the one that called it.
+    """
+    torch.set_num_threads(1)
+    threadpool_limits(1, user_api="openmp")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)
 
 
 def resolve_device(device: str) -> torch.device:
