@@ -1,9 +1,9 @@
-"""Does memory stay flat, however often a detector is fitted, or scores?
+"""Does memory stay flat over many calls? Measured for `fit` and for `score_samples`.
 
 Peak resident memory of a process that does nothing else, read after each tenth of the calls; what
 leaks raises it. What is fitted is small, and networks are trained for two steps.
 
-    python -m benchmarks.memory
+python -m benchmarks.memory
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def main() -> None:
         args.output / "memory.md",
         "Memory over many calls",
         [
-            f"Peak resident memory, {args.threads} threads, each line in a process of its own: fits "
-            f"of {TABLE[0]} rows of {TABLE[1]} columns, or of {IMAGES[0]} images of {IMAGES[2]} x "
+            f"Peak resident memory, threads: {args.threads}, every line of a process of its own: "
+            f"fits of {TABLE[0]} rows of {TABLE[1]} columns, or of {IMAGES[0]} images of {IMAGES[2]} x "
             f"{IMAGES[3]} pixels, and scores of single rows or images.",
             "`python -m benchmarks.memory` repeats it.",
         ],

@@ -1,11 +1,11 @@
 """Whatever array comes in: a finite answer of the right shape, or an error that says why not.
 
-Every property is tried on a few arrays by default, and on 2,000 under the marker "slow".
+Every property is tried on a few arrays by default, and under the marker "slow" on 1,000 for each
+kind of detector.
 """
 
 import copy
 import functools
-import os
 import re
 import tempfile
 import warnings
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -26,7 +25,7 @@ from sklearn_g2d.features import NeighborProfile, OrientedGradients, RemainderPC
 from sklearn_g2d.features._scaling import RangeScaler
 
 AMOUNTS = pytest.mark.parametrize(
-    "n_cases", [5, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"]
+    "n_cases", [3, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 
 G2D = G2DOutlierDetector(max_steps=2, n_estimators=2, random_state=0)
@@ -99,7 +98,8 @@ def swapped_bytes(X):
 def memory_map(X):
     if not X.size or X.dtype.hasobject:
         return X
-    mapped = np.memmap(tempfile.TemporaryFile(), X.dtype, "w+", shape=X.shape)
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, X.dtype, "w+", shape=X.shape)
     mapped[:] = X
     return mapped
 
@@ -169,7 +169,7 @@ REFUSALS = re.compile(
 )
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An array was refused in the documented manner."""
 
 
@@ -178,7 +178,7 @@ def contents(X):
 
 
 def outcome(method, X, *, must_take):
-    """Result of a method that leaves its argument as it was; or `Refused`."""
+    """Result of a method that leaves its argument as it was; or `RefusedError`."""
     before = contents(X)
     try:
         with warnings.catch_warnings():
@@ -187,9 +187,9 @@ def outcome(method, X, *, must_take):
             warnings.filterwarnings("ignore", "invalid value encountered in reduce")  # inf - inf
             result = method(X)
     except (ValueError, TypeError) as error:
-        assert REFUSALS.search(str(error)), error
-        assert not must_take, error
-        raise Refused from error
+        if must_take or not REFUSALS.search(str(error)):
+            raise
+        raise RefusedError from error
     assert must_take is not False, "took what it should have refused"
     assert contents(X) == before
     return result
@@ -200,11 +200,11 @@ def for_many(n_cases, *strategies):
 
     def run(check):
         drawn = settings(
-            max_examples=int(os.environ.get("RB", n_cases)),
+            max_examples=n_cases,
             deadline=None,
-            derandomize=not os.environ.get("RB"),
+            derandomize=True,
             database=None,
-            phases=[Phase.generate],
+            phases=[Phase.generate],  # to shrink an array takes longer than to understand it
             suppress_health_check=list(HealthCheck),
         )(given(*strategies)(check))
         drawn()
@@ -237,7 +237,7 @@ def test_fit(kind, n_cases):
         before = vars(detector).copy()
         try:
             labels = outcome(detector.fit_predict, lay_out(X), must_take=must_take)
-        except Refused:
+        except RefusedError:
             assert vars(detector) == before
             return
         is_right(labels, np.int64, (len(X),))
@@ -293,7 +293,7 @@ def test_score(name, n_cases):
             try:
                 answer = outcome(getattr(detector, method), given, must_take=must_take)
                 takes.add(True)
-            except Refused:
+            except RefusedError:
                 takes.add(False)
                 continue
             is_right(answer, dtype, answer_shape or answer.shape)
@@ -301,7 +301,7 @@ def test_score(name, n_cases):
         calibrated = copy.copy(detector)
         try:
             outcome(lambda x: calibrated.calibrate(x, 0.5), given, must_take=must_take)
-        except Refused:
+        except RefusedError:
             assert takes == {False}
             return
         assert takes == {True}
@@ -309,8 +309,8 @@ def test_score(name, n_cases):
         scores = detector.score_samples(given)
         reverse = detector.score_samples(X[::-1])[::-1]
         np.testing.assert_allclose(reverse, scores, rtol=1e-14, atol=1e-7)
-        alone = np.concatenate([detector.score_samples(x[None]) for x in X])
-        np.testing.assert_allclose(alone, scores, rtol=1e-14, atol=1e-7)
+        alone = np.concatenate([detector.score_samples(x[None]) for x in X[:4]])
+        np.testing.assert_allclose(alone, scores[:4], rtol=1e-14, atol=1e-7)
         plain = detector.score_samples(X.astype(float))
         np.testing.assert_allclose(plain, scores, rtol=1e-14, atol=1e-7)
 
@@ -332,7 +332,8 @@ def test_sample(name, n_cases):
         try:
             normals = detector.sample_normals(n, random_state=seed)
         except RuntimeError as error:
-            assert re.search("Fit with a larger max_steps", str(error))
+            if "Fit with a larger max_steps" not in str(error):
+                raise
         else:
             is_right(normals, np.float64, (n, *shape))
             assert (detector.predict(normals) == 1).all()
@@ -382,14 +383,14 @@ def test_transform(transformer, n_cases):
         new = clone(transformer)
         try:
             rows = outcome(new.fit_transform, lay_out(X), must_take=must_take)
-        except Refused:
+        except RefusedError:
             return
         n_columns = rows.shape[1]
         is_right(rows, np.float32 if takes_images else np.float64, (len(X), n_columns))
         X_new = data.draw(samples(st.just(X.shape[1:])))
         try:
             rows = outcome(new.transform, lay_out(X_new), must_take=is_acceptable(X_new))
-        except Refused:
+        except RefusedError:
             return
         is_right(rows, rows.dtype, (len(X_new), n_columns))
         if hasattr(new, "inverse_transform"):
