@@ -10,14 +10,14 @@ PIP_OLDEST := $(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version
 TOOLS_OLDEST := hypothesis onnxruntime pandas polars pyarrow pytest skops
 
 PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py export.py metrics.py \
-          model_selection.py persistence.py) \
+          model_selection.py persistence.py callbacks.py dask.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
 
 # Tests that between them use every dependency.
 OLDEST_TESTS := $(addprefix tests/test_,callbacks.py display.py features.py input.py onnx.py \
                 persistence.py properties.py video.py)
 
-.PHONY: help demo test test-slow test-oldest package lint format clean
+.PHONY: help demo test test-slow test-oldest package lint docs docs-check format clean
 
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
@@ -26,6 +26,8 @@ help:
 	@echo "make test-oldest  run some tests with the oldest dependencies that are allowed"
 	@echo "make package    build wheel and sdist, and use each away from its sources"
 	@echo "make lint       check style, types, docstrings, security and licences"
+	@echo "make docs       build the site, with the gallery, into docs/_build/html"
+	@echo "make docs-check look at the site with a browser, if there is one"
 	@echo "make format     rewrite the sources in the house style"
 	@echo "make clean      remove the environment and what the tools left"
 
@@ -43,6 +45,10 @@ $(VENV)/benchmarks: $(VENV)/torch pyproject.toml
 $(VENV)/dev: $(VENV)/torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/benchmarks
+
+$(VENV)/docs: $(VENV)/dev
+	$(PIP) --editable '.[docs]'
+	touch $@
 
 demo: $(VENV)/benchmarks
 	$(PY) -m benchmarks.demo
@@ -72,9 +78,18 @@ lint: $(VENV)/dev
 	$(PY) -m numpydoc lint $(PUBLIC)
 	$(PY) -m piplicenses > $(VENV)/licences
 
+docs: $(VENV)/docs
+	rm -rf docs/api
+	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
+	$(PY) docs/checks/links.py docs/_build/html
+
+docs-check: docs
+	$(PY) docs/checks/browser.py docs/_build/html
+
 format: $(VENV)/dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo \
+	    docs/_build docs/api docs/auto_examples

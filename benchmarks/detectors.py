@@ -129,7 +129,7 @@ def pyod_detectors(contamination: float) -> dict[str, Callable[[int], Detector]]
 
 G2D_PARAMS: dict[str, dict[str, Any]] = {
     "G2D": {},
-    "G2D untrained": {"max_steps": 0},
+    "G2D trained": {"max_steps": 150},
     "G2D no profile": {"n_neighbors": 0},
     "G2D paper": {"recipe": "paper"},
     "G2D support .8": {"support_fraction": 0.8},

@@ -206,7 +206,7 @@ def detectors(steps: int | None = None) -> dict[str, Entry]:
     """All detectors, by name; `steps` are those of AVID's default recipe."""
     return {
         "G2D": _by_patches("speed and foreground", _g2d, **MOVING),
-        "G2D untrained": _by_patches("speed and foreground", partial(_g2d, max_steps=0), **MOVING),
+        "G2D trained": _by_patches("speed and foreground", partial(_g2d, max_steps=150), **MOVING),
         "AVID": _by_patches("speed and foreground", partial(_avid_rows, steps), **MOVING),
         "AVID three averaged frames": Entry(
             "three averaged frames", lambda seed: _avid(seed, max_steps=steps, per_location=True)

@@ -36,7 +36,7 @@ FIGURES = {
 }
 G2D_PARAMS: dict[str, dict[str, Any]] = {
     "G2D": {},
-    "G2D untrained": {"max_steps": 0},
+    "G2D trained": {"max_steps": 150},
     "G2D pixels": {"features": "raw"},
     "G2D paper": {"recipe": "paper"},
 }
@@ -49,7 +49,7 @@ DETECTORS = (
     '[0, 1], as "features" on what G2D itself sees, `make_pipeline(OrientedGradients(), '
     "RemainderPCA())` fitted on the training images. G2D is "
     "`G2DOutlierDetector(random_state=seed)` on the images, its threshold that of "
-    '`contamination="auto"`; "G2D untrained" is `max_steps=0`, "G2D pixels" is '
+    '`contamination="auto"`; "G2D trained" is `max_steps=150`, "G2D pixels" is '
     '`features="raw"`, "G2D paper" is `recipe="paper"`, whose threshold is the classifier\'s '
     "probability .5."
 )

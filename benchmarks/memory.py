@@ -95,8 +95,8 @@ def main() -> None:
         "Memory over many calls",
         [
             f"Peak resident memory, threads: {args.threads}, every line of a process of its own: "
-            f"fits of {TABLE[0]} rows of {TABLE[1]} columns, or of {IMAGES[0]} images of {IMAGES[2]} x "
-            f"{IMAGES[3]} pixels, and scores of single rows or images.",
+            f"fits of {TABLE[0]} rows of {TABLE[1]} columns, or of {IMAGES[0]} images of "
+            f"{IMAGES[2]} x {IMAGES[3]} pixels, and scores of single rows or images.",
             "`python -m benchmarks.memory` repeats it.",
         ],
         [table],

@@ -70,7 +70,8 @@ def command(parser: argparse.ArgumentParser, name: str, **options: Sequence[obje
     for option, values in {**options, "name": [name]}.items():
         default = parser.get_default(option)
         if set(values) != set(default if isinstance(default, list) else [default]):
-            parts += [f"--{option}", *(shlex.quote(str(value)) for value in values)]
+            parts.append(f"--{option.replace('_', '-')}")
+            parts += (shlex.quote(str(value)) for value in values)
     return " ".join(parts)
 
 

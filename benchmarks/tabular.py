@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.detectors import Detector, g2d_detectors, pyod_detectors
 from benchmarks.report import plot_by_detector, summarize, write_markdown
-from benchmarks.runner import Case, choose, make_parser, quality, run
+from benchmarks.runner import Case, choose, command, make_parser, quality, run
 
 FIGURES = {
     "auc": "AUC",
@@ -34,6 +34,15 @@ FIGURES = {
     "score_seconds": "score (s)",
 }
 MAX_TRAIN_ROWS = 5_000
+
+
+def table_names(folder: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """Names of ADBench's tables in a folder; the command ends if there is none."""
+    # The three sets of deep embeddings in the folder are a question of their own.
+    tables = [p.stem for p in sorted(folder.glob("*.npz")) if p.stem[0].isdigit()]
+    if not tables:
+        parser.error(f"no ADBench tables (*.npz) in {folder}")
+    return tables
 
 
 def one_class_split(
@@ -94,7 +103,7 @@ def open_case(
     return Case(facts, lambda name: [evaluate(factories[name](seed), *split)])
 
 
-def report(results: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
+def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.DataFrame:
     """Write the Markdown page and the plot; returns the summary."""
     summary = summarize(results, FIGURES)
     auc = results.pivot_table("auc", "table", "detector")[list(summary.index)]
@@ -107,6 +116,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
         "AUC, 1 is best; EER is the equal error rate; F1 of the outliers and false alarms, the "
         f"share of new normal rows flagged, are at `contamination={args.contamination}`. "
         "Seconds are of this run and compare only roughly.",
+        f"`{repeat}` repeats it; DIR holds ADBench's `.npz` files.",
         f"![AUC by detector]({args.name}.png)",
     ]
     write_markdown(
@@ -129,18 +139,25 @@ def main() -> None:
     parser.add_argument("--hidden-outliers", type=float, default=0.0, help="share in training")
     args = parser.parse_args()
 
-    # The three sets of deep embeddings in the folder are a question of their own.
-    tables = [p.stem for p in sorted(args.data.glob("*.npz")) if p.stem[0].isdigit()]
-    if not tables:
-        parser.error(f"no ADBench tables (*.npz) in {args.data}")
+    tables = table_names(args.data, parser)
     factories = g2d_detectors(args.contamination) | pyod_detectors(args.contamination)
     # What an analyst who suspects hidden outliers would set; of no use on clean rows.
     if not args.hidden_outliers:
         del factories["G2D support .8"]
-    default = [name for name in factories if name != "PCA"]  # it came with the images
-    chosen = choose(parser, args.detectors or default, factories)
+    # PCA came with the images.
+    parser.set_defaults(detectors=[name for name in factories if name != "PCA"])
+    chosen = choose(parser, args.detectors or parser.get_default("detectors"), factories)
     results = run("table", tables, partial(open_case, factories=chosen, args=args), chosen, args)
-    print(f"\n{report(results, args).to_markdown(floatfmt='.3f')}")
+    repeat = command(
+        parser,
+        args.name,
+        detectors=list(results.detector.unique()),
+        seeds=sorted(results.seed.unique()),
+        split=[args.split],
+        contamination=[args.contamination],
+        hidden_outliers=[args.hidden_outliers],
+    )
+    print(f"\n{report(results, args, repeat).to_markdown(floatfmt='.3f')}")
 
 
 if __name__ == "__main__":

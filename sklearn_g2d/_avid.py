@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,12 +14,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter
 from sklearn.callback import CallbackContext, with_callbacks
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 
 from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._history import History, average, extend, n_steps
+from sklearn_g2d._mapped import take
 from sklearn_g2d._players import ImagePlayers, Maps, Players, TablePlayers
 from sklearn_g2d._recipes import AVID_IMAGE_RECIPES, AVID_RECIPES, AVIDRecipe, resolve
 from sklearn_g2d._state import unchanged_on_failure
@@ -26,6 +28,7 @@ from sklearn_g2d.training.runtime import Runtime, single_thread
 
 # Training keeps its images in memory: at most so many values, drawn at random from more.
 MAX_TRAINING_VALUES = 2**26
+MAX_TRAINING_ROWS = 50_000  # of a table: more hardly add to what a training looks at
 
 # Share of the training data that is kept from each pair of networks, and the most images, or
 # rows, of it: they tell what maps of new normal data look like.
@@ -128,7 +131,9 @@ class AVIDDetector(BaseDetector):
         What `region_size` came to; 1 on tables.
     history_ : dict of ndarray
         Losses by step: "reconstruction_loss" of I, "detector_loss" of D (Eq. 3 under the paper
-        recipe) and, with an adversarial term, "adversarial_loss".
+        recipe) and, with an adversarial term, "adversarial_loss". After a retry also
+        "networks_retries": the steps from which training was taken up again, each time at half
+        the learning rates.
     n_iter_ : int
         Training steps taken by each pair of networks.
     calibration_scores_ : ndarray
@@ -139,7 +144,7 @@ class AVIDDetector(BaseDetector):
         Channels, height and width of the images in `fit`; None after a table.
     n_features_in_ : int
         Number of columns, or of intensities of an image, in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Their names, if all were strings.
 
     See Also
@@ -231,6 +236,7 @@ class AVIDDetector(BaseDetector):
         self.verbose = verbose
         self.random_state = random_state
 
+    @unchanged_on_failure
     @with_callbacks
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Learn what normal images, or rows, look like.
@@ -252,72 +258,75 @@ class AVIDDetector(BaseDetector):
             If a parameter is out of range, or `X` holds NaN, infinity, text, complex or
             sparse data, or fewer than two samples.
         TrainingDivergedError
-            If a loss becomes infinite or NaN. Whatever is raised, the estimator keeps the
-            state that it had before.
+            If training diverges, and three retries at lower learning rates do, too. Whatever is
+            raised, also by an interrupt, the estimator keeps the state that it had before.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If training diverged, but a retry did not; `history_` says where.
         """
         self._validate_params()
         n_pairs = self.n_estimators or AVID_RECIPES[self.recipe].n_estimators
         context = self._init_callback_context(max_subtasks=n_pairs)
-        with unchanged_on_failure(self):
-            rows = self._validate(X, reset=True)
-            context.call_on_fit_task_begin(estimator=self, X=rows)
-            if self.image_shape_ is None:
-                with single_thread():
-                    self._fit(rows, context)
-            else:
-                self._fit(rows, context)
+        rows = self._validate_training(X)
+        random_state = self._begin(rows, context)
+        with single_thread() if self.image_shape_ is None else nullcontext():
+            self._fit(rows, random_state, context)
         context.call_on_fit_task_end(estimator=self, X=rows)
         return self
 
-    def _fit(self, X: NDArray[Any], context: CallbackContext) -> None:
+    def _fit(
+        self, X: NDArray[Any], random_state: np.random.RandomState, context: CallbackContext
+    ) -> None:
         recipe = self._resolve_recipe()
         self.region_size_ = self._resolve_region_size()
-        random_state = check_random_state(self.random_state)
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         runtime = Runtime.create(
             self.device, self.precision, seed, prefer_bfloat16=self.image_shape_ is not None
         )
         self.device_ = str(runtime.device)
         # More samples than fit into memory are drawn from at random.
-        order = random_state.permutation(len(X))[: max(2, MAX_TRAINING_VALUES // X.shape[1])]
-        if all(np.array_equal(X[i], X[order[0]]) for i in order[1:]):
+        most = self._max_samples(X.shape[1])
+        rows = self._pooled(X, most, random_state)
+        chosen = random_state.permutation(len(rows))[:most]
+        rows = take(rows, np.sort(chosen))
+        order = np.argsort(np.argsort(chosen))
+        if all(np.array_equal(rows[i], rows[order[0]]) for i in order[1:]):
             warnings.warn(
                 "All training samples are alike: D has nothing to exchange between them, and any "
                 "deviation will count as irregular. Pass samples that differ as normal ones do.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
-        self._players = self._make_players(X, order, recipe, runtime)
+        self._players = self._make_players(rows, recipe, runtime)
         histories, held_out_maps = [], []
         for pair, held_out in zip(self._players, self._held_out(order, recipe), strict=True):
-            histories.append(self._train_pair(pair, X, order, held_out, recipe, runtime, context))
-            pair.learn_usual(X[held_out])
-            held_out_maps.append(pair.maps(X[held_out]))
-        self._keep_history(histories)
+            histories.append(self._train_pair(pair, rows, held_out, recipe, runtime, context))
+            pair.learn_usual(rows[held_out])
+            held_out_maps.append(pair.maps(rows[held_out]))
+        history = average(histories)
+        if self.warm_start and hasattr(self, "history_"):
+            history = extend(self.history_, history)
+        self.history_, self.n_iter_ = history, n_steps(history)
         self._learn_thresholds(X, held_out_maps)
 
     def _train_pair(
         self,
         pair: Players,
         X: NDArray[Any],
-        order: NDArray[np.intp],
         held_out: NDArray[np.intp],
         recipe: AVIDRecipe,
         runtime: Runtime,
         context: CallbackContext,
-    ) -> dict[str, NDArray[Any]]:
+    ) -> History:
         """Train I and D against each other, section 3.3; returns the losses."""
-        trained_on = np.setdiff1d(order, held_out)
+        trained_on = np.setdiff1d(np.arange(len(X)), held_out)
         if not len(trained_on):  # of very few samples, none are spared
             trained_on = held_out
-        game = pair.game(recipe, runtime)
-        steps = game.steps(
-            pair.encode(X[trained_on]).to(runtime.device),
-            pair.encode(X[held_out]).to(runtime.device),
-            recipe.max_steps,
-        )
-        remedy = "Lower adversarial_weight or max_steps."
-        losses = self._train("networks", steps, recipe.max_steps, context, remedy=remedy)
+        game = pair.game(X[trained_on], X[held_out], recipe, runtime)
+        remedy = "Lower reconstruction_weight, adversarial_weight or max_steps."
+        losses = self._train("networks", game, recipe.max_steps, context, remedy=remedy)
         pair.adopt(game)
         return losses
 
@@ -429,6 +438,10 @@ class AVIDDetector(BaseDetector):
             )
         return self.region_size or max(shorter // 8, min(8, -(-shorter // 2)))
 
+    def _max_samples(self, n_features: int) -> int:
+        most = max(2, MAX_TRAINING_VALUES // n_features)
+        return min(most, MAX_TRAINING_ROWS) if self.image_shape_ is None else most
+
     def _held_out(self, order: NDArray[np.intp], recipe: AVIDRecipe) -> list[NDArray[np.intp]]:
         """Which samples each pair is not trained on; all of very few, which none can be spared."""
         most = _MAX_HELD_OUT_ROWS if self.image_shape_ is None else _MAX_HELD_OUT_IMAGES
@@ -437,21 +450,21 @@ class AVIDDetector(BaseDetector):
             n = len(order)
         return [np.roll(order, -n * i)[:n] for i in range(recipe.n_estimators)]
 
-    def _make_players(
-        self, X: NDArray[Any], order: NDArray[np.intp], recipe: AVIDRecipe, runtime: Runtime
-    ) -> list[Players]:
-        if self.warm_start and hasattr(self, "_players"):
+    def _make_players(self, X: NDArray[Any], recipe: AVIDRecipe, runtime: Runtime) -> list[Players]:
+        earlier = self._to_continue()
+        if earlier is not None:
             self._check_continues(recipe)
-            # Copies, for the former state has to survive a failure.
-            return copy.deepcopy(self._players)
-        rows = X[np.sort(order)]
+            return copy.deepcopy(earlier)  # for the former state has to survive a failure
         self._architecture = self._describe_architecture(recipe)
         if self.image_shape_ is None:
-            return [TablePlayers(rows, recipe, runtime) for _ in range(recipe.n_estimators)]
+            return [TablePlayers(X, recipe, runtime) for _ in range(recipe.n_estimators)]
         return [
-            ImagePlayers(rows, self.image_shape_, self.region_size_, recipe, runtime)
+            ImagePlayers(X, self.image_shape_, self.region_size_, recipe, runtime)
             for _ in range(recipe.n_estimators)
         ]
+
+    def _to_continue(self) -> list[Players] | None:
+        return getattr(self, "_players", None) if self.warm_start else None
 
     def _describe_architecture(self, recipe: AVIDRecipe) -> dict[str, Any]:
         return {
@@ -472,22 +485,6 @@ class AVIDDetector(BaseDetector):
                     f"warm_start=True continues networks fitted with {name}={before!r}, but {name} "
                     f"is now {now!r}. Change it back, or set warm_start=False."
                 )
-
-    def _keep_history(self, histories: list[dict[str, NDArray[Any]]]) -> None:
-        """Average the losses over pairs, and append them to those of a warm start."""
-        n_steps = min((len(next(iter(h.values()))) for h in histories if h), default=0)
-        losses = {
-            name: np.mean([history[name][:n_steps] for history in histories], axis=0)
-            for name in (histories[0] if n_steps else {})
-        }
-        if self.warm_start and hasattr(self, "history_"):
-            earlier = self.history_
-            losses = {
-                name: np.concatenate([earlier.get(name, values[:0]), values])
-                for name, values in losses.items()
-            } or earlier
-            n_steps += self.n_iter_
-        self.history_, self.n_iter_ = losses, n_steps
 
     # Maps and scores
 

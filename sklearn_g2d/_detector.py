@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -13,15 +13,19 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin
-from sklearn.utils import Tags, gen_batches
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
+from sklearn_g2d._history import History, record
 from sklearn_g2d._images import ImageShape, as_rows
-from sklearn_g2d.errors import ModelFileError
-from sklearn_g2d.training import loop
+from sklearn_g2d._mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
+from sklearn_g2d.errors import ModelFileError, TrainingDivergedError
+from sklearn_g2d.training import parallel
+from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.runtime import PRECISIONS
+from sklearn_g2d.training.trainer import Losses, Trainer
 
 logger = logging.getLogger("sklearn_g2d")
 
@@ -278,13 +282,52 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             self,
             rows,
             reset=reset,
-            dtype=(np.float64, np.float32, np.uint8),
+            dtype=NUMBERS,
+            ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
+        check_finite(rows, name)
         if reset:
             self.image_shape_ = image_shape
             self._given_as_images = rows is not X
         return rows
+
+    def _validate_training(self, X: ArrayLike) -> NDArray[Any]:
+        """Check what `fit` is given, by all processes if several train together."""
+        with parallel.together():
+            rows = self._validate(X, reset=True)
+        shapes = parallel.gather(self.image_shape_ or (self.n_features_in_,))
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"Processes that train together were given samples of different shapes, {shapes}. "
+                "Give each a part of the same data."
+            )
+        return rows
+
+    def _pooled(
+        self, X: NDArray[Any], most: int, random_state: np.random.RandomState
+    ) -> NDArray[Any]:
+        """Exchange rows where several processes train together: all get the same ones.
+
+        Each gives all it has or, should they be more than `most` together, its share by lot.
+        """
+        if parallel.n_processes() == 1:
+            return X
+        n_rows = parallel.gather(len(X))
+        n_own = len(X) if sum(n_rows) <= most else most * len(X) // sum(n_rows)
+        seeds = random_state.randint(np.iinfo(np.int32).max, size=len(n_rows))
+        lot = np.random.RandomState(seeds[parallel.rank()]).permutation(len(X))
+        return np.concatenate(parallel.gather(take(X, np.sort(lot[:n_own]))))
+
+    def _init_callback_context(self, *args: Any, **kwargs: Any) -> CallbackContext:
+        """Begin to report; of several processes that train together, only the first does."""
+        callbacks = getattr(self, "_skl_callbacks", [])
+        if parallel.rank() > 0:
+            self.set_callbacks()
+        with parallel.together():  # callbacks may refuse
+            context = super()._init_callback_context(*args, **kwargs)
+        self.set_callbacks(*callbacks)
+        return context
 
     def _as_given(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Shape rows as `fit` was given them."""
@@ -294,32 +337,58 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
         batch_rows = min(_SCORING_BATCH_ROWS, max(1, _SCORING_BATCH_CELLS // X.shape[1]))
-        batches = gen_batches(len(X), batch_rows)
-        return np.concatenate([self._score_batch(X[rows]) for rows in batches])
+        batches = (as_known_dtype(block) for block in blocks(X, batch_rows))
+        return np.concatenate([self._score_batch(batch) for batch in batches])
 
     def _set_threshold(self, X: NDArray[Any], out_of_fold: NDArray[np.float64]) -> None:
         """Set `offset_` from the training rows `X` and the scores of held-out ones."""
+        if not np.isfinite(out_of_fold).all():
+            raise TrainingDivergedError(
+                "Scores of training rows are infinite or NaN, and so would be those of new ones. "
+                "Lower max_steps, or check the classifier if it is your own."
+            )
         self.calibration_scores_ = np.sort(out_of_fold)
         if self.contamination == "auto":
             self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
         else:
-            scores = self._score_validated(X)
+            scores = np.concatenate(parallel.gather(self._score_validated(X)))
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+
+    @abstractmethod
+    def _to_continue(self) -> Any:
+        """Give the networks that `warm_start` continues; None if `fit` starts anew."""
+
+    def _begin(self, X: NDArray[Any], context: CallbackContext) -> np.random.RandomState:
+        """Tell callbacks that `fit` begins; returns where it draws from.
+
+        A callback may put another random state in place of this one: that is how a checkpoint
+        repeats what was drawn.
+        """
+        start = {
+            "random_state": parallel.from_first(check_random_state(self.random_state)),
+            "to_continue": self._to_continue(),
+        }
+        context.call_on_fit_task_begin(estimator=self, X=X, metadata=start)
+        return start["random_state"]
 
     def _train(
         self,
         name: str,
-        steps: Iterator[dict[str, Tensor]],
+        trainer: Trainer,
         max_steps: int,
         context: CallbackContext,
         *,
         remedy: str,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Run a trainer as a task of `fit` that callbacks see, and may stop, at each step."""
-        stage = context.subcontext(task_name=name, max_subtasks=max_steps)
-        stage.call_on_fit_task_begin(estimator=self)
+    ) -> History:
+        """Run a trainer as a task of `fit` that callbacks see, and may stop, at each step.
 
-        def on_step(step: int, losses: dict[str, Tensor]) -> bool:
+        They are given the `Training` at the beginning, whose state they may load or keep.
+        """
+        training = Training(trainer, max_steps)
+        stage = context.subcontext(task_name=name, max_subtasks=max_steps)
+        stage.call_on_fit_task_begin(estimator=self, metadata={"training": training})
+
+        def on_step(step: int, losses: Losses) -> bool:
             task = stage.subcontext(task_name="step")
             task.call_on_fit_task_begin(estimator=self)
             return task.call_on_fit_task_end(
@@ -327,13 +396,21 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
                 metadata=lambda: {"step": step, **{k: float(v) for k, v in losses.items()}},
             )
 
-        history = loop.run(steps, max_steps, on_step, remedy=remedy)
+        training.run(on_step, remedy=remedy)
         stage.call_on_fit_task_end(estimator=self)
-        if self.verbose and history:
-            final = ", ".join(f"{loss} {values[-1]:.4g}" for loss, values in history.items())
-            n_steps = len(next(iter(history.values())))
-            logger.info("%s: %d steps, %s", name, n_steps, final)
-        return history
+        if training.retries and parallel.rank() == 0:
+            steps = ", ".join(map(str, training.retries))
+            warnings.warn(
+                f"Training of the {name} diverged, went back to the last good state (after steps "
+                f"{steps}), each time at half the learning rates, and then came to its end. Judge "
+                f"the detector before you rely on it. {remedy}",
+                ConvergenceWarning,
+                stacklevel=7,  # where `fit` was called
+            )
+        if self.verbose and training.history and parallel.rank() == 0:
+            final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
+            logger.info("%s: %d steps, %s", name, training.step, final)
+        return record(name, training)
 
 
 def conformal_rank(n_scores: int, false_alarm_rate: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
 from sklearn_g2d.networks.tables import TableGenerator
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.snapshots import Snapshot, geometric_steps
+from sklearn_g2d.training.trainer import Losses, State
 from sklearn_g2d.training.wgan import WGAN
 
 # Most generators kept when there is one for each epoch: small tables have short epochs.
@@ -100,20 +101,15 @@ class IrregularityGenerator:
                     f"{name} is now {now}. Change it back, or set warm_start=False."
                 )
 
-    def steps(self, X: Tensor, recipe: G2DRecipe, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
-        """Train without end on the rows `X`, keeping snapshots; yields losses."""
+    def trainer(self, X: Tensor, recipe: G2DRecipe, runtime: Runtime) -> WGAN:
+        """Prepare training on the rows `X`, from where the networks are."""
         if recipe.snapshot_selection == "geometric":
             schedule = set(geometric_steps(recipe.max_steps, recipe.n_snapshots))
         else:
             epoch = round(len(X) / (recipe.batch_size * recipe.n_critic))
             interval = max(1, epoch, recipe.max_steps // _MAX_EPOCHS_KEPT)
             schedule = set(range(interval, recipe.max_steps + 1, interval))
-        gan = WGAN(self.generator, self.critic, recipe.gan_training, runtime)
-        for step, losses in enumerate(gan.steps(X), start=1):
-            self.n_steps += 1
-            if step in schedule:
-                self.keep(losses["generator_loss"])
-            yield losses
+        return _SnapshotTrainer(self, schedule, X, recipe, runtime)
 
     def keep(self, loss: Tensor | float) -> None:
         """Keep the generator as it is now, unless that has been done."""
@@ -138,3 +134,34 @@ class IrregularityGenerator:
         rows = torch.cat(drawn)
         chosen = torch.randperm(len(rows), generator=runtime.rng, device=rows.device)[:n]
         return rows[chosen].cpu().double().numpy()
+
+
+class _SnapshotTrainer(WGAN):
+    """Trains an `IrregularityGenerator`, keeping snapshots after the steps of a schedule."""
+
+    def __init__(
+        self,
+        owner: IrregularityGenerator,
+        schedule: set[int],
+        X: Tensor,
+        recipe: G2DRecipe,
+        runtime: Runtime,
+    ) -> None:
+        super().__init__(owner.generator, owner.critic, X, recipe.gan_training, runtime)
+        self._owner, self._first_step = owner, owner.n_steps
+        self._schedule_of_snapshots = schedule
+
+    def step(self) -> Losses:
+        losses = super().step()
+        self._owner.n_steps += 1
+        if self.n_steps in self._schedule_of_snapshots:
+            self._owner.keep(losses["generator_loss"])
+        return losses
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"snapshots": list(self._owner.snapshots)}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._owner.n_steps = self._first_step + self.n_steps
+        self._owner.snapshots = list(state["snapshots"])

@@ -44,9 +44,24 @@ class Players(ABC):
     detector: PatchDetector | CellDetector
     regions: Regions
 
-    def game(self, recipe: AVIDRecipe, runtime: Runtime) -> InpaintingGame:
-        """Prepare training, from where the players are."""
-        return InpaintingGame(self.inpainter, self.detector, self.regions, recipe.training, runtime)
+    def game(
+        self,
+        X: NDArray[Any],
+        held_out: NDArray[Any],
+        recipe: AVIDRecipe,
+        runtime: Runtime,
+    ) -> InpaintingGame:
+        """Prepare training on the rows `X`, from where the players are."""
+        return InpaintingGame(
+            self.inpainter,
+            self.detector,
+            self.regions,
+            self.encode(X).to(runtime.device),
+            self.encode(held_out).to(runtime.device),
+            recipe.max_steps,
+            recipe.training,
+            runtime,
+        )
 
     def adopt(self, game: InpaintingGame) -> None:
         """Go on with what a game made of the players."""

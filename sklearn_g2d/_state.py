@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sklearn.base import BaseEstimator
 
+Estimator = TypeVar("Estimator", bound=BaseEstimator)
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
 
-@contextmanager
-def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
-    """Give an estimator its former state back when `fit` fails or is interrupted."""
-    before = estimator.__dict__.copy()
-    try:
-        yield
-    except BaseException:
-        estimator.__dict__.clear()
-        estimator.__dict__.update(before)
-        raise
+
+def unchanged_on_failure(
+    method: Callable[Concatenate[Estimator, Args], Result],
+) -> Callable[Concatenate[Estimator, Args], Result]:
+    """Give an estimator its former state back when `fit` fails or is interrupted.
+
+    It decorates a method, rather than surround a part of it, lest an interrupt fall between.
+    """
+
+    @wraps(method)
+    def guarded(estimator: Estimator, /, *args: Args.args, **kwargs: Args.kwargs) -> Result:
+        before = estimator.__dict__.copy()
+        try:
+            return method(estimator, *args, **kwargs)
+        except BaseException:
+            estimator.__dict__ = before  # at once, should a second interrupt follow
+            raise
+
+    return guarded

@@ -186,6 +186,13 @@ def load_ucsd(folder: str | PathLike[str], *, reduce: int = 1) -> Bunch:
     ----------
     .. [1] V. Mahadevan, W. Li, V. Bhalodia, N. Vasconcelos, "Anomaly Detection in Crowded Scenes",
        CVPR 2010.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.datasets import load_ucsd
+    >>> clips = load_ucsd("UCSD_Anomaly_Dataset.v1p2/UCSDped2", reduce=2)  # doctest: +SKIP
+    >>> clips.train[0].shape  # doctest: +SKIP
+    (120, 1, 120, 180)
     """
     if not isinstance(reduce, Integral) or reduce < 1:
         raise ValueError(f"reduce must be an integer of at least 1, got {reduce!r}.")

@@ -1,8 +1,19 @@
 """Errors that are this package's own; bad values raise ValueError as in scikit-learn."""
 
+__all__ = [
+    "ModelFileError",
+    "TrainingDivergedError",
+    "UnsupportedObjectError",
+    "VideoFileError",
+]
+
 
 class TrainingDivergedError(RuntimeError):
-    """A loss became infinite or NaN during training; the estimator is left unfitted."""
+    """Training diverged, also at lower learning rates; the estimator keeps its former state."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint belongs to another fit, or is damaged; it is left as it is."""
 
 
 class ModelFileError(ValueError):

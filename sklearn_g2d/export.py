@@ -47,6 +47,20 @@ def to_onnx(
         If the detector's features or its classifier are your own.
     ImportError
         Without the packages of the extra "onnx".
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.export import to_onnx
+    >>> detector = G2DOutlierDetector(max_steps=0, n_estimators=1, random_state=0)
+    >>> detector = detector.fit(load_wine().data)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "wine.onnx")
+    ...     to_onnx(detector, path)
+    ...     os.path.exists(path)
+    True
     """
     check_is_fitted(detector)
     name = np.dtype(dtype).name

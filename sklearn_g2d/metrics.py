@@ -81,6 +81,12 @@ def outlier_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> fl
     ------
     ValueError
         If a label is neither +1 nor -1, or only one kind occurs.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.metrics import outlier_average_precision_score
+    >>> round(outlier_average_precision_score([1, 1, -1, -1], [0.9, 0.1, 0.5, 0.2]), 3)
+    0.583
     """
     is_outlier, anomaly_score = _check_outlier_scores(y_true, y_score)
     return float(average_precision_score(is_outlier, anomaly_score))
@@ -136,6 +142,14 @@ def outlier_f1_score(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     float
         Harmonic mean of precision and recall of the label -1; 0 when nothing is
         flagged.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.metrics import outlier_f1_score
+    >>> outlier_f1_score([1, 1, 1, -1, -1], [1, 1, -1, -1, 1])
+    0.5
+    >>> outlier_f1_score([1, 1, 1, -1, -1], [1, 1, 1, 1, 1])  # nothing is flagged
+    0.0
     """
     _check_labels(y_true, "y_true")
     _check_labels(y_pred, "y_pred")
@@ -183,6 +197,17 @@ def pixel_level_equal_error_rate(
     ------
     ValueError
         If the shapes differ, or the frames are all normal or all anomalous.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.metrics import pixel_level_equal_error_rate
+    >>> masks = np.zeros((2, 4, 4), dtype=bool)
+    >>> masks[1, :2, :2] = True  # the second frame is anomalous
+    >>> pixel_level_equal_error_rate(masks, masks.astype(float))
+    0.0
+    >>> pixel_level_equal_error_rate(masks, np.zeros(masks.shape))  # a map that shows nothing
+    0.5
     """
     masks, anomaly_maps = _check_maps(masks, anomaly_maps)
     if not 0 < min_overlap <= 1:
@@ -229,6 +254,17 @@ def per_region_overlap_auc(
     ------
     ValueError
         If the shapes differ, or all pixels are normal or all are anomalous.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.metrics import per_region_overlap_auc
+    >>> masks = np.zeros((1, 8, 8), dtype=bool)
+    >>> masks[0, 0, 0] = masks[0, 4:, 4:] = True  # a small flaw and a large one
+    >>> maps = np.zeros(masks.shape)
+    >>> maps[0, 4:, 4:] = 1.0  # the small one is missed
+    >>> round(per_region_overlap_auc(masks, maps), 2)  # one flaw of two, and chance beyond
+    0.57
     """
     masks, anomaly_maps = _check_maps(masks, anomaly_maps)
     if not 0 < max_false_positive_rate <= 1:

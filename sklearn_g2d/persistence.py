@@ -139,6 +139,21 @@ def save(detector: BaseDetector, path: str | os.PathLike[str]) -> None:
     UnsupportedObjectError
         If the detector holds an object of yours (a classifier, transformer or function) that
         could not be rebuilt without executing code.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.persistence import load, save
+    >>> X = load_wine().data
+    >>> detector = G2DOutlierDetector(max_steps=0, n_estimators=1, random_state=0).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "wine.safetensors")
+    ...     save(detector, path)
+    ...     loaded = load(path)
+    >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
+    True
     """
     check_is_fitted(detector)
     name = type(detector).__name__
@@ -173,8 +188,7 @@ def save(detector: BaseDetector, path: str | os.PathLike[str]) -> None:
         "feature_names": json.dumps(None if names is None else names.tolist()),
         "state": json.dumps(state),
     }
-    metadata["sha256"] = _checksum(metadata, encoder.arrays)
-    replace(path, to_safetensors(encoder.arrays, metadata))
+    _write(path, metadata, encoder.arrays)
 
 
 def load(path: str | os.PathLike[str]) -> G2DOutlierDetector | AVIDDetector:
@@ -200,6 +214,19 @@ def load(path: str | os.PathLike[str]) -> G2DOutlierDetector | AVIDDetector:
     ModelFileError
         If it is no file of a detector, is damaged, or comes from a version of this package
         whose files this version does not read; the error says which.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.persistence import load
+    >>> detector = G2DOutlierDetector(max_steps=0, n_estimators=1, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "wine.safetensors")
+    ...     detector.fit(load_wine().data).save(path)
+    ...     type(load(path)).__name__
+    'G2DOutlierDetector'
     """
     metadata, arrays = _read(path)
     versions = json.loads(metadata["versions"])
@@ -373,15 +400,25 @@ def _check_sizes(config: dict[str, Any], weights: dict[str, NDArray[Any]]) -> No
     check(list(config.values()))
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Metadata and arrays of a file, once they are known to be what `save` has written."""
+def _write(
+    path: str | os.PathLike[str], metadata: dict[str, str], arrays: dict[str, NDArray[Any]]
+) -> None:
+    """Put a file of arrays in place, with a checksum of all that it holds."""
+    metadata["sha256"] = _checksum(metadata, arrays)
+    replace(path, to_safetensors(arrays, metadata))
+
+
+def _read(
+    path: str | os.PathLike[str], *, kind: str = "sklearn_g2d"
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Metadata and arrays of a file, once they are known to be what `_write` has written."""
     shown = repr(os.fspath(path))
     with open(path, "rb"):  # for the system's own words on a missing file or permission
         pass
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != "sklearn_g2d":
+            if metadata.get("format") != kind:
                 raise ModelFileError(f"{shown} is a file of tensors, but not of a detector.")
             _check_format(metadata, shown)
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118

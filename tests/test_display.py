@@ -291,11 +291,18 @@ def test_loss_curves_do_without_snapshots():
     assert shown.texts_ == []
 
 
+def test_loss_curves_of_other_networks():
+    history = {"reconstruction_loss": [2.0, 1.0], "detector_loss": [0.7, 0.6]}
+    shown = LossCurveDisplay(history=history | {"networks_retries": [1]}).plot()
+    assert list(shown.lines_) == list(history)
+    assert shown.ax_.get_xlabel() == "step"
+
+
 def test_loss_curves_need_a_fitted_detector_and_losses():
     with pytest.raises(NotFittedError):
         LossCurveDisplay.from_estimator(Trained())
-    with pytest.raises(ValueError, match=r"only \['classifier_loss'\]. Fit with max_steps"):
-        LossCurveDisplay(history={"classifier_loss": [1.0]}).plot()
+    with pytest.raises(ValueError, match=r"holds no loss, only \[\]. Fit with max_steps"):
+        LossCurveDisplay(history={}).plot()
     assert not plt.get_fignums()
 
 
@@ -359,6 +366,22 @@ def test_snapshot_samples_in_colour_and_in_many_channels(image_detector):
         assert drawn.shape == shape
         assert drawn.min() >= 0
         assert drawn.max() <= 1
+
+
+def test_samples_of_early_snapshots_do_not_dim_the_last_ones(image_detector):
+    samples = np.zeros((2, 3, 1, 4, 4))
+    samples[0], samples[1, :, :, :2] = -1000.0, 5.0
+    display = SnapshotSamplesDisplay(samples=samples, snapshots=image_detector.snapshots_[:2])
+    drawn = display.plot().image_.get_array()
+    assert set(np.unique(drawn[6:9])) == {0.0, 1.0}  # within the images of the last snapshot
+    assert (drawn[1:5, 1:5] == 0).all()
+
+
+def test_roles_of_snapshots_are_not_cut_off(image_detector):
+    display = SnapshotSamplesDisplay.from_estimator(image_detector, n_samples=20)
+    display.figure_.canvas.draw()
+    for label in display.ax_.get_yticklabels():
+        assert label.get_window_extent().x0 >= 0
 
 
 def test_snapshot_samples_of_a_table_are_refused():

@@ -85,7 +85,8 @@ def test_the_center_of_normal_data_is_not_irregular():
 # Training
 
 
-def test_training_moves_weights_and_lowers_losses(fitted):
+def test_training_moves_weights_and_lowers_losses(blobs):
+    fitted = G2DOutlierDetector(max_steps=150, random_state=0).fit(blobs[0])
     first, last = fitted.snapshots_[0], fitted.snapshots_[-1]
     assert first.step == 0
     assert last.step == fitted.n_iter_ == 150
@@ -109,7 +110,7 @@ def test_long_training_brings_samples_to_the_data():
 
 def test_zero_steps_leave_the_generator_untrained():
     X = np.random.default_rng(0).normal(size=(200, 20))
-    detector = G2DOutlierDetector(max_steps=0, random_state=0).fit(X)
+    detector = G2DOutlierDetector(random_state=0).fit(X)  # as by default
     assert detector.n_iter_ == 0
     assert [(s.step, s.role) for s in detector.snapshots_] == [(0, "far")]
     assert set(detector.history_) == {"classifier_loss"}
@@ -321,7 +322,7 @@ def test_sampling_refuses_a_bad_count(fitted, method):
 )
 def test_any_classifier_can_detect(blobs, classifier):
     X_train, X_test, y_test = blobs
-    detector = G2DOutlierDetector(classifier=classifier, random_state=0).fit(X_train)
+    detector = G2DOutlierDetector(classifier=classifier, max_steps=20, random_state=0).fit(X_train)
     assert outlier_roc_auc_score(y_test, detector.score_samples(X_test)) > 0.9
     assert not hasattr(classifier, "classes_")  # it was cloned
     assert set(detector.history_) == {"critic_loss", "generator_loss"}

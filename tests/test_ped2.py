@@ -66,7 +66,7 @@ def run_command(tmp_path, monkeypatch):
 
 def test_command(archive, run_command, tmp_path, capsys):
     np.savez(tmp_path / ped2.ARCHIVE, **archive)
-    names = ["G2D untrained", "speed of the foreground", "motion energy", "flow, blurred"]
+    names = ["G2D trained", "speed of the foreground", "motion energy", "flow, blurred"]
     names += ["5-NN flow and foreground", "5-NN speed of the foreground"]
     results = run_command("--seeds", "0", "--detectors", *names[:3])
     results = run_command("--seeds", "0", "--detectors", *names, "--resume")
@@ -79,7 +79,7 @@ def test_command(archive, run_command, tmp_path, capsys):
         assert f"| {name} " in page
     assert "python -m benchmarks.ped2 --data DIR --detectors" in page
     assert (tmp_path / "out" / "ped2_roc.png").exists()
-    assert "| G2D untrained" in capsys.readouterr().out
+    assert "| G2D trained" in capsys.readouterr().out
 
 
 def test_published_folders_give_the_same_scene(archive, tmp_path):

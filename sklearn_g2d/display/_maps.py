@@ -71,6 +71,17 @@ class AnomalyMapDisplay:
     ax_ : matplotlib Axes
         The heat map, or an invisible frame around the panels.
     figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.display import AnomalyMapDisplay
+    >>> image = np.zeros((1, 1, 16, 16))
+    >>> image[0, 0, 4:8, 4:8] = 1.0
+    >>> anomaly_map = 3 * image[:, 0]  # higher = more anomalous
+    >>> display = AnomalyMapDisplay.from_predictions(image, anomaly_map)
+    >>> list(display.pictures_)
+    ['image', 'map']
     """
 
     def __init__(

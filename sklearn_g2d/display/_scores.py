@@ -106,6 +106,14 @@ class ScoreDistributionDisplay(_ScoreDisplay):
         The threshold.
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> from sklearn_g2d.display import ScoreDistributionDisplay
+    >>> y_score = [2.1, 1.7, 0.4, -0.2, -1.5]  # negative = outlier
+    >>> display = ScoreDistributionDisplay.from_predictions([1, 1, 1, -1, -1], y_score, bins=5)
+    >>> len(display.bars_)  # of inliers, and of outliers
+    2
     """
 
     def __init__(
@@ -358,6 +366,13 @@ class OutlierRocCurveDisplay(_OutlierCurveDisplay):
     See Also
     --------
     sklearn_g2d.metrics.outlier_roc_auc_score : The area under the curve.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.display import OutlierRocCurveDisplay
+    >>> y_score = [0.9, 0.4, 0.5, 0.1]  # higher = more normal
+    >>> OutlierRocCurveDisplay.from_predictions([1, 1, -1, -1], y_score).roc_auc
+    0.75
     """
 
     _ylabel: ClassVar[str] = "detection rate (outliers flagged)"
@@ -415,6 +430,14 @@ class OutlierDetCurveDisplay(_OutlierCurveDisplay):
     See Also
     --------
     sklearn_g2d.metrics.equal_error_rate : The error rate where both are equal.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.display import OutlierDetCurveDisplay
+    >>> y_score = [0.9, 0.4, 0.5, 0.1]  # higher = more normal
+    >>> display = OutlierDetCurveDisplay.from_predictions([1, 1, -1, -1], y_score)
+    >>> [float(rate) for rate in display.fnr]
+    [0.0, 0.5, 0.5]
     """
 
     _ylabel: ClassVar[str] = "miss rate (outliers not flagged)"

@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 
     from sklearn_g2d.training.snapshots import Snapshot
 
+_BRIGHTNESS_QUANTILES = 0.01, 0.99
+
 _ROLE_COLORS = {"far": "tab:red", "boundary": "tab:orange", "normal": "tab:green"}
 
 
 class LossCurveDisplay:
-    """Losses of the generator and the critic, with the generators that were kept.
+    """Losses of a training; of a generator and its critic with the generators that were kept.
 
     Use `from_estimator` to make one.
 
     Parameters
     ----------
     history : mapping of str to ndarray of shape (n_steps,)
-        Losses by step; "generator_loss" and "critic_loss" are drawn.
+        Losses by step. Where there are a "generator_loss" and a "critic_loss" these are
+        drawn, otherwise all.
     snapshots : sequence of Snapshot, default=()
         Generators to mark, each with its step, loss and role.
     name : str, default=None
@@ -44,6 +47,16 @@ class LossCurveDisplay:
         The steps, beside the markers, in the order of `snapshots`.
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.display import LossCurveDisplay
+    >>> X = np.random.default_rng(0).normal(size=(60, 2))
+    >>> detector = G2DOutlierDetector(max_steps=20, n_estimators=1, random_state=0).fit(X)
+    >>> sorted(LossCurveDisplay.from_estimator(detector).lines_)
+    ['critic_loss', 'generator_loss']
     """
 
     def __init__(
@@ -70,7 +83,7 @@ class LossCurveDisplay:
 
         Parameters
         ----------
-        estimator : G2DOutlierDetector
+        estimator : G2DOutlierDetector or AVIDDetector
             Fitted, with `history_` and perhaps `snapshots_`.
         name : str, default=None
             Title of the plot; None takes the estimator's class.
@@ -90,7 +103,7 @@ class LossCurveDisplay:
         NotFittedError
             Before `fit`.
         ValueError
-            If neither loss was recorded, as with ``max_steps=0``.
+            If no loss was recorded.
         """
         check_is_fitted(estimator, "history_")
         display = cls(
@@ -117,23 +130,29 @@ class LossCurveDisplay:
         Raises
         ------
         ValueError
-            If the history holds neither loss.
+            If the history holds no loss.
         """
-        names = [name for name in ("generator_loss", "critic_loss") if name in self.history]
-        if not names:
+        losses = {name: v for name, v in self.history.items() if name.endswith("_loss")}
+        if not losses:
             raise ValueError(
-                "The history holds neither generator_loss nor critic_loss, only "
-                f"{sorted(self.history)}. Fit with max_steps of at least 1."
+                f"The history holds no loss, only {sorted(self.history)}. Fit with max_steps of at "
+                "least 1."
             )
+        of_gan = {
+            name: losses[name] for name in ("generator_loss", "critic_loss") if name in losses
+        }
         self.ax_, self.figure_ = new_axes(ax)
         self.lines_ = {}
-        for name, color in zip(names, ("tab:blue", "tab:gray"), strict=False):
-            loss = self.history[name]
+        colors = ("tab:blue", "tab:gray", "tab:purple")
+        for (name, loss), color in zip((of_gan or losses).items(), colors, strict=False):
             style = {"label": name.replace("_", " "), "color": color} | kwargs
             (self.lines_[name],) = self.ax_.plot(np.arange(1, len(loss) + 1), loss, **style)
-        self._mark_snapshots(first_loss=float(self.history[names[0]][0]))
+        self.markers_: dict[str, Any] = {}
+        self.texts_: list[Any] = []
+        if of_gan:
+            self._mark_snapshots(first_loss=float(next(iter(of_gan.values()))[0]))
         self.ax_.margins(y=0.15)  # leaves room for the labels of markers
-        self.ax_.set(xlabel="generator step", ylabel="loss")
+        self.ax_.set(xlabel="generator step" if of_gan else "step", ylabel="loss")
         if self.name is not None:
             self.ax_.set_title(self.name)
         self.ax_.legend()
@@ -142,7 +161,6 @@ class LossCurveDisplay:
     def _mark_snapshots(self, first_loss: float) -> None:
         # The generator before the first step has no loss of its own.
         points = [(s.step, s.loss if np.isfinite(s.loss) else first_loss) for s in self.snapshots]
-        self.markers_ = {}
         for role, color in _ROLE_COLORS.items():
             chosen = [p for p, s in zip(points, self.snapshots, strict=True) if s.role == role]
             if chosen:
@@ -169,7 +187,8 @@ class SnapshotSamplesDisplay:
     """Images that the kept generators make, from the first one to the last.
 
     A row of images for each snapshot, from "far" through "boundary" to "normal", as in
-    Fig. 1 and 4 of the paper [1]_. Use `from_estimator` to make one.
+    Fig. 1 and 4 of the paper [1]_. All share a range of brightness, that of 98 % of the last
+    snapshot's pixels; what lies beyond is black or white. Use `from_estimator` to make one.
 
     Parameters
     ----------
@@ -192,6 +211,18 @@ class SnapshotSamplesDisplay:
     ----------
     .. [1] M. Pourreza, B. Mohammadi, M. Khaki, S. Bouindour, H. Snoussi, M. Sabokrou,
        "G2D: Generate to Detect Anomalies", WACV 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.display import SnapshotSamplesDisplay
+    >>> images = load_digits().images[:60, None]
+    >>> detector = G2DOutlierDetector(
+    ...     features="raw", max_steps=8, n_estimators=1, n_snapshots=3, random_state=0
+    ... ).fit(images)
+    >>> SnapshotSamplesDisplay.from_estimator(detector, n_samples=5).samples.shape
+    (3, 5, 1, 8, 8)
     """
 
     def __init__(
@@ -274,8 +305,10 @@ class SnapshotSamplesDisplay:
         -------
         self
         """
-        self.ax_, self.figure_ = new_axes(ax)
-        images = as_pictures(self.samples)
+        self.ax_, self.figure_ = new_axes(ax, layout="constrained")
+        # Samples of early generators reach so far that the last ones would all look gray.
+        low, high = np.quantile(self.samples[-1], _BRIGHTNESS_QUANTILES)
+        images = as_pictures(self.samples.clip(low, high))
         # A frame of one pixel keeps the images apart.
         pad = [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)][: images.ndim]
         framed = np.pad(images, pad, constant_values=1.0)

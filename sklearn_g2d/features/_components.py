@@ -48,6 +48,16 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     ----------
     .. [1] J. E. Jackson, G. S. Mudholkar, "Control Procedures for Residuals Associated with
        Principal Component Analysis", Technometrics 21, 1979.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.features import RemainderPCA
+    >>> X = [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]  # on a line
+    >>> pca = RemainderPCA(n_components=1).fit(X)
+    >>> remainder = pca.transform([[3.0, 3.0], [3.0, 1.0]])[:, -1]  # on it, and beside it
+    >>> np.abs(remainder).round(2).tolist()
+    [0.0, 1.41]
     """
 
     def __init__(self, n_components: int | Literal["auto"] = "auto") -> None:
@@ -103,7 +113,7 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Returns
         -------
-        ndarray of shape (n_samples, n_components_ + 1)
+        ndarray of shape (n_samples, `n_components_` + 1)
             float64; the last column is not negative.
         """
         check_is_fitted(self)
@@ -124,11 +134,11 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_components_ + 1)
+        X : array-like of shape (n_samples, `n_components_` + 1)
 
         Returns
         -------
-        ndarray of shape (n_samples, n_features_in_)
+        ndarray of shape (n_samples, `n_features_in_`)
         """
         check_is_fitted(self)
         components = np.asarray(X, dtype=np.float64)[:, :-1]

@@ -70,6 +70,14 @@ class NeighborProfile(TransformerMixin, BaseEstimator):
     ----------
     .. [1] P. Vincent, Y. Bengio, "K-Local Hyperplane and Convex Distance Nearest Neighbor
        Algorithms", NIPS 2001.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.features import NeighborProfile
+    >>> profile = NeighborProfile(n_neighbors=2).fit([[0.0], [1.0], [2.0], [3.0]])
+    >>> near, far = profile.transform([[1.5], [9.0]])
+    >>> bool((far > near).all())
+    True
     """
 
     def __init__(

@@ -38,6 +38,13 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Means and standard deviations; a constant column keeps scale 1.
     n_features_in_ : int
         Number of columns.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.features import SquashingScaler
+    >>> scaler = SquashingScaler(bound=8).fit([[-1.0], [1.0]])
+    >>> scaler.transform([[1.0], [1000.0]]).round(2).tolist()
+    [[0.99], [8.0]]
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,9 @@ from torch.nn import functional as F
 
 from sklearn_g2d.networks.ensemble import EnsembleMLP
 from sklearn_g2d.networks.images import ConvNetwork
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.trainer import Losses, Trainer
 
 NORMAL, IRREGULAR = 0, 1
 
@@ -35,15 +36,8 @@ class ClassifierSettings:
     learning_rate: float
 
 
-def train_classifier(
-    classifier: EnsembleMLP | ConvNetwork,
-    normal: Tensor,
-    generated: Tensor,
-    blind: Tensor,
-    settings: ClassifierSettings,
-    runtime: Runtime,
-) -> Iterator[dict[str, Tensor]]:
-    """Train without end, one step an item; Eq. 1 of the paper.
+class ClassifierTrainer(Trainer):
+    """Training of D, Eq. 1 of the paper; "classifier_loss" is the mean loss of the members.
 
     Parameters
     ----------
@@ -59,33 +53,44 @@ def train_classifier(
         How to train.
     runtime : Runtime
         Device, precision and random numbers.
-
-    Yields
-    ------
-    dict
-        The mean loss of the members.
     """
-    n_members, half = classifier.n_members, settings.batch_size // 2
-    allowed = [torch.nonzero(~member).squeeze(1) for member in blind]
-    labels = torch.tensor([NORMAL, IRREGULAR], device=normal.device)
-    labels = labels.repeat_interleave(half).repeat(n_members)
-    if settings.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            classifier.parameters(), settings.learning_rate, momentum=0.9, fused=True
-        )
-    else:
-        optimizer = torch.optim.AdamW(classifier.parameters(), settings.learning_rate, fused=True)
 
-    def draw(n: int, *shape: int) -> Tensor:
-        return torch.randint(n, shape, generator=runtime.rng, device=normal.device)
+    def __init__(
+        self,
+        classifier: EnsembleMLP | ConvNetwork,
+        normal: Tensor,
+        generated: Tensor,
+        blind: Tensor,
+        settings: ClassifierSettings,
+        runtime: Runtime,
+    ) -> None:
+        self.classifier = classifier
+        self.normal, self.generated = normal, generated
+        self.half = max(1, parallel.share_of(settings).batch_size // 2)
+        self.allowed = [torch.nonzero(~member).squeeze(1) for member in blind]
+        labels = torch.tensor([NORMAL, IRREGULAR], device=normal.device)
+        self.labels = labels.repeat_interleave(self.half).repeat(classifier.n_members)
+        self.optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(
+                classifier.parameters(), settings.learning_rate, momentum=0.9, fused=True
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(
+                classifier.parameters(), settings.learning_rate, fused=True
+            )
+        super().__init__({"classifier": classifier}, [self.optimizer], runtime)
 
-    while True:
-        rows = torch.stack([seen[draw(len(seen), half)] for seen in allowed])
-        batch = torch.cat([normal[rows], generated[draw(len(generated), n_members, half)]], 1)
-        with runtime.autocast():
-            logits = classifier(batch).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), labels)
-        optimizer.zero_grad()
-        (loss * n_members).backward()  # a sum over members, so that each trains as if alone
-        optimizer.step()
-        yield {"classifier_loss": loss.detach()}
+    def _step(self) -> Losses:
+        n_members, half = self.classifier.n_members, self.half
+        rows = torch.stack([seen[self._draw(len(seen), half)] for seen in self.allowed])
+        generated = self.generated[self._draw(len(self.generated), n_members, half)]
+        batch = torch.cat([self.normal[rows], generated], 1)
+        with self.runtime.autocast():
+            logits = self.classifier(batch).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), self.labels)
+        self._update(self.optimizer, loss * n_members)  # a sum, so that members train as if alone
+        return {"classifier_loss": loss.detach()}
+
+    def _draw(self, n: int, *shape: int) -> Tensor:
+        return torch.randint(n, shape, generator=self.runtime.rng, device=self.normal.device)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.regions import Regions
 from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.trainer import Losses, State, Trainer
 
 # Share of the places that are hidden from I, and exchanged before D.
 _HIDDEN, _EXCHANGED = 0.5, 0.3
@@ -64,8 +64,11 @@ class InpaintingSettings:
     detector_every: int = 1
 
 
-class InpaintingGame:
+class InpaintingGame(Trainer):
     """Training of `inpainter` and `detector` on normal data.
+
+    Of the losses, "reconstruction_loss" is the mean squared error where I had to repair,
+    "detector_loss" what D minimises, and "adversarial_loss" what I minimises besides.
 
     Parameters
     ----------
@@ -75,6 +78,12 @@ class InpaintingGame:
         The paper's D; its logits are high for irregular regions.
     regions : Regions
         What is hidden, exchanged and judged.
+    X : Tensor of shape (n, ...)
+        Samples to train on.
+    validation : Tensor of shape (m, ...)
+        Further ones, by which the paper recipe finds the best moments.
+    max_steps : int
+        Steps that the training is going to have, unless it is stopped.
     settings : InpaintingSettings
         How to train.
     runtime : Runtime
@@ -86,59 +95,81 @@ class InpaintingGame:
         inpainter: UNet | CellInpainter,
         detector: PatchDetector | CellDetector,
         regions: Regions,
+        X: Tensor,
+        validation: Tensor,
+        max_steps: int,
         settings: InpaintingSettings,
         runtime: Runtime,
     ) -> None:
         self.inpainter = inpainter.float().to(runtime.device)
         self.detector = detector.float().to(runtime.device)
         self.regions = regions
-        self.settings = settings
-        self.runtime = runtime
+        self.X, self.validation = X, validation
+        self._range = regions.range_of(X)
+        self.max_steps = max_steps
+        self.settings = parallel.share_of(settings)
         keep: type[_BestMoment] | type[_Average]
         keep = _BestMoment if settings.published else _Average
         self._kept_inpainter, self._kept_detector = keep(self.inpainter), keep(self.detector)
+        self.inpainter.train()
+        self.detector.train()
+        self._inpainter_optimizer, self._detector_optimizer = (
+            _optimizer(network, rate, settings.published)
+            for network, rate in zip(
+                (self.inpainter, self.detector), settings.learning_rates, strict=True
+            )
+        )
+        self._detector_losses: Losses = {}  # of D's last step
+        super().__init__(
+            {
+                "inpainter": self.inpainter,
+                "detector": self.detector,
+                "kept_inpainter": self._kept_inpainter,
+                "kept_detector": self._kept_detector,
+            },
+            (self._inpainter_optimizer, self._detector_optimizer),
+            runtime,
+        )
 
     @property
     def result(self) -> tuple[Any, Any]:
         """The inpainter and the detector to be used, in evaluation mode."""
         return self._kept_inpainter.network.eval(), self._kept_detector.network.eval()
 
-    def steps(self, X: Tensor, validation: Tensor, max_steps: int) -> Iterator[dict[str, Tensor]]:
-        """Train on the samples `X` for `max_steps`; yields the losses.
+    def state_dict(self) -> State:
+        """Copy all that further steps depend on, but for the data and the settings."""
+        return super().state_dict() | {"detector_losses": dict(self._detector_losses)}
 
-        `validation` holds further ones, by which the paper recipe finds the best moments.
+    def load_state_dict(self, state: State) -> None:
+        """Go back, or on, to a state, which may be loaded again afterwards."""
+        super().load_state_dict(state)
+        self._detector_losses = {
+            name: torch.as_tensor(loss, device=self.runtime.device)
+            for name, loss in state["detector_losses"].items()
+        }
 
-        "reconstruction_loss" is the mean squared error where I had to repair, "detector_loss"
-        what D minimises, and "adversarial_loss" what I minimises besides.
-        """
-        optimizers = [
-            _optimizer(network, rate, self.settings.published)
-            for network, rate in zip(
-                (self.inpainter, self.detector), self.settings.learning_rates, strict=True
-            )
-        ]
-        schedules = [LambdaLR(o, _schedule(max_steps, self.settings.published)) for o in optimizers]
-        self.inpainter.train()
-        self.detector.train()
-        every = max(1, max_steps // _CHECKS)
-        for step in range(1, max_steps + 1):
-            losses, inpainted = self._inpainter_step(X, optimizers[0])
-            if (step - 1) % self.settings.detector_every == 0:
-                detector_losses = self._detector_step(X, inpainted, optimizers[1])
-            losses |= detector_losses
-            for schedule in schedules:
-                schedule.step()
-            if not self.settings.published:
-                self._keep(0.0, 0.0)
-            elif (step - 1) % every == 0 or step == max_steps:
-                self._keep(*self._figures(validation))
-            yield losses
+    def _step(self) -> Losses:
+        losses, inpainted = self._inpainter_step()
+        if self.n_steps % self.settings.detector_every == 0:
+            self._detector_losses = self._detector_step(inpainted)
+        if not self.settings.published:
+            self._keep(0.0, 0.0)
+        elif self.n_steps % max(1, self.max_steps // _CHECKS) == 0 or (
+            self.n_steps == self.max_steps - 1
+        ):
+            self._keep(*self._figures())
+        return losses | self._detector_losses
 
-    def _inpainter_step(
-        self, X: Tensor, optimizer: torch.optim.Optimizer
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _schedule(self) -> float:
+        """Warm up, then decay like a cosine; the paper's rate is constant."""
+        if self.settings.published:
+            return 1.0
+        warm_up = min(1.0, (self.n_steps + 1) / _WARM_UP_STEPS)
+        return warm_up * (1 + math.cos(math.pi * self.n_steps / self.max_steps)) / 2
+
+    def _inpainter_step(self) -> tuple[Losses, Tensor]:
         settings, rng = self.settings, self.runtime.rng
-        x = self.regions.draw(X, settings.batch_size, rng)
+        x = self.regions.draw(self.X, settings.batch_size, rng)
         if settings.corruption == "gaussian":
             noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x)
             seen, hidden = x + settings.noise_scale * noise, torch.zeros_like(x[:1, :1])
@@ -160,23 +191,19 @@ class InpaintingGame:
                 adversarial = F.softplus(logits).mean()
             loss = loss + settings.adversarial_weight * adversarial
             losses["adversarial_loss"] = adversarial
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        self._update(self._inpainter_optimizer, loss)
         return {name: value.detach() for name, value in losses.items()}, inpainted.detach()
 
-    def _detector_step(
-        self, X: Tensor, inpainted: Tensor, optimizer: torch.optim.Optimizer
-    ) -> dict[str, Tensor]:
+    def _detector_step(self, inpainted: Tensor) -> Losses:
         n, rng = self.settings.batch_size, self.runtime.rng
         if self.settings.published:
-            real = self.regions.draw(X, n, rng)
+            real = self.regions.draw(self.X, n, rng)
             with self.runtime.autocast():
                 irregular = torch.sigmoid(self.detector(torch.cat([real, inpainted])).float())
             # Eq. 3, which D maximises: regular real regions, irregular inpainted ones.
             loss = -_log_square(1 - irregular[:n]) - _log_square(irregular[n:])
         else:
-            real, elsewhere = self.regions.draw_pairs(X, n, rng)
+            real, elsewhere = self.regions.draw_pairs(self.X, n, self._range, rng)
             mask = self.regions.mask(real, _EXCHANGED, rng)
             exchanged = torch.where(mask > 0, elsewhere, real)
             batch = [real, exchanged]
@@ -191,9 +218,7 @@ class InpaintingGame:
             labels[2 * n :] = 1.0
             loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
             loss = loss / weights.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        self._update(self._detector_optimizer, loss)
         return {"detector_loss": loss.detach()}
 
     def _keep(self, error: float, mistakes: float) -> None:
@@ -201,9 +226,9 @@ class InpaintingGame:
         self._kept_detector.update(self.detector, mistakes)
 
     @torch.no_grad()
-    def _figures(self, validation: Tensor) -> tuple[float, float]:
+    def _figures(self) -> tuple[float, float]:
         """Section 4.3: I's error on normal data, and how badly D tells real from inpainted."""
-        x = self.regions.draw(validation, self.settings.batch_size, self.runtime.rng)
+        x = self.regions.draw(self.validation, self.settings.batch_size, self.runtime.rng)
         self.inpainter.eval()
         self.detector.eval()
         with self.runtime.autocast():
@@ -212,60 +237,57 @@ class InpaintingGame:
         self.inpainter.train()
         self.detector.train()
         mistakes = (real > 0).float().mean() + (fake < 0).float().mean()
-        return float((inpainted - x).square().mean()), float(mistakes)
+        figures = torch.stack([(inpainted - x).square().mean(), mistakes])
+        parallel.average([figures])  # lest processes find their best moments at different steps
+        error, mistaken = figures.tolist()
+        return error, mistaken
 
 
-class _Average:
+class _Average(nn.Module):
     """The average of a network over the steps of its training."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self._average = AveragedModel(network, avg_fn=_warming_average, use_buffers=True)
+    n_averaged: Tensor
 
-    @property
-    def network(self) -> nn.Module:
-        return self._average.module
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.long))
+        # Found once: PyTorch's own `AveragedModel` walks through the modules at every step, which
+        # takes a tenth of it where networks are small.
+        self._averages, self._values = (
+            [value for value in net.state_dict().values() if value.is_floating_point()]
+            for net in (self.network, network)
+        )
 
     def update(self, network: nn.Module, figure: float) -> None:
-        self._average.update_parameters(network)
+        n = int(self.n_averaged)
+        # Over the last tenth at first, so that short trainings forget their start too.
+        decay = min(_DECAY, (1 + n) / (10 + n)) if n else 0.0
+        get_ema_multi_avg_fn(decay)(self._averages, self._values, n)
+        self.n_averaged += 1
 
 
-class _BestMoment:
+class _BestMoment(nn.Module):
     """A network as it was when a figure was lowest."""
 
+    lowest: Tensor
+
     def __init__(self, network: nn.Module) -> None:
+        super().__init__()
         self.network = copy.deepcopy(network)
-        self._lowest = math.inf
+        device = next(network.parameters()).device
+        self.register_buffer("lowest", torch.tensor(math.inf, device=device))
 
     def update(self, network: nn.Module, figure: float) -> None:
-        if figure < self._lowest:
-            self._lowest = figure
+        if figure < self.lowest:
+            self.lowest.fill_(figure)
             self.network.load_state_dict(network.state_dict())
-
-
-def _warming_average(average: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
-    """Average over the last tenth at first, so that short trainings forget their start too."""
-    if not average.is_floating_point():  # a counter of batch norm
-        return current
-    decay = min(_DECAY, (1 + int(n_averaged)) / (10 + int(n_averaged)))
-    return torch.lerp(current, average, decay)
 
 
 def _optimizer(network: nn.Module, learning_rate: float, published: bool) -> torch.optim.Optimizer:
     if published:
         return torch.optim.SGD(network.parameters(), learning_rate, momentum=0.9, fused=True)
     return torch.optim.Adam(network.parameters(), learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def _schedule(max_steps: int, constant: bool) -> Callable[[int], float]:
-    """Warm up, then decay like a cosine; the paper's rate is constant."""
-
-    def factor(step: int) -> float:
-        if constant:
-            return 1.0
-        warm_up = min(1.0, (step + 1) / _WARM_UP_STEPS)
-        return warm_up * (1 + math.cos(math.pi * step / max_steps)) / 2
-
-    return factor
 
 
 def _log_square(share: Tensor) -> Tensor:

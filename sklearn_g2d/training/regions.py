@@ -26,13 +26,22 @@ _CHANGED, _UNCHANGED = 0.25, 0.03
 _GROUPS, _DIVISIONS = 5, 4
 
 
+# Least and largest values, by column.
+Range = tuple[Tensor, Tensor] | None
+
+
 class Regions(Protocol):
     """How one kind of data is cut up."""
 
     def draw(self, X: Tensor, n: int, rng: torch.Generator) -> Tensor:
         """Draw `n` samples, or crops of them at one place."""
 
-    def draw_pairs(self, X: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def range_of(self, X: Tensor) -> Range:
+        """Find the least and the largest values, if `draw_pairs` has to know them."""
+
+    def draw_pairs(
+        self, X: Tensor, n: int, known: Range, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw `n` samples and, for each, values to be found at the same places elsewhere."""
 
     def mask(self, x: Tensor, share: float, rng: torch.Generator) -> Tensor:
@@ -69,7 +78,13 @@ class ImageRegions:
         )
         return X[chosen.to(X.device), :, top : top + self.crop[0], left : left + self.crop[1]]
 
-    def draw_pairs(self, X: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def range_of(self, X: Tensor) -> Range:
+        """Images are not asked."""
+        return None
+
+    def draw_pairs(
+        self, X: Tensor, n: int, known: Range, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw crops, and other images' crops at the same place."""
         both = self.draw(X, 2 * n, rng)
         return both[:n], both[n:]
@@ -138,7 +153,13 @@ class TableRegions:
         """Draw `n` rows."""
         return X[_integers(len(X), n, rng).to(X.device)]
 
-    def draw_pairs(self, X: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def range_of(self, X: Tensor) -> Range:
+        """Find those of every column."""
+        return X.amin(0), X.amax(0)
+
+    def draw_pairs(
+        self, X: Tensor, n: int, known: Range, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw rows, and for each cell another value of its column.
 
         One value in four is drawn from far around the column instead, or D would have to
@@ -149,7 +170,8 @@ class TableRegions:
         )
         other = X.gather(0, places)
         uniform = torch.rand((2, *other.shape), generator=rng, device=rng.device).to(X)
-        low, high = X.amin(0), X.amax(0)
+        assert known is not None
+        low, high = known
         anywhere = low + (high - low) * (2 * uniform[0] - 0.5)
         return self.draw(X, n, rng), torch.where(uniform[1] < 0.25, anywhere, other)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import torch
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+from sklearn_g2d.training import parallel
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -57,6 +61,19 @@ class Runtime:
         )
         return cls(resolved, bfloat16, rng)
 
+    def of_process(self) -> Runtime:
+        """Give this process random numbers of its own where several train together.
+
+        They begin alike, with equal networks, but each is to draw batches that the others do not.
+        """
+        if parallel.n_processes() == 1:
+            return self
+        seeds = torch.randint(
+            2**62, (parallel.n_processes(),), generator=self.rng, device=self.device
+        )
+        own = torch.Generator(self.device).manual_seed(int(seeds[parallel.rank()]))
+        return replace(self, rng=own)
+
     def autocast(self) -> torch.autocast:
         """Context in which matrix products run in the chosen precision."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
@@ -68,15 +85,18 @@ class Runtime:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Run PyTorch on one thread of the CPU, then on as many as before.
+    """Run PyTorch and BLAS on one thread of the CPU, then on as many as before.
 
     The products of small networks are too short to share: handing them to a second thread
-    takes longer than computing them (docs/results).
+    takes longer than computing them (docs/results). Besides, sums on several threads differ in
+    their last digits, and training amplifies them: so a search gives the same scores whatever
+    its `n_jobs`.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(n_threads)
 
@@ -101,7 +121,8 @@ def resolve_device(device: str) -> torch.device:
     Parameters
     ----------
     device : str
-        "auto" (CUDA, then MPS, then the CPU) or any device string of PyTorch.
+        "auto" (CUDA, then MPS, then the CPU) or any device string of PyTorch. Of several GPUs,
+        "auto" gives processes under torchrun, and joblib's worker processes, one each in turn.
 
     Returns
     -------
@@ -114,7 +135,10 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            number = _number_of_process()
+            if number is None:
+                return torch.device("cuda")
+            return torch.device("cuda", number % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)
@@ -125,6 +149,17 @@ def resolve_device(device: str) -> torch.device:
             'Pass "auto", "cpu", or a device that torch.empty(0, device=...) accepts.'
         ) from error
     return resolved
+
+
+def _number_of_process() -> int | None:
+    """Tell this process from others of the machine that share its GPUs; None if it is alone.
+
+    The workers of dask-cuda are not numbered: each of them sees its own GPU first.
+    """
+    if "LOCAL_RANK" in os.environ:  # set by torchrun
+        return int(os.environ["LOCAL_RANK"])
+    worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
+    return int(worker[1]) - 1 if worker else None
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor
 from sklearn_g2d.networks.ensemble import EnsembleMLP
 from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
 from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.trainer import Losses, Trainer
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class WGANSettings:
     betas: tuple[float, float] = (0.5, 0.999)
 
 
-class WGAN:
+class WGAN(Trainer):
     """Adversarial training of `generator` and `critic` on normal rows.
 
-    Iterating trains without end, one generator step an item; the networks and the
-    optimisers' state live on between iterations, so that training can be continued.
+    A step is one of the generator. Of its mean losses, "generator_loss" is Eq. 3 of the paper,
+    "critic_loss" what the critic minimises.
 
     Parameters
     ----------
@@ -52,6 +53,8 @@ class WGAN:
         The paper's I.
     critic : EnsembleMLP or ConvNetwork
         The paper's C, with one output.
+    X : Tensor of shape (n, n_features)
+        Normal rows.
     settings : WGANSettings
         How to train.
     runtime : Runtime
@@ -62,13 +65,14 @@ class WGAN:
         self,
         generator: TableGenerator | ConvGenerator,
         critic: EnsembleMLP | ConvNetwork,
+        X: Tensor,
         settings: WGANSettings,
         runtime: Runtime,
     ) -> None:
         self.generator = generator.to(runtime.device)
         self.critic = critic.to(runtime.device)
-        self.settings = settings
-        self.runtime = runtime
+        self.X = X
+        self.settings = parallel.share_of(settings)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(
                 network.parameters(),
@@ -78,21 +82,21 @@ class WGAN:
             )
             for network in (generator, critic)
         )
-
-    def steps(self, X: Tensor) -> Iterator[dict[str, Tensor]]:
-        """Train on the rows `X` of shape (n, n_features), yielding the mean losses.
-
-        "generator_loss" is Eq. 3 of the paper, "critic_loss" what the critic minimises.
-        """
         self.generator.train()  # batch norm as in a batch; it knows another mode, for sampling
-        while True:
-            for _ in range(self.settings.n_critic):
-                losses = self._critic_step(X)
-            self._generator_step()
-            yield losses
+        super().__init__(
+            {"generator": generator, "critic": critic},
+            (self.generator_optimizer, self.critic_optimizer),
+            runtime,
+        )
 
-    def _critic_step(self, X: Tensor) -> dict[str, Tensor]:
-        n, rng = self.settings.batch_size, self.runtime.rng
+    def _step(self) -> Losses:
+        for _ in range(self.settings.n_critic):
+            losses = self._critic_step()
+        self._generator_step()
+        return losses
+
+    def _critic_step(self) -> Losses:
+        X, n, rng = self.X, self.settings.batch_size, self.runtime.rng
         rows = torch.randint(len(X), (self.generator.n_members, n), generator=rng, device=X.device)
         real = X[rows]
         with self.runtime.autocast():
@@ -108,17 +112,11 @@ class WGAN:
         norm = (slope.float().square().sum(2) + 1e-12).sqrt()
         penalty = (norm - 1).square().mean(1)
         loss = self.settings.gradient_penalty * penalty - distance
-        self._update(self.critic_optimizer, loss)
+        self._update(self.critic_optimizer, loss.sum())  # members train as if alone
         return {"critic_loss": loss.detach().mean(), "generator_loss": distance.detach().mean()}
 
     def _generator_step(self) -> None:
         with self.runtime.autocast():
             generated = self.generator.sample(self.settings.batch_size, self.runtime.rng)
             loss = -self.critic(generated).float().mean((1, 2))
-        self._update(self.generator_optimizer, loss)
-
-    @staticmethod
-    def _update(optimizer: torch.optim.Optimizer, member_losses: Tensor) -> None:
-        optimizer.zero_grad()
-        member_losses.sum().backward()  # a sum, so that members train as if alone
-        optimizer.step()
+        self._update(self.generator_optimizer, loss.sum())

@@ -3,13 +3,13 @@
 A clip is an array (n_frames, channels, height, width). Everything here takes one clip or a list
 of them, and gives one score, map or image of channels for each frame, clip after clip. Motion
 is never computed, and scores are never averaged, across the border of two clips. From
-frames to scores of frames, by AVID:
+frames to scores of frames, by AVID::
 
     detector = make_pipeline(MotionChannels(), AVIDDetector(per_location=True))
     detector.fit(normal_clips)
     scores = detector.score_samples(new_clips)  # one for each frame, higher = more normal
 
-and by G2D, which judges patches by the speed of what moves in them:
+and by G2D, which judges patches by the speed of what moves in them::
 
     detector = PatchDetector(
         make_pipeline(PatchMotion(), G2DOutlierDetector()),

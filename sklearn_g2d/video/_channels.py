@@ -92,6 +92,16 @@ class OpticalFlow(ClipTransformer):
     .. [1] G. Farnebäck, "Two-Frame Motion Estimation Based on Polynomial Expansion", SCIA 2003.
     .. [2] T. Kroeger, R. Timofte, D. Dai, L. Van Gool, "Fast Optical Flow using Dense Inverse
        Search", ECCV 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import OpticalFlow
+    >>> texture = np.random.default_rng(0).integers(0, 255, size=(8, 12)).repeat(4, 0).repeat(4, 1)
+    >>> clip = np.stack([np.roll(texture, t, axis=1) for t in range(6)])[:, None].astype(np.uint8)
+    >>> right, down = OpticalFlow("velocity").fit_transform(clip)[-1]  # pixels per frame
+    >>> bool(abs(np.median(right) - 1) < 0.2), bool(abs(np.median(down)) < 0.2)
+    (True, True)
     """
 
     min_frames: ClassVar[int] = 2
@@ -203,6 +213,16 @@ class Foreground(ClipTransformer):
         Channels, height and width of the frames in `fit`.
     n_features_in_ : int
         Number of intensities of a frame.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import Foreground
+    >>> clip = np.zeros((6, 1, 24, 32), dtype=np.uint8)
+    >>> for t, frame in enumerate(clip):
+    ...     frame[0, 8:16, 4 * t : 4 * t + 8] = 200  # a bright square passes
+    >>> Foreground().fit_transform(clip).shape
+    (6, 1, 24, 32)
     """
 
     def __init__(self, low: float = 10.0, high: float = 40.0) -> None:
@@ -262,6 +282,14 @@ class ForegroundMotion(ClipTransformer):
         Channels, height and width of the frames in `fit`.
     n_features_in_ : int
         Number of intensities of a frame.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import ForegroundMotion
+    >>> clip = np.random.default_rng(0).integers(0, 255, size=(6, 1, 24, 32)).astype(np.uint8)
+    >>> ForegroundMotion().fit_transform(clip).shape
+    (6, 2, 24, 32)
     """
 
     min_frames: ClassVar[int] = OpticalFlow.min_frames

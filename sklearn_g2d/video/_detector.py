@@ -88,6 +88,24 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
     References
     ----------
     .. [1] M. Pourreza et al., "G2D: Generate to Detect Anomalies", WACV 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import FunctionTransformer
+    >>> from sklearn_g2d.video import PatchDetector
+    >>> rows = FunctionTransformer(lambda patches: patches.reshape(len(patches), -1))
+    >>> clip = np.random.default_rng(0).normal(size=(20, 1, 16, 24))
+    >>> detector = PatchDetector(
+    ...     make_pipeline(rows, IsolationForest(random_state=0)), patch_size=8, overlap=0, n_worst=1
+    ... ).fit(clip)
+    >>> new = clip[:2].copy()
+    >>> new[1, :, :8, :8] += 5  # in a patch of the second frame
+    >>> normal, odd = detector.score_samples(new)
+    >>> bool(odd < normal)
+    True
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -132,6 +150,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         self.contamination = contamination
         self.random_state = random_state
 
+    @unchanged_on_failure
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Clips, y: Any = None) -> PatchDetector:
         """Fit the detector on patches of normal frames.
@@ -154,8 +173,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
             shape, or the detector refuses the patches. Whatever is raised, the estimator keeps
             the state that it had before.
         """
-        with unchanged_on_failure(self):
-            self._fit(check_clips(self, X, reset=True))
+        self._fit(check_clips(self, X, reset=True))
         return self
 
     def score_samples(self, X: Clips) -> NDArray[np.float64]:

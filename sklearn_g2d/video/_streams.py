@@ -43,6 +43,12 @@ def read_frames(
     See Also
     --------
     PatchDetector.stream : Scores frames as they are read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import read_frames
+    >>> clip = np.stack(list(read_frames("camera.mp4", size=(240, 360))))  # doctest: +SKIP
     """
     try:
         import av
@@ -105,6 +111,16 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
     ValueError
         If a frame's shape differs from that of those before it or of `fit`, or the frames end
         before there are as many as a clip needs. What was given before stays valid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import MotionChannels, stream_channels
+    >>> clip = np.random.default_rng(0).normal(size=(9, 1, 8, 8))
+    >>> channels = MotionChannels().fit(clip)
+    >>> streamed = np.concatenate(list(stream_channels(channels, iter(clip))))
+    >>> bool((streamed == channels.transform(clip)).all())
+    True
     """
     n_previous = getattr(transformer, "_n_previous", 0)
     min_frames = getattr(transformer, "min_frames", 1)

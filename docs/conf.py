@@ -1,0 +1,99 @@
+"""How the site is built: `make docs`, which takes every warning for an error."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS.parent)]
+
+import sklearn_g2d  # noqa: E402
+from benchmarks import comparison  # noqa: E402
+
+# The page is in the repository too; built anew, it cannot fall behind its CSV files.
+comparison.write(DOCS / "results")
+
+project = "sklearn_g2d"
+author = copyright = "The sklearn_g2d developers"
+version = release = sklearn_g2d.__version__
+
+extensions = [
+    "mathml",
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "_templates", "images", "checks"]
+templates_path = ["_templates"]
+default_role = "literal"  # `predict` in a docstring is code
+# References to other projects' classes stay plain text: inventories would take a network.
+suppress_warnings = ["config.cache"]
+
+# Markdown that reads as well on a forge
+myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]
+myst_heading_anchors = 4
+
+# API reference
+autosummary_ignore_module_all = False  # what a module exports is what is documented
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # numpydoc's sections say them, with shapes and units
+numpydoc_show_class_members = False  # the template of classes lists them
+numpydoc_class_members_toctree = False
+
+# Gallery
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "ignore_pattern": r"(^|[\\/])(?!plot_)\w+\.py$",  # scripts that take arguments, or processes
+    "within_subsection_order": "ExampleTitleSortKey",
+    "parallel": 2,
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,  # its page loads scripts from elsewhere
+    "remove_config_comments": True,
+    "reference_url": {"sklearn_g2d": None},
+    "doc_module": ("sklearn_g2d",),
+    "abort_on_example_error": False,
+    "only_warn_on_example_error": False,
+}
+
+# Pages: nothing comes from another server
+html_theme = "pydata_sphinx_theme"
+html_title = "sklearn_g2d"
+html_math_renderer = "mathml"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_sidebars = {"getting_started": [], "changelog": [], "contributing": []}
+html_theme_options = {
+    "navigation_with_keys": False,
+    # Tables of results take the room of the page's contents.
+    "secondary_sidebar_items": {"[!r]*": ["page-toc"], "results/*": []},
+    "show_prev_next": False,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "show_toc_level": 2,
+}
+
+# Prompts are not part of what is copied.
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def skip_scikit_learns(app, kind, name, member, skip, options) -> bool | None:
+    """Leave methods that scikit-learn brings, and documents, to its own pages."""
+    module = getattr(member, "__module__", None) or ""
+    return True if module.startswith("sklearn.") else None
+
+
+def setup(app) -> None:
+    """Change what the extensions above do."""
+    app.connect("autodoc-skip-member", skip_scikit_learns)

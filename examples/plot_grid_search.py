@@ -1,0 +1,79 @@
+"""
+Choosing parameters honestly
+============================
+
+Outliers must not be trained on, but it takes some to tell which parameters detect best.
+``NormalOnlySplit`` takes them out of the training folds and leaves them in the test folds.
+"""
+
+# %%
+# What the splitter does
+# ----------------------
+# For a detector, an integer ``cv`` stands for scikit-learn's ``KFold``. Then most of the outliers
+# are trained on, and count as normal. Each line below is a fold.
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
+from sklearn.base import clone
+from sklearn.datasets import load_wine
+from sklearn.model_selection import GridSearchCV, KFold, train_test_split
+
+from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.display import OutlierRocCurveDisplay
+from sklearn_g2d.metrics import SCORERS
+from sklearn_g2d.model_selection import NormalOnlySplit
+
+X, cultivar = load_wine(return_X_y=True)
+y = np.where(cultivar == 1, 1, -1)  # the second cultivar is normal
+X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
+
+figure, axes = plt.subplots(2, 1, figsize=(8, 4), sharex=True, layout="constrained")
+colors = {"left out": "white", "training": "tab:blue", "test": "lightsteelblue"}
+for ax, splitter in zip(axes, [KFold(5), NormalOnlySplit(5)], strict=True):
+    use = np.zeros((5, len(X)))
+    for fold, (train, test) in zip(use, splitter.split(X, y), strict=True):
+        fold[train], fold[test] = 1, 2
+    rows = np.argsort(-y, kind="stable")
+    ax.imshow(use[:, rows], ListedColormap(list(colors.values())), aspect="auto", vmin=0, vmax=2)
+    ax.axvline(np.sum(y == 1) - 0.5, color="tab:red")
+    ax.set(title=type(splitter).__name__, ylabel="fold", yticks=range(5))
+axes[1].set_xlabel("row: normal ones left of the red line, outliers right of it")
+keys = [Patch(facecolor=color, edgecolor="gray", label=name) for name, color in colors.items()]
+figure.legend(handles=keys, loc="outside right upper")
+plt.show()
+
+# %%
+# The search
+# ----------
+# The scorer takes outliers as the class to be found. ``refit=True`` would fit the best candidate
+# to all rows, outliers too, which no splitter can prevent: it is fitted to the normal rows
+# afterwards.
+
+search = GridSearchCV(
+    G2DOutlierDetector(n_estimators=4, random_state=0),
+    {"n_neighbors": [0, 5, 20], "max_steps": [0, 150]},
+    cv=NormalOnlySplit(5),
+    scoring=SCORERS["outlier_roc_auc"],
+    refit=False,
+).fit(X, y)
+best = clone(search.estimator).set_params(**search.best_params_).fit(X[y == 1])
+print(search.best_params_)
+
+# %%
+# The held-out half of the data, which the search has not seen, says how well the winner detects.
+
+results = pd.DataFrame(search.cv_results_)
+aucs = results.pivot(index="param_n_neighbors", columns="param_max_steps", values="mean_test_score")
+_, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+left.imshow(aucs, cmap="YlGn", alpha=0.7, aspect="auto")
+for (row, column), auc in np.ndenumerate(aucs):
+    left.text(column, row, f"{auc:.3f}", ha="center", va="center")
+left.set(xlabel="max_steps", ylabel="n_neighbors", title="Mean AUC of five folds")
+left.set_xticks(range(aucs.shape[1]), aucs.columns)
+left.set_yticks(range(aucs.shape[0]), aucs.index)
+OutlierRocCurveDisplay.from_estimator(best, X_test, y_test, name="winner", ax=right)
+right.set_title("New rows")
+plt.show()

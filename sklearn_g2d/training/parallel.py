@@ -1,0 +1,97 @@
+"""Processes that train one detector together, by torch.distributed.
+
+They do so wherever its default process group is initialised, as under torchrun: each takes its
+share of every batch, and gradients are averaged. For a process by itself all of this is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+Settings = TypeVar("Settings", bound=Any)
+
+
+def n_processes() -> int:
+    """Count the processes that train together; 1 if this one trains by itself."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if together else 1
+
+
+def rank() -> int:
+    """Give this process's number among them, from 0; the first one reports."""
+    return distributed.get_rank() if n_processes() > 1 else 0
+
+
+def share_of(settings: Settings) -> Settings:
+    """Divide the `batch_size` of settings between the processes, rounded up."""
+    return replace(settings, batch_size=-(-settings.batch_size // n_processes()))
+
+
+@torch.no_grad()
+def average(tensors: Iterable[Tensor]) -> None:
+    """Put the means over processes in place of tensors; in one message, for many cost as many."""
+    if n_processes() == 1:
+        return
+    own = list(tensors)
+    means = torch.cat([tensor.flatten() for tensor in own])
+    distributed.all_reduce(means)
+    means /= n_processes()
+    for tensor, mean in zip(own, means.split([tensor.numel() for tensor in own]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
+
+
+@torch.no_grad()
+def align(tensors: Iterable[Tensor]) -> None:
+    """Put the first process's tensors in place of all others'."""
+    if n_processes() > 1:
+        for tensor in tensors:
+            whole = tensor.contiguous()
+            distributed.broadcast(whole, src=0)
+            tensor.copy_(whole)
+
+
+def gather(value: T) -> list[T]:
+    """Collect a picklable value from each process, in order."""
+    values: list[Any] = [value] * n_processes()
+    if len(values) > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: T) -> T:
+    """Give the first process's picklable value."""
+    values = [value]
+    if n_processes() > 1:
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Raise in all processes what one of them raises, lest the others wait for it forever.
+
+    Raises
+    ------
+    RuntimeError
+        If it was another process; the message says which, and what it raised.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failures = gather(failure and f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for number, message in enumerate(failures):
+        if message:
+            raise RuntimeError(
+                f"Process {number} of {len(failures)} that train together has failed: {message}"
+            )

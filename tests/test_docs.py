@@ -1,0 +1,140 @@
+"""The documentation names what there is, and says what was measured."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import runpy
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+import pytest
+
+import sklearn_g2d
+from benchmarks import comparison
+from benchmarks.report import summarize
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *RESULTS.glob("*.md")]
+MODULES = [
+    sklearn_g2d.__name__,
+    *(
+        module.name
+        for module in pkgutil.walk_packages(sklearn_g2d.__path__, "sklearn_g2d.")
+        if not any(part.startswith("_") for part in module.name.split("."))
+    ),
+]
+INTERNAL = ("sklearn_g2d.training", "sklearn_g2d.networks")
+
+
+def public_objects():
+    for name in MODULES:
+        if not name.startswith(INTERNAL):
+            module = importlib.import_module(name)
+            for exported in module.__all__:
+                yield f"{name}.{exported}", getattr(module, exported)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in INTERNAL])
+def test_reference_has_every_module(module):
+    page = "internals.md" if module.startswith(INTERNAL) else "api.md"
+    assert module in (ROOT / "docs" / page).read_text().split()
+
+
+def test_every_page_is_in_the_contents():
+    pages = {path.stem: path.read_text() for path in ROOT.glob("docs/*.md")}
+    blocks = re.findall(r"```\{toctree\}.*?```", "".join(pages.values()), flags=re.DOTALL)
+    listed = {line for block in blocks for line in block.splitlines()}
+    assert pages.keys() - {"index"} <= listed
+
+
+def test_everything_public_has_an_example():
+    lacking = [
+        name
+        for name, thing in public_objects()
+        if (inspect.isclass(thing) or inspect.isfunction(thing))
+        and not (inspect.isclass(thing) and issubclass(thing, Exception))
+        and "\nExamples\n---" not in inspect.getdoc(thing)
+    ]
+    assert not lacking
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path = target.partition("#")[0]
+        # The gallery is written when the site is built.
+        if "://" not in target and path and not path.startswith("auto_examples"):
+            assert (page.parent / unquote(path)).exists(), target
+
+
+def test_comparison_is_that_of_the_files():
+    """`python -m benchmarks.comparison` writes it."""
+    assert (RESULTS / "comparison.md").read_text() == comparison.page(RESULTS)
+
+
+def test_comparison_row(tmp_path):
+    pd.DataFrame(
+        {
+            "table": ["a", "a", "a", "a"],
+            "seed": [0, 1, 0, 0],
+            "detector": ["G2D", "G2D", "KNN features", "5-NN tiles (grid known)"],
+            "auc": [0.9, 0.7, 0.95, 0.99],
+        }
+    ).to_csv(tmp_path / "made.csv")
+    figure = comparison.Figure("what", "AUC", ".5 (Table 1)", "made")
+    row = dict(zip(comparison.HEADINGS, comparison.row(figure, tmp_path), strict=True))
+    assert row["this package"] == "**.800**"
+    assert row["best of PyOD"] == ".950 KNN features"
+    assert row["best other baseline"] == ""
+    assert row["the paper"] == ".5 (Table 1)"
+
+
+def readme_table(heading):
+    """Rows of the README's table below a heading: label, figures (NaN where a cell is empty)."""
+    text = (ROOT / "README.md").read_text()
+    _, _, *rows = text[text.index(heading) :].partition("\n\n")[0].splitlines()
+    for row in rows:
+        label, *cells = (cell.strip(" *") for cell in row.strip("|").split("|"))
+        label = "G2D paper" if "as published" in label else label.removeprefix("PyOD ")
+        yield label, [float(cell or "nan") for cell in cells]
+
+
+def test_readme_figures_of_tables():
+    """They are typed; they must be the CSV file's."""
+    columns = {"auc": "AUC", "average_precision": "AP", "eer": "EER"}
+    summary = summarize(pd.read_csv(RESULTS / "tabular.csv"), columns)
+    rows = list(readme_table("| | AUC | average precision | EER | mean rank"))
+    assert len(rows) >= 6
+    for label, figures in rows:
+        *rates, rank = summary.loc[label.partition(",")[0], ["AUC", "AP", "EER", "rank"]]
+        assert figures[:3] == pytest.approx(rates, abs=6e-4)
+        assert figures[3] == pytest.approx(rank, abs=0.051)
+
+
+def test_readme_figures_of_images():
+    mnist = summarize(pd.read_csv(RESULTS / "mnist.csv"), {"auc": "AUC"}, "digit")["AUC"]
+    caltech = pd.read_csv(RESULTS / "caltech.csv").groupby(["detector", "categories"])["auc"].mean()
+    rows = list(readme_table("| | MNIST, one digit normal"))
+    assert len(rows) >= 6
+    for label, figures in rows:
+        detector = label.replace(",", "")
+        assert figures[0] == pytest.approx(mnist[detector], abs=6e-4)
+        if detector in caltech:
+            assert figures[1:] == pytest.approx(caltech[detector].loc[[1, 3, 5]].tolist(), abs=6e-4)
+
+
+def test_link_check_finds_what_is_broken(tmp_path):
+    broken_links = runpy.run_path(str(ROOT / "docs" / "checks" / "links.py"))["broken_links"]
+    (tmp_path / "other.html").write_text('<h1 id="here">Other</h1>')
+    page = tmp_path / "index.html"
+    page.write_text('<a href="other.html#here">1</a> <a href="https://example.org/x">2</a>')
+    assert broken_links(tmp_path) == []
+    page.write_text(
+        '<a href="none.html">1</a> <a href="other.html#gone">2</a> <img src="no.png">'
+        '<script src="https://example.org/x.js"></script>'
+    )
+    assert len(broken_links(tmp_path)) == 4

@@ -1,0 +1,40 @@
+"""Every example of the gallery runs as a script, and is laid out as a page."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
+QUICK = {"plot_first_detector"}
+
+
+def test_there_are_examples():
+    assert {path.stem for path in EXAMPLES} > QUICK
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_is_a_page_with_a_picture(path):
+    text = path.read_text(encoding="utf-8")
+    title = re.match(r'"""\n(.+)\n(=+)\n\n\S', text)
+    assert title, "begins with a docstring that has a title"
+    assert len(title[1]) == len(title[2])
+    for heading, line in re.findall(r"^# %%\n# (.+)\n# (-+)$", text, flags=re.MULTILINE):
+        assert len(heading) == len(line), heading
+    assert "\nplt.show()\n" in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow)
+        for path in EXAMPLES
+    ],
+)
+def test_runs(path, tmp_path):
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, check=True)
+    assert not list(tmp_path.iterdir()), "leaves nothing behind"
