@@ -14,9 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*command: str | Path, cwd: Path) -> None:
+def run(*command: str | Path, cwd: Path, stdout: int | None = None) -> None:
     """Run a command that has to succeed."""
-    subprocess.run(command, cwd=cwd, check=True)
+    subprocess.run(command, cwd=cwd, check=True, stdout=stdout)
 
 
 def check_contents(wheel: Path) -> None:
@@ -40,7 +40,8 @@ def main() -> None:
         raise SystemExit("README.md begins with no example.")
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        run(sys.executable, "-m", "build", "--outdir", place, ROOT, cwd=place)
+        build = (sys.executable, "-m", "build", "--outdir", place, ROOT)
+        run(*build, cwd=place, stdout=subprocess.DEVNULL)
         (wheel,), (sdist,) = place.glob("*.whl"), place.glob("*.tar.gz")
         check_contents(wheel)
         venv.create(place / "clean", with_pip=True)
