@@ -5,17 +5,27 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
+PIP_OLDEST := $(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check \
+              --constraint constraints-oldest.txt
+TOOLS_OLDEST := hypothesis onnxruntime pandas polars pyarrow pytest skops
+
 PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py export.py metrics.py \
           model_selection.py persistence.py callbacks.py dask.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
 
-.PHONY: help demo test test-slow lint docs docs-check format clean
+# Tests that between them use every dependency.
+OLDEST_TESTS := $(addprefix tests/test_,callbacks.py display.py features.py input.py onnx.py \
+                persistence.py properties.py video.py)
+
+.PHONY: help demo test test-slow test-oldest package lint docs docs-check format clean
 
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take a minute or more each"
-	@echo "make lint       check style, types and docstrings"
+	@echo "make test-oldest  run some tests with the oldest dependencies that are allowed"
+	@echo "make package    build wheel and sdist, and use each away from its sources"
+	@echo "make lint       check style, types, docstrings, security and licences"
 	@echo "make docs       build the site, with the gallery, into docs/_build/html"
 	@echo "make docs-check look at the site with a browser, if there is one"
 	@echo "make format     rewrite the sources in the house style"
@@ -49,11 +59,24 @@ test: $(VENV)/dev
 test-slow: $(VENV)/dev
 	$(PY) -m pytest -m slow
 
+$(VENV)-oldest/ready: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(PIP_OLDEST) torch
+	$(PIP_OLDEST) --editable '.[onnx,plot,progress,video]' $(TOOLS_OLDEST)
+	touch $@
+
+test-oldest: $(VENV)-oldest/ready
+	$(VENV)-oldest/bin/python -m pytest $(OLDEST_TESTS)
+
+package: $(VENV)/dev
+	$(PY) .ci/package.py
+
 lint: $(VENV)/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m numpydoc lint $(PUBLIC)
+	$(PY) -m piplicenses > $(VENV)/licences
 
 docs: $(VENV)/docs
 	rm -rf docs/api
@@ -68,5 +91,5 @@ format: $(VENV)/dev
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo \
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info .pytest_cache .mypy_cache .ruff_cache demo \
 	    docs/_build docs/api docs/auto_examples

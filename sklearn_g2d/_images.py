@@ -109,7 +109,7 @@ def _refuse_nested(X: Any) -> None:
     if hasattr(X, "columns") and min(getattr(X, "shape", (0,))) > 0:
         cell = X.iloc[0, 0] if hasattr(X, "iloc") else X[0, 0]
         column = f"[{X.columns[0]!r}]"
-    elif hasattr(X, "iloc") and len(X):
+    elif hasattr(X, "iloc") and np.ndim(X) == 1 and len(X):
         cell = X.iloc[0]
     elif isinstance(X, np.ndarray) and X.dtype == object and X.size:
         cell = X.flat[0]

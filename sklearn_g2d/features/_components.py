@@ -15,6 +15,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 _AUTO_COMPONENTS = 64
 _ROWS_FOR_EACH = 10
 
+# Beyond these, sums of squares may be infinite.
+_MAX_IN_FLOAT32, _MAX_IN_FLOAT64 = 1e15, 1e150
+
 _BATCH_ROWS = 256  # in float64 they fit into the processor's cache
 
 
@@ -72,8 +75,21 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If values are too large for their variance to be computed.
         """
         rows = validate_data(self, X, dtype=(np.float64, np.float32), ensure_min_samples=2)
+        largest = float(np.abs(rows).max())
+        if largest > _MAX_IN_FLOAT64:
+            raise ValueError(
+                f"X holds values up to {largest:.3g}, too large to compute a variance from. "
+                "Rescale X, or remove the columns with such values."
+            )
+        if largest > _MAX_IN_FLOAT32:
+            rows = rows.astype(np.float64, copy=False)
         n_components = self.n_components
         if n_components == "auto":
             few = len(rows) <= _ROWS_FOR_EACH * _AUTO_COMPONENTS

@@ -143,7 +143,7 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         known = self.image_shape if reset else self.image_shape_
         rows, shape = as_rows(X, known, name=type(self).__name__, fitted=not reset)
-        rows = validate_data(self, rows, reset=reset, dtype=(np.float32, np.float64, np.uint8))
+        rows = validate_data(self, rows, reset=reset, dtype=(np.float64, np.float32, np.uint8))
         if shape is None:
             raise ValueError(
                 f"{type(self).__name__} takes images, an array of shape (n_samples, channels, "
@@ -169,14 +169,12 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Images whose training range is [0, 1], a few at a time."""
         low, high = self.intensity_range_
         for batch in gen_batches(len(rows), max(1, _BATCH_PIXELS // self.n_features_in_)):
-            # Bytes need no float64, but of large numbers only the difference may be shortened.
-            images: NDArray[Any] = np.subtract(
-                rows[batch], low, dtype=np.result_type(rows.dtype, np.float32)
-            )
+            # Only the difference of large numbers may be shortened to float32.
+            images = np.subtract(rows[batch], low, dtype=np.float64)
             images /= high - low if high > low else 1.0
             # A wild pixel is cut off where float32 still holds its powers.
             np.clip(images, -1e6, 1e6, out=images)
-            yield np.asarray(images, dtype=np.float32).reshape(-1, *self.image_shape_)
+            yield images.astype(np.float32).reshape(-1, *self.image_shape_)
 
     def _cells(
         self,

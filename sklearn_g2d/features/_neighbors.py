@@ -124,7 +124,7 @@ class NeighborProfile(TransformerMixin, BaseEstimator):
             raise ValueError(
                 f'measure must be "distance" or "reconstruction", got {self.measure!r}.'
             )
-        self.reference_ = rows
+        self.reference_ = rows = _bounded(rows)
         self.n_neighbors_ = min(self.n_neighbors, len(rows) - 1)
         # Trees win in very few dimensions only; elsewhere a matrix product does.
         self._search = NearestNeighbors(
@@ -155,7 +155,7 @@ class NeighborProfile(TransformerMixin, BaseEstimator):
             what normal rows show on average, higher is farther away.
         """
         check_is_fitted(self)
-        rows = validate_data(self, X, dtype=np.float64, reset=False)
+        rows = _bounded(validate_data(self, X, dtype=np.float64, reset=False))
         return (np.log(self._measure(rows) + self._floor) - self.center_) / self.scale_
 
     def _measure(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,6 +175,11 @@ class NeighborProfile(TransformerMixin, BaseEstimator):
                 for batch in gen_batches(len(X), batch_rows)
             ]
         )
+
+
+def _bounded(X: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cut off what is too large to be squared."""
+    return np.clip(X, -1e150, 1e150)
 
 
 # Neighbours gathered at once, in floats: few enough for the processor's cache.

@@ -84,6 +84,9 @@ class SquashingScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 f"Column {column} holds values up to {np.abs(rows[:, column]).max():.3g}, too "
                 "large to compute a variance from. Rescale or remove this column."
             )
+        # Rounding makes the deviations of a column that is constant, or nearly.
+        rounding = 1e-13 * np.abs(self.scaler_.mean_)
+        self.scaler_.scale_ = np.maximum(self.scaler_.scale_, rounding)
         if self.common_scale:
             scale = np.sqrt(self.scaler_.var_.mean())
             self.scaler_.scale_ = np.full(rows.shape[1], scale if scale > 0 else 1.0)
@@ -176,7 +179,8 @@ class RangeScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float64, reset=False)
         # Networks compute in float32, in which the squares of what is left are finite.
-        return np.clip((rows - self._center) / self._half, -1e6, 1e6)
+        with np.errstate(over="ignore"):  # infinity is cut off like any other
+            return np.clip((rows - self._center) / self._half, -1e6, 1e6)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[np.float64]:
         """Undo `transform`.

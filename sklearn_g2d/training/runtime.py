@@ -101,6 +101,20 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
+def _use_one_thread() -> None:
+    """Keep a forked process from waiting for ever for threads that it does not have.
+
+    The OpenMP libraries below PyTorch and scikit-learn go on counting on the threads of the
+    parent process, of which fork copies only the one that called it.
+    """
+    torch.set_num_threads(1)
+    threadpool_limits(1, user_api="openmp")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)
+
+
 def resolve_device(device: str) -> torch.device:
     """Turn the `device` parameter into a device that exists here.
 

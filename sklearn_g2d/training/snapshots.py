@@ -75,7 +75,8 @@ def roles_by_loss(
     losses = np.where(np.isfinite(losses), losses, known[0])
     later = np.minimum(np.arange(len(losses)) + horizon, len(losses) - 1)
     drop = losses - losses[later]
-    relative = drop / max(float(drop.max()), np.finfo(float).tiny)
+    with np.errstate(over="ignore"):  # where nothing drops, every rise counts as infinite
+        relative = drop / max(float(drop.max()), np.finfo(float).tiny)
     return ["far" if r > far else "normal" if r < normal else "boundary" for r in relative]
 
 
