@@ -213,17 +213,20 @@ class InpaintingGame(Trainer):
                 logits = self.detector(torch.cat(batch)).float()
             changed, certain = self.regions.compare(real, exchanged, logits[n : 2 * n])
             labels = torch.zeros_like(logits)
-            weights = torch.ones_like(logits)
-            labels[n : 2 * n], weights[n : 2 * n] = changed, certain
-            labels[2 * n :] = 1.0
-            loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
-            loss = loss / weights.sum()
+            labels[n : 2 * n], labels[2 * n :] = changed, 1.0
+            loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            if certain is None:
+                loss = loss.mean()
+            else:
+                weights = torch.ones_like(logits)
+                weights[n : 2 * n] = certain
+                loss = (loss * weights).sum() / weights.sum()
         self._update(self._detector_optimizer, loss)
         return {"detector_loss": loss.detach()}
 
     def _keep(self, error: float, mistakes: float) -> None:
-        self._kept_inpainter.update(self.inpainter, error)
-        self._kept_detector.update(self.detector, mistakes)
+        self._kept_inpainter.update(self.inpainter, self.n_steps, error)
+        self._kept_detector.update(self.detector, self.n_steps, mistakes)
 
     @torch.no_grad()
     def _figures(self) -> tuple[float, float]:
@@ -246,12 +249,9 @@ class InpaintingGame(Trainer):
 class _Average(nn.Module):
     """The average of a network over the steps of its training."""
 
-    n_averaged: Tensor
-
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network)
-        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.long))
         # Found once: PyTorch's own `AveragedModel` walks through the modules at every step, which
         # takes a tenth of it where networks are small.
         self._averages, self._values = (
@@ -259,12 +259,10 @@ class _Average(nn.Module):
             for net in (self.network, network)
         )
 
-    def update(self, network: nn.Module, figure: float) -> None:
-        n = int(self.n_averaged)
+    def update(self, network: nn.Module, n_before: int, figure: float) -> None:
         # Over the last tenth at first, so that short trainings forget their start too.
-        decay = min(_DECAY, (1 + n) / (10 + n)) if n else 0.0
-        get_ema_multi_avg_fn(decay)(self._averages, self._values, n)
-        self.n_averaged += 1
+        decay = min(_DECAY, (1 + n_before) / (10 + n_before)) if n_before else 0.0
+        get_ema_multi_avg_fn(decay)(self._averages, self._values, n_before)
 
 
 class _BestMoment(nn.Module):
@@ -278,7 +276,7 @@ class _BestMoment(nn.Module):
         device = next(network.parameters()).device
         self.register_buffer("lowest", torch.tensor(math.inf, device=device))
 
-    def update(self, network: nn.Module, figure: float) -> None:
+    def update(self, network: nn.Module, n_before: int, figure: float) -> None:
         if figure < self.lowest:
             self.lowest.fill_(figure)
             self.network.load_state_dict(network.state_dict())

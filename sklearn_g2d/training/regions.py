@@ -50,8 +50,8 @@ class Regions(Protocol):
     def partition(self, x: Tensor) -> list[Tensor]:
         """Give masks that together hide all places equally often."""
 
-    def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Label regions, of the shape `like`: 1 where changed; and 1 where that is certain."""
+    def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Label regions, of the shape `like`: 1 where changed; 1 where certain, None if all are."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ class TableRegions:
         """Divide the columns at random, the same way for all rows."""
         return [torch.from_numpy(group)[None].to(x) for group in self.groups]
 
-    def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, None]:
         """Label a cell by whether its value changed."""
-        return (after != before).to(like), torch.ones_like(like)
+        return (after != before).to(like), None
 
 
 def _integers(high: int, n: int, rng: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,9 +74,11 @@ class Runtime:
         own = torch.Generator(self.device).manual_seed(int(seeds[parallel.rank()]))
         return replace(self, rng=own)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Context in which matrix products run in the chosen precision."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+        if not self.bfloat16:
+            return nullcontext()  # takes no time, of which small networks leave little
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def tensor(self, array: ArrayLike) -> Tensor:
         """Copy of `array` as float32 on the device."""
