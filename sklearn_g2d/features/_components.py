@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.decomposition import PCA
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -97,6 +96,10 @@ class RemainderPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         elif not isinstance(n_components, Integral) or int(n_components) < 1:
             raise ValueError(f'n_components must be "auto" or at least 1, got {n_components!r}.')
         self.n_components_ = min(int(n_components), len(rows) - 1, rows.shape[1])
+        # Imported here, for it takes all linear models along: half of what importing the package
+        # would add to the import of PyTorch.
+        from sklearn.decomposition import PCA
+
         # The seed is of the randomised solver alone, which large data takes; with it, equal
         # rows give equal components.
         self.pca_ = PCA(self.n_components_, random_state=0)

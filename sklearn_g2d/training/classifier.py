@@ -83,7 +83,7 @@ class ClassifierTrainer(Trainer):
 
     def _step(self) -> Losses:
         n_members, half = self.classifier.n_members, self.half
-        rows = torch.stack([seen[self._draw(len(seen), half)] for seen in self.allowed])
+        rows = torch.stack([seen[self._draw(seen.numel(), half)] for seen in self.allowed])
         generated = self.generated[self._draw(len(self.generated), n_members, half)]
         batch = torch.cat([self.normal[rows], generated], 1)
         with self.runtime.autocast():

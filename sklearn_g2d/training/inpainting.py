@@ -213,14 +213,15 @@ class InpaintingGame(Trainer):
                 logits = self.detector(torch.cat(batch)).float()
             changed, certain = self.regions.compare(real, exchanged, logits[n : 2 * n])
             labels = torch.zeros_like(logits)
-            labels[n : 2 * n], labels[2 * n :] = changed, 1.0
-            loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            labels[n : 2 * n] = changed
+            labels[2 * n :] = 1.0
             if certain is None:
-                loss = loss.mean()
+                loss = F.binary_cross_entropy_with_logits(logits, labels)
             else:
                 weights = torch.ones_like(logits)
                 weights[n : 2 * n] = certain
-                loss = (loss * weights).sum() / weights.sum()
+                loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+                loss = loss / weights.sum()
         self._update(self._detector_optimizer, loss)
         return {"detector_loss": loss.detach()}
 

@@ -106,17 +106,17 @@ class Training:
             If training has diverged once more than it may.
         """
         shown = self._show_again(on_step)
-        step, losses = self.step, []
+        step, losses = self.step, list[Tensor]()
         while step < self._last_step:
             named = self.trainer.step()
             self._names = list(named)
-            losses.append(torch.stack(tuple(named.values())))
+            losses += named.values()
             step += 1
             if step > shown:
                 shown = step
                 if parallel.from_first(on_step(step, named)):
                     self._last_step = step
-            if len(losses) == _BLOCK or step == self._last_step:
+            if step == self.step + _BLOCK or step == self._last_step:
                 self._close(losses, remedy)
                 step, losses = self.step, []
 
@@ -130,8 +130,12 @@ class Training:
         return self.step
 
     def _close(self, block: list[Tensor], remedy: str) -> None:
-        """Keep the state after a block of steps, or go back to the one before."""
-        losses = torch.stack(block).cpu().numpy()
+        """Keep the state after a block of steps, or go back to the one before.
+
+        All losses of its steps are put together at once: an operation a step takes a fiftieth of
+        the time of small networks.
+        """
+        losses = torch.stack(block).cpu().numpy().reshape(-1, len(self._names))
         trouble = self._trouble(losses)
         if trouble is None:
             self._blocks.append(losses)

@@ -34,12 +34,11 @@ def share_of(settings: Settings) -> Settings:
     return replace(settings, batch_size=-(-settings.batch_size // n_processes()))
 
 
-@torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
     """Put the means over processes in place of tensors; in one message, for many cost as many."""
     if n_processes() == 1:
         return
-    own = list(tensors)
+    own = [tensor.detach() for tensor in tensors]
     means = torch.cat([tensor.flatten() for tensor in own])
     distributed.all_reduce(means)
     means /= n_processes()

@@ -51,7 +51,7 @@ class Regions(Protocol):
         """Give masks that together hide all places equally often."""
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Label regions, of the shape `like`: 1 where changed; 1 where certain, None if all are."""
+        """Tell where, in the shape `like`, there is change, and where that is certain."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ class ImageRegions:
         ]
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Label a region by the squared change in it and around it."""
+        """Judge a region by the squared change in it and around it."""
         size = (like.shape[2], like.shape[3])
         change = F.adaptive_avg_pool2d((after - before).square().mean(1, keepdim=True), size)
         change = F.avg_pool2d(change, 3, 1, 1)
         mean = change.sum() / (change > 0).sum().clamp(min=1)
         changed = change > _CHANGED * mean
-        return changed.to(like), (changed | (change <= _UNCHANGED * mean)).to(like)
+        return changed, changed | (change <= _UNCHANGED * mean)
 
     def _block(self, factor: float) -> int:
         return max(2, round(self.size * factor))
@@ -185,8 +185,8 @@ class TableRegions:
         return [torch.from_numpy(group)[None].to(x) for group in self.groups]
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, None]:
-        """Label a cell by whether its value changed."""
-        return (after != before).to(like), None
+        """Compare values."""
+        return after != before, None
 
 
 def _integers(high: int, n: int, rng: torch.Generator) -> Tensor:
