@@ -23,6 +23,7 @@ from sklearn.model_selection import GridSearchCV
 from threadpoolctl import threadpool_limits
 
 from benchmarks.report import write_markdown
+from benchmarks.speed import draw_rows
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
@@ -37,13 +38,17 @@ def questions() -> dict[str, Question]:
     digits = load_digits()
     images, is_normal = digits.images[:, np.newaxis], np.where(digits.target != 9, 1, -1)
     g2d, avid = G2DOutlierDetector(random_state=0), AVIDDetector(random_state=0)
+    many = draw_rows(5_000, 30)
+    shuffled = np.random.default_rng(0).permuted(many[:500], axis=0)
+    many, is_plain = np.concatenate([many, shuffled]), np.repeat([1, -1], [5_000, 500])
     grid = {"n_neighbors": [3, 5, 10, 20, 40], "n_estimators": [4, 8, 16]}
     steps = {"max_steps": [500, 1000, 1500, 2000]}
     return {
         "G2D, 569 rows of 30 columns": (g2d, grid, X, y),
+        "G2D, 5,500 rows of 30 columns": (g2d, grid, many, is_plain),
         "G2D, 1,797 images": (g2d, grid, images, is_normal),
         "AVID, 569 rows of 30 columns": (avid, steps, X, y),
-        "AVID, 1,797 images": (avid, {"max_steps": [100, 150, 200, 250]}, images, is_normal),
+        "AVID, 1,797 images": (avid, {"max_steps": [20, 30, 40, 50]}, images, is_normal),
     }
 
 
