@@ -28,7 +28,7 @@ from sklearn_g2d.training.runtime import Runtime, single_thread
 
 # Training keeps its images in memory: at most so many values, drawn at random from more.
 MAX_TRAINING_VALUES = 2**26
-MAX_TRAINING_ROWS = 50_000  # of a table: more hardly add to what a training looks at
+MAX_TABLE_ROWS = 50_000  # of a table: more hardly add to what a training looks at
 
 # Share of the training data that is kept from each pair of networks, and the most images, or
 # rows, of it: they tell what maps of new normal data look like.
@@ -440,7 +440,7 @@ class AVIDDetector(BaseDetector):
 
     def _max_samples(self, n_features: int) -> int:
         most = max(2, MAX_TRAINING_VALUES // n_features)
-        return min(most, MAX_TRAINING_ROWS) if self.image_shape_ is None else most
+        return min(most, MAX_TABLE_ROWS) if self.image_shape_ is None else most
 
     def _held_out(self, order: NDArray[np.intp], recipe: AVIDRecipe) -> list[NDArray[np.intp]]:
         """Which samples each pair is not trained on; all of very few, which none can be spared."""

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from sklearn.callback import CallbackContext
 from torch import Tensor
 
+from sklearn_g2d import _files
 from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._encoding import Decoder, Encoder
 from sklearn_g2d._mapped import blocks
 from sklearn_g2d._version import __version__
 from sklearn_g2d.errors import CheckpointError, ModelFileError
-from sklearn_g2d.persistence import _FORMAT, _checksum, _Decoder, _Encoder, _read, _write
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.trainer import State
@@ -240,7 +241,7 @@ class _Fit:
         shown = repr(str(self.path))
         stamp = self._stamp_of_file()
         try:
-            metadata, arrays = _read(self.path, kind=_KIND)
+            metadata, arrays = _files.read(self.path, kind=_KIND)
             identity = json.loads(metadata["identity"])
         except (ModelFileError, KeyError, ValueError) as error:
             raise CheckpointError(
@@ -257,7 +258,7 @@ class _Fit:
                 f"{shown} is the checkpoint of another fit ({differences}). Call that one again to "
                 f"go on with it. {_ANEW}"
             )
-        state = _Decoder(arrays).decode(json.loads(metadata["state"]))
+        state = Decoder(arrays).decode(json.loads(metadata["state"]))
         self.random_state, self.stages = state["random_state"], state["stages"]
         self._stamp = stamp
 
@@ -268,16 +269,16 @@ class _Fit:
                 f"{str(self.path)!r} was written by another fit meanwhile. Give each fit a path of "
                 "its own, or pass Checkpoint a folder."
             )
-        encoder = _Encoder()
+        encoder = Encoder()
         state = {"random_state": self.random_state, "stages": _as_arrays(self.stages)}
         metadata = {
             "format": _KIND,
-            "format_version": str(_FORMAT),
+            "format_version": str(_files.FORMAT),
             "versions": json.dumps({"sklearn_g2d": __version__}),
             "identity": json.dumps(self.identity),
             "state": json.dumps(encoder.encode(state, "state")),
         }
-        _write(self.path, metadata, encoder.arrays)
+        _files.write(self.path, metadata, encoder.arrays)
         self._stamp = self._stamp_of_file()
 
     def _stamp_of_file(self) -> tuple[int, ...] | None:
@@ -306,9 +307,9 @@ def _identity(estimator: BaseDetector, X: NDArray[Any], to_continue: Any) -> dic
         if name != "verbose":
             identity[name] = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # places in memory
     if to_continue is not None:
-        encoder = _Encoder()
+        encoder = Encoder()
         state = json.dumps(encoder.encode(to_continue, ""))
-        identity["networks to continue"] = _checksum({"state": state}, encoder.arrays)[:16]
+        identity["networks to continue"] = _files.checksum({"state": state}, encoder.arrays)[:16]
     return identity
 
 

@@ -24,7 +24,15 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _players, _recipes, persistence
+from sklearn_g2d import (
+    AVIDDetector,
+    G2DOutlierDetector,
+    _encoding,
+    _files,
+    _players,
+    _recipes,
+    persistence,
+)
 from sklearn_g2d.errors import ModelFileError, UnsupportedObjectError
 
 FAST = {"max_steps": 4, "n_estimators": 2, "random_state": 0}
@@ -216,10 +224,10 @@ def test_calibration_and_callbacks(fit, tmp_path):
     ids=repr,
 )
 def test_values(value):
-    encoder = persistence._Encoder()
+    encoder = _encoding.Encoder()
     node = json.loads(json.dumps(encoder.encode([value], "place"), allow_nan=False))
     arrays = {name: array.copy() for name, array in encoder.arrays.items()}
-    (found,) = persistence._Decoder(arrays).decode(node)
+    (found,) = _encoding.Decoder(arrays).decode(node)
     assert type(found) is type(value)
     np.testing.assert_equal(found, value)
     if isinstance(value, np.ndarray):
@@ -232,7 +240,7 @@ def test_values(value):
 
 def test_shared_arrays_are_stored_once():
     array = np.arange(4.0)
-    encoder = persistence._Encoder()
+    encoder = _encoding.Encoder()
     encoder.encode({"a": array, "b": [array], "c": array.copy()}, "state")
     assert sorted(encoder.arrays) == ["state.a", "state.c"]
 
@@ -385,7 +393,7 @@ def forge(source, target, **changes):
     with safetensors.safe_open(source, framework="numpy") as file:
         metadata = {**file.metadata(), **changes}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    metadata["sha256"] = persistence._checksum(metadata, arrays)
+    metadata["sha256"] = _files.checksum(metadata, arrays)
     save_file(arrays, target, metadata)
 
 
@@ -431,9 +439,7 @@ def test_networks_are_not_larger_than_their_weights(saved, fit, tmp_path):
     state = network.__getstate__()
     sizes = (3, sum(w.size for w in state["weights"].values()), 10**4, 1)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        persistence._rebuild(
-            type(network), {**state, "config": {**state["config"], "sizes": sizes}}
-        )
+        _encoding.rebuild(type(network), {**state, "config": {**state["config"], "sizes": sizes}})
 
 
 # Versions
@@ -466,7 +472,7 @@ def test_files_of_all_formats_load(path):
 
 
 def test_there_are_files_of_the_current_format():
-    assert {f"{name}_{persistence._FORMAT}" for name in persistence._DETECTORS} <= {
+    assert {f"{name}_{_files.FORMAT}" for name in persistence._DETECTORS} <= {
         path.stem for path in FILES
     }
 

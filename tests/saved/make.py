@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d.persistence import _FORMAT
+from sklearn_g2d._files import FORMAT
 
 FOLDER = Path(__file__).parent
 
@@ -31,7 +31,7 @@ DETECTORS = (
 
 if __name__ == "__main__":
     for detector, shape in DETECTORS:
-        path = FOLDER / f"{type(detector).__name__}_{_FORMAT}.safetensors"
+        path = FOLDER / f"{type(detector).__name__}_{FORMAT}.safetensors"
         X = np.sin(np.arange(np.prod(shape))).reshape(shape)
         detector.fit(X).save(path)
         expected = {"shape": shape, "score_samples": detector.score_samples(X).tolist()}
