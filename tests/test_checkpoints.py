@@ -22,7 +22,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, callbacks
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _files
 from sklearn_g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES
 from sklearn_g2d.callbacks import Checkpoint
 from sklearn_g2d.errors import CheckpointError, TrainingDivergedError
@@ -484,8 +484,8 @@ def test_a_fit_that_is_refused_leaves_no_checkpoint(tmp_path):
 
 def test_checkpoints_are_written_no_more_often_than_asked_for(tmp_path, monkeypatch):
     written = []
-    write = callbacks._write
-    monkeypatch.setattr(callbacks, "_write", lambda *args: written.append(write(*args)))
+    write = _files.write
+    monkeypatch.setattr(_files, "write", lambda *args: written.append(write(*args)))
     detector, X = make("G2D table")
     detector.set_callbacks(Checkpoint(tmp_path / "checkpoint")).fit(X)
     assert len(written) == 1  # the first one, with what was drawn
