@@ -149,9 +149,9 @@ class InpaintingGame(Trainer):
         }
 
     def _step(self) -> Losses:
-        losses, inpainted = self._inpainter_step()
+        losses, x, inpainted = self._inpainter_step()
         if self.n_steps % self.settings.detector_every == 0:
-            self._detector_losses = self._detector_step(inpainted)
+            self._detector_losses = self._detector_step(x, inpainted)
         if not self.settings.published:
             self._keep(0.0, 0.0)
         elif self.n_steps % max(1, self.max_steps // _CHECKS) == 0 or (
@@ -167,7 +167,7 @@ class InpaintingGame(Trainer):
         warm_up = min(1.0, (self.n_steps + 1) / _WARM_UP_STEPS)
         return warm_up * (1 + math.cos(math.pi * self.n_steps / self.max_steps)) / 2
 
-    def _inpainter_step(self) -> tuple[Losses, Tensor]:
+    def _inpainter_step(self) -> tuple[Losses, Tensor, Tensor]:
         settings, rng = self.settings, self.runtime.rng
         x = self.regions.draw(self.X, settings.batch_size, rng)
         if settings.corruption == "gaussian":
@@ -192,9 +192,9 @@ class InpaintingGame(Trainer):
             loss = loss + settings.adversarial_weight * adversarial
             losses["adversarial_loss"] = adversarial
         self._update(self._inpainter_optimizer, loss)
-        return {name: value.detach() for name, value in losses.items()}, inpainted.detach()
+        return {name: value.detach() for name, value in losses.items()}, x, inpainted.detach()
 
-    def _detector_step(self, inpainted: Tensor) -> Losses:
+    def _detector_step(self, x: Tensor, inpainted: Tensor) -> Losses:
         n, rng = self.settings.batch_size, self.runtime.rng
         if self.settings.published:
             real = self.regions.draw(self.X, n, rng)
@@ -205,21 +205,19 @@ class InpaintingGame(Trainer):
         else:
             real, elsewhere = self.regions.draw_pairs(self.X, n, self._range, rng)
             mask = self.regions.mask(real, _EXCHANGED, rng)
-            exchanged = torch.where(mask > 0, elsewhere, real)
-            batch = [real, exchanged]
+            before, after = real, torch.where(mask > 0, elsewhere, real)
             if self.settings.adversarial_weight:
-                batch.append(inpainted)
+                before, after = torch.cat([before, x]), torch.cat([after, inpainted])
             with self.runtime.autocast():
-                logits = self.detector(torch.cat(batch)).float()
-            changed, certain = self.regions.compare(real, exchanged, logits[n : 2 * n])
+                logits = self.detector(torch.cat([real, after])).float()
+            changed, certain = self.regions.compare(before, after, logits[n:])
             labels = torch.zeros_like(logits)
-            labels[n : 2 * n] = changed
-            labels[2 * n :] = 1.0
+            labels[n:] = changed
             if certain is None:
                 loss = F.binary_cross_entropy_with_logits(logits, labels)
             else:
                 weights = torch.ones_like(logits)
-                weights[n : 2 * n] = certain
+                weights[n:] = certain
                 loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
                 loss = loss / weights.sum()
         self._update(self._detector_optimizer, loss)
