@@ -904,6 +904,30 @@ def test_the_detector_learns_from_the_inpainted_only_if_asked():
     assert separation[1.0] > max(0, separation[0.0]) + 0.5
 
 
+def test_the_detector_does_not_learn_that_what_i_left_alone_is_irregular():
+    """Of the inpainted counts what came out otherwise than it was: here, nothing."""
+
+    class Copyist(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, mask):
+            return x + 0 * self.weight
+
+    logits = {}
+    for weight in (0.0, 1.0):
+        runtime = Runtime.create("cpu", "float32", seed=0)
+        _, detector, regions, X = make_players(runtime, "images")
+        settings = replace(SETTINGS, adversarial_weight=weight, learning_rates=(0.0, 1e-2))
+        game = InpaintingGame(Copyist(), detector, regions, X, X, 40, settings, runtime)
+        for _ in range(40):
+            game.step()
+        with torch.no_grad():
+            logits[weight] = float(game.result[1](X).mean())
+    assert logits[1.0] < logits[0.0] + 0.1
+
+
 @KINDS
 def test_a_published_detector_calls_the_inpainted_irregular(runtime, kind):
     inpainter, detector, regions, X = make_players(runtime, kind)
