@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constra
 
 PIP_OLDEST := $(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check \
               --constraint constraints-oldest.txt
-TOOLS_OLDEST := hypothesis onnxruntime pandas polars pyarrow pytest skops
+TOOLS_OLDEST := hypothesis onnxruntime pandas polars pyarrow pytest skops sybil
 
 PUBLIC := $(addprefix sklearn_g2d/,_avid.py _detector.py _g2d.py datasets.py export.py metrics.py \
           model_selection.py persistence.py callbacks.py dask.py) \

@@ -346,7 +346,8 @@ def image_detector():
 
 
 def test_snapshot_samples_are_a_row_of_images_for_each_snapshot(image_detector):
-    display = SnapshotSamplesDisplay.from_estimator(image_detector, n_samples=3)
+    display = SnapshotSamplesDisplay.from_estimator(image_detector, n_samples=3, cmap="bone")
+    assert display.image_.get_cmap().name == "bone"
     n_snapshots = len(image_detector.snapshots_)
     assert display.samples.shape == (n_snapshots, 3, 1, 8, 8)
     assert display.image_.get_array().shape == (n_snapshots * 9, 3 * 9)

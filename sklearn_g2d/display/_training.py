@@ -241,6 +241,7 @@ class SnapshotSamplesDisplay:
         random_state: int | np.random.RandomState | None = None,
         name: str | None = None,
         ax: Axes | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Draw samples of a fitted detector's snapshots.
 
@@ -257,6 +258,8 @@ class SnapshotSamplesDisplay:
             Title of the plot; None takes the estimator's class.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
+        **kwargs : dict
+            Passed to ``Axes.imshow``.
 
         Returns
         -------
@@ -289,7 +292,7 @@ class SnapshotSamplesDisplay:
             snapshots=estimator.snapshots_,
             name=type(estimator).__name__ if name is None else name,
         )
-        return display.plot(ax=ax)
+        return display.plot(ax=ax, **kwargs)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Self:
         """Draw the samples, a row for each snapshot.

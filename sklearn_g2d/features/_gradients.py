@@ -167,10 +167,11 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _batches(self, rows: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
         """Images whose training range is [0, 1], a few at a time."""
-        low, high = self.intensity_range_
+        low, high = (0.5 * end for end in self.intensity_range_)  # whose range is always finite
         for batch in gen_batches(len(rows), max(1, _BATCH_PIXELS // self.n_features_in_)):
             # Only the difference of large numbers may be shortened to float32.
-            images = np.subtract(rows[batch], low, dtype=np.float64)
+            images = np.multiply(rows[batch], 0.5, dtype=np.float64)
+            images -= low
             images /= high - low if high > low else 1.0
             # A wild pixel is cut off where float32 still holds its powers.
             np.clip(images, -1e6, 1e6, out=images)
