@@ -387,8 +387,11 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         training = Training(trainer, max_steps)
         stage = context.subcontext(task_name=name, max_subtasks=max_steps)
         stage.call_on_fit_task_begin(estimator=self, metadata={"training": training})
+        is_watched = bool(getattr(self, "_skl_callbacks", []))
 
         def on_step(step: int, losses: Losses) -> bool:
+            if not is_watched:
+                return False
             task = stage.subcontext(task_name="step")
             task.call_on_fit_task_begin(estimator=self)
             return task.call_on_fit_task_end(

@@ -99,7 +99,9 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n_members, n, in_features) to (n_members, n, out_features)."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        # At once: a module looks for an attribute in three places, which takes time in small steps.
+        own = cast(dict[str, Tensor], self._parameters)
+        return torch.baddbmm(own["bias"], x, own["weight"])
 
 
 class EnsembleMLP(StorableModule):

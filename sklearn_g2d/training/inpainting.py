@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -245,6 +246,9 @@ class InpaintingGame(Trainer):
         return error, mistaken
 
 
+_averaging = lru_cache(maxsize=1)(get_ema_multi_avg_fn)  # both networks' decay is the same
+
+
 class _Average(nn.Module):
     """The average of a network over the steps of its training."""
 
@@ -261,7 +265,7 @@ class _Average(nn.Module):
     def update(self, network: nn.Module, n_before: int, figure: float) -> None:
         # Over the last tenth at first, so that short trainings forget their start too.
         decay = min(_DECAY, (1 + n_before) / (10 + n_before)) if n_before else 0.0
-        get_ema_multi_avg_fn(decay)(self._averages, self._values, n_before)
+        _averaging(decay)(self._averages, self._values, n_before)
 
 
 class _BestMoment(nn.Module):
