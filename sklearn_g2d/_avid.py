@@ -84,9 +84,9 @@ class AVIDDetector(BaseDetector):
     reconstruction_weight : float, default=None
         Weight of I's squared error. The default recipe takes 1, the paper recipe 0.
     adversarial_weight : float, default=None
-        Weight, in I's loss, of D's judgement of the inpainted regions. Above 0, D also learns that
-        these are irregular. The default recipe takes 0, for it does not help (docs/results); the
-        paper recipe 1.
+        Weight, in I's loss, of D's judgement of the inpainted. Above 0, D also learns that what
+        came out otherwise than it was is irregular (paper recipe: all that was inpainted). The
+        default recipe takes 0, for it does not help (docs/ablation.md); the paper recipe 1.
     map : "combined", "inpainter" or "detector", default="combined"
         Whose map counts: both networks', or that of one, the paper's ablation. May be
         changed after `fit`; `offset_` stays that of the map it was fitted with.

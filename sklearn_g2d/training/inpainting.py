@@ -44,7 +44,8 @@ class InpaintingSettings:
     reconstruction_weight : float
         Weight of I's squared error.
     adversarial_weight : float
-        Weight, in I's loss, of what D makes of the inpainted; with 0 D is not shown it.
+        Weight, in I's loss, of what D makes of the inpainted; with 0 D is not shown it. D is told
+        that it is irregular where it changed, as much as with exchanged regions.
     learning_rates : tuple of float
         Of I and of D.
     published : bool
