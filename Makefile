@@ -22,7 +22,7 @@ OLDEST_TESTS := $(addprefix tests/test_,callbacks.py display.py features.py inpu
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
 	@echo "make test       run the tests"
-	@echo "make test-slow  run the tests that take long, 20 minutes together"
+	@echo "make test-slow  run the tests that take long, 14 minutes together"
 	@echo "make test-oldest  run some tests with the oldest dependencies that are allowed"
 	@echo "make package    build wheel and sdist, and use each away from its sources"
 	@echo "make lint       check style, types, docstrings, security and licences"

@@ -172,8 +172,9 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             # Only the difference of large numbers may be shortened to float32.
             images = np.multiply(rows[batch], 0.5, dtype=np.float64)
             images -= low
-            images /= high - low if high > low else 1.0
             # A wild pixel is cut off where float32 still holds its powers.
+            with np.errstate(over="ignore"):
+                images /= high - low if high > low else 1.0
             np.clip(images, -1e6, 1e6, out=images)
             yield images.astype(np.float32).reshape(-1, *self.image_shape_)
 
