@@ -51,7 +51,10 @@ class Regions(Protocol):
         """Give masks that together hide all places equally often."""
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tell where, in the shape `like`, there is change, and where that is certain."""
+        """Tell where, in the shape `like`, there is change, and where that is certain.
+
+        Both are bool; None instead of the latter says that it is so everywhere.
+        """
 
 
 @dataclass(frozen=True)
