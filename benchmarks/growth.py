@@ -99,7 +99,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace) -> None:
             "above what it held when the data were open, libraries that load on first use "
             "included; pages of the file count while they are in its memory. The file of "
             "10,000,000 rows is 800 MB.",
-            "`python -m benchmarks.growth` repeats it.",
+            f"`python -m benchmarks.growth --threads {args.threads}` repeats it.",
             "![Time and memory by rows and columns](growth.png)",
         ],
         [

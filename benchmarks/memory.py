@@ -97,7 +97,7 @@ def main() -> None:
             f"Peak resident memory, threads: {args.threads}, every line of a process of its own: "
             f"fits of {TABLE[0]} rows of {TABLE[1]} columns, or of {IMAGES[0]} images of "
             f"{IMAGES[2]} x {IMAGES[3]} pixels, and scores of single rows or images.",
-            "`python -m benchmarks.memory` repeats it.",
+            f"`python -m benchmarks.memory --threads {args.threads}` repeats it.",
         ],
         [table],
     )

@@ -173,7 +173,7 @@ def main() -> None:
             f"training steps as `fit` takes them; scores of {N_NEW:,} rows, {N_COLUMNS} columns, "
             f"{N_ROWS:,} training rows; the import over that of torch and sklearn. One thread, "
             f"{args.rounds} rounds in which the two take turns.",
-            "`python -m benchmarks.overhead` repeats it.",
+            f"`python -m benchmarks.overhead --rounds {args.rounds}` repeats it.",
         ],
         [table],
     )

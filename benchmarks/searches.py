@@ -120,7 +120,7 @@ def main() -> None:
             "is held to one, and with two processes of one thread each, their start included; "
             f"medians of {args.repeats} rounds in which they take turns. The last columns compare "
             "the AUC of each split with that of two processes.",
-            "`python -m benchmarks.searches` repeats it.",
+            f"`python -m benchmarks.searches --repeats {args.repeats}` repeats it.",
         ],
         [table],
     )

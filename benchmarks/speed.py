@@ -104,7 +104,7 @@ def main() -> None:
             f"{args.threads} threads; below 1, G2D is faster. Then the AUC, and mean seconds.",
             "Normal rows are drawn from four clusters around planes; outliers, for the AUC, are "
             "the same with each column shuffled by itself.",
-            "`python -m benchmarks.speed` repeats it.",
+            f"`python -m benchmarks.speed --repeats {args.repeats}` repeats it.",
         ],
         tables,
     )
