@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d._detector import conformal_rank
+from sklearn_g2d._base import conformal_rank
 
 
 class Detector(Protocol):

@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from benchmarks import tabular
 from benchmarks.report import write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, run
-from sklearn_g2d._classifiers import NetworkClassifiers, blind_folds
-from sklearn_g2d._g2d import N_FOLDS
-from sklearn_g2d._generator import IrregularityGenerator
-from sklearn_g2d._recipes import G2D_RECIPES
-from sklearn_g2d._representation import Representation
 from sklearn_g2d.features import NeighborProfile
+from sklearn_g2d.g2d._classifier import ClassifierTrainer
+from sklearn_g2d.g2d._classifiers import NetworkClassifiers, blind_folds
+from sklearn_g2d.g2d._detector import N_FOLDS
+from sklearn_g2d.g2d._generator import IrregularityGenerator
+from sklearn_g2d.g2d._preprocessing import Representation
+from sklearn_g2d.g2d._recipes import G2D_RECIPES
+from sklearn_g2d.g2d._snapshots import Snapshot
 from sklearn_g2d.metrics import outlier_roc_auc_score
-from sklearn_g2d.networks.ensemble import EnsembleMLP
-from sklearn_g2d.training.classifier import ClassifierTrainer
+from sklearn_g2d.training.ensemble import EnsembleMLP
 from sklearn_g2d.training.runtime import Runtime
-from sklearn_g2d.training.snapshots import Snapshot
 
 RECIPE = G2D_RECIPES["default"]
 MAX_ROWS = 2_000  # for training, and of each label for testing

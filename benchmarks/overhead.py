@@ -26,15 +26,16 @@ from threadpoolctl import threadpool_limits
 from benchmarks import bare_loops
 from benchmarks.report import write_markdown
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d._detector import BaseDetector
-from sklearn_g2d._players import TablePlayers
-from sklearn_g2d._recipes import AVID_RECIPES, G2D_RECIPES
-from sklearn_g2d.networks.ensemble import EnsembleMLP
-from sklearn_g2d.networks.tables import TableGenerator
-from sklearn_g2d.training.classifier import ClassifierTrainer
+from sklearn_g2d._base import BaseDetector
+from sklearn_g2d.avid._models import TablePlayers
+from sklearn_g2d.avid._recipes import AVID_RECIPES
+from sklearn_g2d.g2d._classifier import ClassifierTrainer
+from sklearn_g2d.g2d._networks import TableGenerator
+from sklearn_g2d.g2d._recipes import G2D_RECIPES
+from sklearn_g2d.g2d._wgan import WGAN
+from sklearn_g2d.training.ensemble import EnsembleMLP
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Trainer
-from sklearn_g2d.training.wgan import WGAN
 
 N_ROWS, N_COLUMNS, N_NEW, STEPS = 5_000, 30, 20_000, 100
 

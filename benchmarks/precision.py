@@ -28,13 +28,15 @@ from threadpoolctl import threadpool_limits
 from benchmarks.report import write_markdown
 from benchmarks.tabular import split_rows
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d._players import ImagePlayers
-from sklearn_g2d._recipes import AVID_IMAGE_RECIPES
+from sklearn_g2d.avid import _networks as inpainting
+from sklearn_g2d.avid._models import ImagePlayers
+from sklearn_g2d.avid._recipes import AVID_IMAGE_RECIPES
+from sklearn_g2d.g2d import _image_networks as images
+from sklearn_g2d.g2d._wgan import WGAN, WGANSettings
 from sklearn_g2d.metrics import outlier_roc_auc_score
-from sklearn_g2d.networks import convolutions, images, inpainting
+from sklearn_g2d.training import convolutions
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Trainer
-from sklearn_g2d.training.wgan import WGAN, WGANSettings
 
 # What plain PyTorch does, then what the package does on processors without and with bfloat16.
 WAYS = {

@@ -1,7 +1,7 @@
 """Learned outlier detectors for scikit-learn, with PyTorch trainers inside."""
 
-from sklearn_g2d._avid import AVIDDetector
-from sklearn_g2d._g2d import G2DOutlierDetector
 from sklearn_g2d._version import __version__
+from sklearn_g2d.avid._detector import AVIDDetector
+from sklearn_g2d.g2d._detector import G2DOutlierDetector
 
 __all__ = ["AVIDDetector", "G2DOutlierDetector", "__version__"]

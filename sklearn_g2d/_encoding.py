@@ -16,21 +16,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
-from sklearn_g2d._canvas import Canvas
-from sklearn_g2d._classifiers import NetworkClassifiers, SklearnClassifiers
-from sklearn_g2d._conditional import ConditionalScaler
-from sklearn_g2d._generator import IrregularityGenerator
-from sklearn_g2d._players import ImagePlayers, TablePlayers
-from sklearn_g2d._representation import Representation
+from sklearn_g2d.avid._appearance import ConditionalScaler
+from sklearn_g2d.avid._masking import ImageRegions, TableRegions
+from sklearn_g2d.avid._models import ImagePlayers, TablePlayers
+from sklearn_g2d.avid._networks import CellDetector, CellInpainter, PatchDetector, UNet
+from sklearn_g2d.avid._preprocessing import Canvas
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.features import NeighborProfile, OrientedGradients, RemainderPCA, SquashingScaler
 from sklearn_g2d.features._scaling import RangeScaler
-from sklearn_g2d.networks.ensemble import EnsembleMLP, StorableModule
-from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
-from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
-from sklearn_g2d.networks.tables import TableGenerator
-from sklearn_g2d.training.regions import ImageRegions, TableRegions
-from sklearn_g2d.training.snapshots import Snapshot
+from sklearn_g2d.g2d._classifiers import NetworkClassifiers, SklearnClassifiers
+from sklearn_g2d.g2d._generator import IrregularityGenerator
+from sklearn_g2d.g2d._image_networks import ConvGenerator, ConvNetwork
+from sklearn_g2d.g2d._networks import TableGenerator
+from sklearn_g2d.g2d._preprocessing import Representation
+from sklearn_g2d.g2d._snapshots import Snapshot
+from sklearn_g2d.training.ensemble import EnsembleMLP, StorableModule
 
 # What a file may hold instances of: this package's classes, and those of scikit-learn whose state
 # is nothing but arrays and numbers that only Python code reads. (Compiled trees trust theirs.)

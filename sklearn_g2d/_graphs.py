@@ -15,14 +15,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_g2d import _avid, _canvas, _players
-from sklearn_g2d._avid import AVIDDetector
-from sklearn_g2d._classifiers import NetworkClassifiers
-from sklearn_g2d._conditional import ConditionalScaler, deviations
-from sklearn_g2d._detector import BaseDetector
-from sklearn_g2d._g2d import G2DOutlierDetector
-from sklearn_g2d._players import ImagePlayers, TablePlayers
-from sklearn_g2d._recipes import AVID_RECIPES
+from sklearn_g2d._base import BaseDetector
+from sklearn_g2d.avid import _detector as _avid
+from sklearn_g2d.avid import _models as _players
+from sklearn_g2d.avid import _preprocessing as _canvas
+from sklearn_g2d.avid._appearance import ConditionalScaler, deviations
+from sklearn_g2d.avid._detector import AVIDDetector
+from sklearn_g2d.avid._models import ImagePlayers, TablePlayers
+from sklearn_g2d.avid._recipes import AVID_RECIPES
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.features import (
     NeighborProfile,
@@ -33,8 +33,10 @@ from sklearn_g2d.features import (
     _neighbors,
 )
 from sklearn_g2d.features._scaling import RangeScaler
-from sklearn_g2d.networks.images import ConvNetwork
-from sklearn_g2d.training.classifier import IRREGULAR, NORMAL
+from sklearn_g2d.g2d._classifier import IRREGULAR, NORMAL
+from sklearn_g2d.g2d._classifiers import NetworkClassifiers
+from sklearn_g2d.g2d._detector import G2DOutlierDetector
+from sklearn_g2d.g2d._image_networks import ConvNetwork
 from sklearn_g2d.training.runtime import computes_in_bfloat16
 
 

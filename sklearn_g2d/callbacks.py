@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from sklearn.callback import CallbackContext
 from torch import Tensor
 
-from sklearn_g2d import _files
-from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._base import BaseDetector
 from sklearn_g2d._encoding import Decoder, Encoder
-from sklearn_g2d._mapped import blocks
 from sklearn_g2d._version import __version__
 from sklearn_g2d.errors import CheckpointError, ModelFileError
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.trainer import State
+from sklearn_g2d.utils import files as _files
+from sklearn_g2d.utils.mapped import blocks
 
 __all__ = ["Checkpoint"]
 

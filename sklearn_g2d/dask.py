@@ -11,7 +11,7 @@ from dask.delayed import delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._base import BaseDetector
 
 __all__ = ["score_samples"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch, check_random_state
 
-from sklearn_g2d._opencv import import_opencv
+from sklearn_g2d.utils.opencv import import_opencv
 
 __all__ = ["load_ucsd", "make_puzzles"]
 

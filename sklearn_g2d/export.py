@@ -15,10 +15,10 @@ import torch
 from numpy.typing import DTypeLike
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._detector import BaseDetector
-from sklearn_g2d._files import replace
+from sklearn_g2d._base import BaseDetector
 from sklearn_g2d._graphs import graph_of
 from sklearn_g2d._version import __version__
+from sklearn_g2d.utils.files import replace
 
 __all__ = ["to_onnx"]
 

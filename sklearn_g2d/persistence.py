@@ -12,13 +12,13 @@ import sklearn
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d import _files
-from sklearn_g2d._avid import AVIDDetector
-from sklearn_g2d._detector import BaseDetector
+from sklearn_g2d._base import BaseDetector
 from sklearn_g2d._encoding import OTHER_REMEDY, Decoder, Encoder
-from sklearn_g2d._g2d import G2DOutlierDetector
 from sklearn_g2d._version import __version__
+from sklearn_g2d.avid._detector import AVIDDetector
 from sklearn_g2d.errors import ModelFileError, UnsupportedObjectError
+from sklearn_g2d.g2d._detector import G2DOutlierDetector
+from sklearn_g2d.utils import files as _files
 
 __all__ = ["load", "save"]
 

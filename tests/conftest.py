@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_wine
 
-from sklearn_g2d import _recipes
+from sklearn_g2d.g2d import _recipes
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_g2d import AVIDDetector, _avid, _players
+from sklearn_g2d import AVIDDetector
+from sklearn_g2d.avid import _detector as _avid
+from sklearn_g2d.avid import _models as _players
 
 IMAGES = {"region_size": 12, "width": 4, "batch_size": 4, "max_steps": 2, "random_state": 0}
 PAPER_IMAGES = {**IMAGES, "recipe": "paper", "region_size": 20}

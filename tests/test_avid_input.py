@@ -8,7 +8,8 @@ import pytest
 from scipy import sparse
 from sklearn.utils import get_tags
 
-from sklearn_g2d import AVIDDetector, _players
+from sklearn_g2d import AVIDDetector
+from sklearn_g2d.avid import _models as _players
 from sklearn_g2d.errors import TrainingDivergedError
 
 IMAGES = {"region_size": 12, "width": 2, "batch_size": 4, "max_steps": 2, "random_state": 0}

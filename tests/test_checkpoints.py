@@ -22,13 +22,14 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _files
-from sklearn_g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.callbacks import Checkpoint
 from sklearn_g2d.errors import CheckpointError, TrainingDivergedError
+from sklearn_g2d.g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
 from sklearn_g2d.training.trainer import Trainer
+from sklearn_g2d.utils import files as _files
 
 G2D = {"max_steps": 70, "n_estimators": 2, "n_neighbors": 5, "random_state": 0}
 AVID = {"max_steps": 70, "random_state": 0}

@@ -26,7 +26,7 @@ MODULES = [
         if not any(part.startswith("_") for part in module.name.split("."))
     ),
 ]
-INTERNAL = ("sklearn_g2d.training", "sklearn_g2d.networks")
+INTERNAL = ("sklearn_g2d.training", "sklearn_g2d.utils")
 
 
 def public_objects():

@@ -11,9 +11,10 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _recipes
-from sklearn_g2d._recipes import G2D_RECIPES
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import _recipes
 from sklearn_g2d.errors import TrainingDivergedError
+from sklearn_g2d.g2d._recipes import G2D_RECIPES
 from sklearn_g2d.training import loop
 
 # Gradients of this length, and SGD, diverge at the paper's learning rates.

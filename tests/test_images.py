@@ -19,8 +19,8 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import get_tags
 
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES
 from sklearn_g2d.features import OrientedGradients
+from sklearn_g2d.g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES
 from sklearn_g2d.metrics import SCORERS, outlier_roc_auc_score
 from sklearn_g2d.model_selection import NormalOnlySplit
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d import _mapped as mapped
+from sklearn_g2d.utils import mapped
 
 QUICK = {
     G2DOutlierDetector: {"max_steps": 2, "n_estimators": 4},

@@ -19,10 +19,13 @@ from sklearn.datasets import load_digits, load_wine
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _graphs, _players, _recipes
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _graphs
+from sklearn_g2d.avid import _models as _players
+from sklearn_g2d.avid import _recipes as avid_recipes
 from sklearn_g2d.datasets import make_puzzles
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.features import OrientedGradients
+from sklearn_g2d.g2d import _recipes
 
 FAST = {"max_steps": 4, "n_estimators": 2, "random_state": 0}
 AVID_TABLE = {"max_steps": 20, "batch_size": 32, "random_state": 0}
@@ -80,12 +83,12 @@ def _short():
             for name, recipe in recipes.items():
                 monkeypatch.setitem(recipes, name, replace(recipe, classifier_steps=30))
         shallow = replace(
-            _recipes.AVID_IMAGE_RECIPES["default"],
+            avid_recipes.AVID_IMAGE_RECIPES["default"],
             inpainter_widths=(1, 2),
             first_skip=0,
             detector_layers=((1, 3, 1), (2, 4, 2)),
         )
-        monkeypatch.setitem(_recipes.AVID_IMAGE_RECIPES, "default", shallow)
+        monkeypatch.setitem(avid_recipes.AVID_IMAGE_RECIPES, "default", shallow)
         yield
 
 

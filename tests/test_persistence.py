@@ -24,16 +24,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
-from sklearn_g2d import (
-    AVIDDetector,
-    G2DOutlierDetector,
-    _encoding,
-    _files,
-    _players,
-    _recipes,
-    persistence,
-)
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _encoding, persistence
+from sklearn_g2d.avid import _models as _players
 from sklearn_g2d.errors import ModelFileError, UnsupportedObjectError
+from sklearn_g2d.g2d import _recipes
+from sklearn_g2d.utils import files as _files
 
 FAST = {"max_steps": 4, "n_estimators": 2, "random_state": 0}
 AVID_TABLE = {"max_steps": 3, "batch_size": 16, "random_state": 0}

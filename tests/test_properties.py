@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.base import clone
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _players
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import _models as _players
 from sklearn_g2d.features import NeighborProfile, OrientedGradients, RemainderPCA, SquashingScaler
 from sklearn_g2d.features._scaling import RangeScaler
 

@@ -9,19 +9,16 @@ import torch
 from scipy import ndimage
 from threadpoolctl import threadpool_info
 
-from sklearn_g2d._canvas import Canvas, box_mean
-from sklearn_g2d._conditional import ConditionalScaler
+from sklearn_g2d.avid._appearance import ConditionalScaler
+from sklearn_g2d.avid._masking import ImageRegions, TableRegions
+from sklearn_g2d.avid._networks import CellDetector, CellInpainter, PatchDetector, UNet
+from sklearn_g2d.avid._preprocessing import Canvas, box_mean
+from sklearn_g2d.avid._training import InpaintingGame, InpaintingSettings
 from sklearn_g2d.errors import TrainingDivergedError
-from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
-from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork, n_halvings
-from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
-from sklearn_g2d.networks.tables import TableGenerator
-from sklearn_g2d.training.classifier import ClassifierSettings, ClassifierTrainer
-from sklearn_g2d.training.inpainting import InpaintingGame, InpaintingSettings
-from sklearn_g2d.training.loop import Training
-from sklearn_g2d.training.regions import ImageRegions, TableRegions
-from sklearn_g2d.training.runtime import Runtime, single_thread
-from sklearn_g2d.training.snapshots import (
+from sklearn_g2d.g2d._classifier import ClassifierSettings, ClassifierTrainer
+from sklearn_g2d.g2d._image_networks import ConvGenerator, ConvNetwork, n_halvings
+from sklearn_g2d.g2d._networks import TableGenerator
+from sklearn_g2d.g2d._snapshots import (
     Snapshot,
     geometric_steps,
     irregular,
@@ -29,8 +26,11 @@ from sklearn_g2d.training.snapshots import (
     roles_by_loss,
     spread_evenly,
 )
+from sklearn_g2d.g2d._wgan import WGAN, WGANSettings
+from sklearn_g2d.training.ensemble import EnsembleMLP, load_weights, weights_of
+from sklearn_g2d.training.loop import Training
+from sklearn_g2d.training.runtime import Runtime, single_thread
 from sklearn_g2d.training.trainer import Trainer
-from sklearn_g2d.training.wgan import WGAN, WGANSettings
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,9 @@ from sklearn.callback import ProgressBar
 from sklearn.linear_model import LogisticRegression
 from torch import distributed
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, _g2d
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.callbacks import Checkpoint
+from sklearn_g2d.g2d import _detector as _g2d
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 

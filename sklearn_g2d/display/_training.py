@@ -15,7 +15,7 @@ from sklearn_g2d.display._pictures import as_pictures
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sklearn_g2d.training.snapshots import Snapshot
+    from sklearn_g2d.g2d._snapshots import Snapshot
 
 _BRIGHTNESS_QUANTILES = 0.01, 0.99
 

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_g2d._images import ImageShape, as_rows
+from sklearn_g2d.utils.images import ImageShape, as_rows
 
 _MIN_SIZE = 8
 _CLIP = 0.2

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from sklearn_g2d._opencv import import_opencv
+from sklearn_g2d.utils.opencv import import_opencv
 from sklearn_g2d.video._clips import Clips, ClipTransformer
 
 _LAGS = 4, 2, 0  # of AVID's channels

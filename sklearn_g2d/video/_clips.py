@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_g2d._images import ImageShape, as_rows
+from sklearn_g2d.utils.images import ImageShape, as_rows
 
 Clips = ArrayLike | Sequence[ArrayLike]
 

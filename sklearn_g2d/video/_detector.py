@@ -15,8 +15,8 @@ from sklearn.utils import Tags, check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._images import ImageShape
-from sklearn_g2d._state import unchanged_on_failure
+from sklearn_g2d.utils.images import ImageShape
+from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.video._clips import Clips, check_clips, frames_only, smooth_over_time
 from sklearn_g2d.video._patches import FramePatches
 from sklearn_g2d.video._streams import stream_channels

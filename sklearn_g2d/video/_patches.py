@@ -15,7 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._images import ImageShape
+from sklearn_g2d.utils.images import ImageShape
 from sklearn_g2d.video._clips import check_clips, frames_only
 
 # Of foreground in a patch, that its speed counts as half.

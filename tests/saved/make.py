@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d._files import FORMAT
+from sklearn_g2d.utils.files import FORMAT
 
 FOLDER = Path(__file__).parent
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklearn_g2d._images import ImageShape
+from sklearn_g2d.utils.images import ImageShape
 
 # What lies further out, in standard deviations of the training pixels, is cut off: squares
 # have to be finite in float32.

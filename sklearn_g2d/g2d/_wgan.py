@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_g2d.networks.ensemble import EnsembleMLP
-from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
-from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.g2d._image_networks import ConvGenerator, ConvNetwork
+from sklearn_g2d.g2d._networks import TableGenerator
 from sklearn_g2d.training import parallel
+from sklearn_g2d.training.ensemble import EnsembleMLP
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses, Trainer
 

@@ -18,14 +18,14 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_g2d._history import History, record
-from sklearn_g2d._images import ImageShape, as_rows
-from sklearn_g2d._mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
 from sklearn_g2d.errors import ModelFileError, TrainingDivergedError
 from sklearn_g2d.training import parallel
+from sklearn_g2d.training.history import History, record
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.runtime import PRECISIONS
 from sklearn_g2d.training.trainer import Losses, Trainer
+from sklearn_g2d.utils.images import ImageShape, as_rows
+from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
 
 logger = logging.getLogger("sklearn_g2d")
 

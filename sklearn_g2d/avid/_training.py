@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
+from sklearn_g2d.avid._masking import Regions
+from sklearn_g2d.avid._networks import CellDetector, CellInpainter, PatchDetector, UNet
 from sklearn_g2d.training import parallel
-from sklearn_g2d.training.regions import Regions
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses, State, Trainer
 

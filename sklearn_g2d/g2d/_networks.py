@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sklearn_g2d.networks.ensemble import EnsembleMLP, StorableModule
+from sklearn_g2d.training.ensemble import EnsembleMLP, StorableModule
 
 
 class TableGenerator(StorableModule):

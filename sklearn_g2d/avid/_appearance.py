@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklearn_g2d._canvas import box_mean
+from sklearn_g2d.avid._preprocessing import box_mean
 
 # Contrast and sharpness below these, in the variance of the training pixels, are alike.
 _LEAST_CONTRAST, _LEAST_SHARPNESS = 0.1, 0.02

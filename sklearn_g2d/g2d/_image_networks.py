@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_g2d.networks.convolutions import LAYOUT, initialize
-from sklearn_g2d.networks.ensemble import StorableModule
+from sklearn_g2d.training.convolutions import LAYOUT, initialize
+from sklearn_g2d.training.ensemble import StorableModule
 
 
 def n_halvings(size: Sequence[int]) -> int:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklearn_g2d.networks.ensemble import EnsembleMLP
-from sklearn_g2d.networks.images import ConvNetwork
+from sklearn_g2d.g2d._image_networks import ConvNetwork
 from sklearn_g2d.training import parallel
+from sklearn_g2d.training.ensemble import EnsembleMLP
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses, Trainer
 

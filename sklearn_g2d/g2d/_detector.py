@@ -19,32 +19,33 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._classifiers import (
+from sklearn_g2d._base import BaseDetector
+from sklearn_g2d.features import NeighborProfile
+from sklearn_g2d.g2d._classifier import ClassifierTrainer
+from sklearn_g2d.g2d._classifiers import (
     Classifiers,
     NetworkClassifiers,
     SklearnClassifiers,
     blind_folds,
     out_of_fold_scores,
 )
-from sklearn_g2d._detector import BaseDetector
-from sklearn_g2d._generator import IrregularityGenerator
-from sklearn_g2d._history import History, extend
-from sklearn_g2d._mapped import as_known_dtype, take
-from sklearn_g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES, G2DRecipe, resolve
-from sklearn_g2d._representation import Representation
-from sklearn_g2d._state import unchanged_on_failure
-from sklearn_g2d.features import NeighborProfile
-from sklearn_g2d.networks.ensemble import EnsembleMLP
-from sklearn_g2d.networks.images import ConvNetwork
-from sklearn_g2d.training.classifier import ClassifierTrainer
-from sklearn_g2d.training.runtime import Runtime, single_thread
-from sklearn_g2d.training.snapshots import (
+from sklearn_g2d.g2d._generator import IrregularityGenerator
+from sklearn_g2d.g2d._image_networks import ConvNetwork
+from sklearn_g2d.g2d._preprocessing import Representation
+from sklearn_g2d.g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES, G2DRecipe
+from sklearn_g2d.g2d._snapshots import (
     Snapshot,
     irregular,
     role_by_distance,
     roles_by_loss,
     spread_evenly,
 )
+from sklearn_g2d.training.ensemble import EnsembleMLP
+from sklearn_g2d.training.history import History, extend
+from sklearn_g2d.training.runtime import Runtime, single_thread
+from sklearn_g2d.utils.mapped import as_known_dtype, take
+from sklearn_g2d.utils.recipes import resolve
+from sklearn_g2d.utils.state import unchanged_on_failure
 
 # Rows that training and the neighbour search see; more are drawn from at random, so that
 # neither fitting nor scoring a row slows down as tables grow.

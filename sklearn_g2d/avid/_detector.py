@@ -18,13 +18,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 
-from sklearn_g2d._detector import BaseDetector
-from sklearn_g2d._history import History, average, extend, n_steps
-from sklearn_g2d._mapped import take
-from sklearn_g2d._players import ImagePlayers, Maps, Players, TablePlayers
-from sklearn_g2d._recipes import AVID_IMAGE_RECIPES, AVID_RECIPES, AVIDRecipe, resolve
-from sklearn_g2d._state import unchanged_on_failure
+from sklearn_g2d._base import BaseDetector
+from sklearn_g2d.avid._models import ImagePlayers, Maps, Players, TablePlayers
+from sklearn_g2d.avid._recipes import AVID_IMAGE_RECIPES, AVID_RECIPES, AVIDRecipe
+from sklearn_g2d.training.history import History, average, extend, n_steps
 from sklearn_g2d.training.runtime import Runtime, single_thread
+from sklearn_g2d.utils.mapped import take
+from sklearn_g2d.utils.recipes import resolve
+from sklearn_g2d.utils.state import unchanged_on_failure
 
 # Training keeps its images in memory: at most so many values, drawn at random from more.
 MAX_TRAINING_VALUES = 2**26

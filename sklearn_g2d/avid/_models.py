@@ -12,15 +12,15 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklearn_g2d._canvas import Canvas, box_mean
-from sklearn_g2d._conditional import ConditionalScaler
-from sklearn_g2d._images import ImageShape
-from sklearn_g2d._recipes import AVIDRecipe
+from sklearn_g2d.avid._appearance import ConditionalScaler
+from sklearn_g2d.avid._masking import ImageRegions, Regions, TableRegions
+from sklearn_g2d.avid._networks import CellDetector, CellInpainter, PatchDetector, UNet
+from sklearn_g2d.avid._preprocessing import Canvas, box_mean
+from sklearn_g2d.avid._recipes import AVIDRecipe
+from sklearn_g2d.avid._training import InpaintingGame
 from sklearn_g2d.features import SquashingScaler
-from sklearn_g2d.networks.inpainting import CellDetector, CellInpainter, PatchDetector, UNet
-from sklearn_g2d.training.inpainting import InpaintingGame
-from sklearn_g2d.training.regions import ImageRegions, Regions, TableRegions
 from sklearn_g2d.training.runtime import Runtime, computes_in_bfloat16
+from sklearn_g2d.utils.images import ImageShape
 
 # Training looks at crops of so many regions in height and width.
 _CROP_REGIONS = 4

@@ -11,9 +11,9 @@ from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklearn_g2d.networks.ensemble import EnsembleMLP
-from sklearn_g2d.networks.images import ConvNetwork
-from sklearn_g2d.training.classifier import IRREGULAR, NORMAL
+from sklearn_g2d.g2d._classifier import IRREGULAR, NORMAL
+from sklearn_g2d.g2d._image_networks import ConvNetwork
+from sklearn_g2d.training.ensemble import EnsembleMLP
 
 _CONV_BATCH = 256
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_g2d.networks.convolutions import LAYOUT
+from sklearn_g2d.training.convolutions import LAYOUT
 
 
 class StorableModule(nn.Module):

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils import gen_batches, get_tags
 
-from sklearn_g2d._images import ImageShape
-from sklearn_g2d._recipes import G2DRecipe
 from sklearn_g2d.features import NeighborProfile, OrientedGradients, RemainderPCA, SquashingScaler
 from sklearn_g2d.features._neighbors import central_rows
 from sklearn_g2d.features._scaling import RangeScaler
+from sklearn_g2d.g2d._recipes import G2DRecipe
+from sklearn_g2d.utils.images import ImageShape
 
 # Images that a callable is given at once: what networks are used to.
 _CALLABLE_BATCH_IMAGES = 256

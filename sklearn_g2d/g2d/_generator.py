@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sklearn_g2d._images import ImageShape
-from sklearn_g2d._recipes import G2DRecipe
-from sklearn_g2d.networks.ensemble import EnsembleMLP, load_weights, weights_of
-from sklearn_g2d.networks.images import ConvGenerator, ConvNetwork
-from sklearn_g2d.networks.tables import TableGenerator
+from sklearn_g2d.g2d._image_networks import ConvGenerator, ConvNetwork
+from sklearn_g2d.g2d._networks import TableGenerator
+from sklearn_g2d.g2d._recipes import G2DRecipe
+from sklearn_g2d.g2d._snapshots import Snapshot, geometric_steps
+from sklearn_g2d.g2d._wgan import WGAN
+from sklearn_g2d.training.ensemble import EnsembleMLP, load_weights, weights_of
 from sklearn_g2d.training.runtime import Runtime
-from sklearn_g2d.training.snapshots import Snapshot, geometric_steps
 from sklearn_g2d.training.trainer import Losses, State
-from sklearn_g2d.training.wgan import WGAN
+from sklearn_g2d.utils.images import ImageShape
 
 # Most generators kept when there is one for each epoch: small tables have short epochs.
 _MAX_EPOCHS_KEPT = 100

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_g2d.networks.convolutions import LAYOUT, initialize
-from sklearn_g2d.networks.ensemble import EnsembleMLP, StorableModule
+from sklearn_g2d.training.convolutions import LAYOUT, initialize
+from sklearn_g2d.training.ensemble import EnsembleMLP, StorableModule
 
 # (maps, kernel, stride) of every layer of D but the last, in units of its width.
 Layers = Sequence[tuple[int, int, int]]

@@ -1,1 +1,0 @@
-"""PyTorch modules: architectures, nothing about how they are trained."""

@@ -1,0 +1,1 @@
+"""Small helpers that know neither methods nor detectors."""
