@@ -1,6 +1,6 @@
 """The trainers' arithmetic in bare PyTorch: tensors, functions and loops, nothing else.
 
-What `benchmarks.overhead` holds the package against. Shapes and settings are the default recipes'.
+`benchmarks.overhead` compares the package with them. Shapes and settings are the defaults.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ def layers(*sizes: int, members: int = MEMBERS) -> list[tuple[Tensor, Tensor]]:
         )
         for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
     ]
+
+
+def scoring_layers(*sizes: int, members: int = MEMBERS) -> list[tuple[Tensor, Tensor]]:
+    """Draw weights and biases as networks score with them, in float64."""
+    drawn = layers(*sizes, members=members)
+    return [(weight.detach().double(), bias.detach().double()) for weight, bias in drawn]
 
 
 def perceptron(x: Tensor, weights: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -89,7 +95,7 @@ def gan(X: Tensor) -> Step:
 
 
 def classifier(normal: Tensor, generated: Tensor) -> Step:
-    """G2D's D on profiles; each member draws from three quarters of the normal rows."""
+    """G2D's classifier on profiles; each member draws from three quarters of the normal rows."""
     weights = layers(normal.shape[1], 16, 2)
     parameters = [p for layer in weights for p in layer]
     optimizer = torch.optim.AdamW(parameters, 2e-3, fused=True)
@@ -109,18 +115,18 @@ def classifier(normal: Tensor, generated: Tensor) -> Step:
 
 
 def cells(X: Tensor) -> Step:
-    """AVID's I and D on rows of a table, with averages of their weights."""
+    """AVID's inpainter and detector on rows of a table, with averages of their weights."""
     n, n_columns = 128, X.shape[1]
     inpainter = layers(2 * n_columns, 128, 128, n_columns, members=1)
     detector = layers(n_columns, 128, 128, n_columns, members=1)
-    players = [[p for layer in player for p in layer] for player in (inpainter, detector)]
-    optimizers = [torch.optim.Adam(p, 2e-3, betas=(0.9, 0.99), fused=True) for p in players]
-    averages = [[p.detach().clone() for p in player] for player in players]
+    networks = [[p for layer in network for p in layer] for network in (inpainter, detector)]
+    optimizers = [torch.optim.Adam(p, 2e-3, betas=(0.9, 0.99), fused=True) for p in networks]
+    averages = [[p.detach().clone() for p in network] for network in networks]
     low, high = X.amin(0), X.amax(0)
 
-    def mask(share: float) -> Tensor:
+    def mask(fraction: float) -> Tensor:
         uniform = torch.rand(n, n_columns + 1, generator=RNG)
-        return (uniform[:, 1:] < 2 * share * uniform[:, :1]).float()
+        return (uniform[:, 1:] < 2 * fraction * uniform[:, :1]).float()
 
     def draw() -> Tensor:
         return X[torch.randint(len(X), (n,), generator=RNG)]
@@ -141,8 +147,8 @@ def cells(X: Tensor) -> Step:
         labels = torch.zeros_like(logits)
         labels[n:] = (exchanged != real).float()
         descend(optimizers[1], F.binary_cross_entropy_with_logits(logits, labels))
-        for average, player in zip(averages, players, strict=True):
-            torch._foreach_lerp_(average, [p.detach() for p in player], 0.01)
+        for average, network in zip(averages, networks, strict=True):
+            torch._foreach_lerp_(average, [p.detach() for p in network], 0.01)
         return error.detach()
 
     return step

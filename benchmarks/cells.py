@@ -93,7 +93,7 @@ class Regressions:
 def detectors(steps: int | None) -> dict[str, Factory]:
     """Factories of all detectors, by name."""
     return {
-        **avid_detectors(max_steps=steps),
+        **avid_detectors("tables", steps),
         "z-scores": lambda seed: ZScores(),
         "linear regressions": lambda seed: Regressions(RidgeCV(np.logspace(-2, 4, 7))),
         "boosted regressions": lambda seed: Regressions(
@@ -132,7 +132,7 @@ def open_case(table: str, seed: int, factories: dict[str, Factory], folder: Path
     def measure(name: str) -> list[dict[str, Any]]:
         detector = factories[name](seed)
         judged = fit_maps(name, detector, cells.train, cells.test)
-        return [row | separation(cells.is_replaced, maps) for row, maps in judged]
+        return [row | separation(cells.is_replaced, maps) for row, maps, _ in judged]
 
     facts = {
         "n_train": len(cells.train),
@@ -157,7 +157,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         f"run, {args.threads} threads, and compare only roughly.",
         "The tables are those with 6 to 40 columns, all of at least 20 different values, and more "
         "than 1,000 normal rows; without satellite, which is landsat with other labels.",
-        f"{explain_avid(results, max_steps=args.steps)} The baselines judge a cell by its distance "
+        f"{explain_avid(results, 'tables', args.steps)} The baselines judge a cell by its distance "
         "from the column's mean, or from what the other cells of the row predict (ridge "
         "regression, gradient boosting), in deviations of the training rows.",
         f"`{repeat}` repeats it; DIR holds ADBench's `.npz` files.",

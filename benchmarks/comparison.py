@@ -134,7 +134,7 @@ HEADINGS = [
     "figure",
     "the paper",
     "this package",
-    "the published recipe here",
+    "as published, here",
     "best of PyOD",
     "best other baseline",
 ]
@@ -164,7 +164,7 @@ def row(figure: Figure, folder: Path) -> list[str]:
     def best(detectors: list[str]) -> str:
         return f"{_digits(means[detectors[0]])} {detectors[0]}" if detectors else ""
 
-    published = f"{figure.ours} paper"
+    published = f"{figure.ours} as published"
     return [
         f"[{figure.task}]({figure.stem}.md)",
         figure.measure,
@@ -194,8 +194,8 @@ def page(folder: Path) -> str:
     parts = [
         "# The papers, this package and PyOD side by side",
         "Made by `python -m benchmarks.comparison` from the CSV files beside this page. **Bold** "
-        "is this package at its defaults, a mean over seeds; the published recipe is "
-        '`recipe="paper"`, on tables with three seeds, elsewhere with one. EER, the equal error '
+        "is this package at its defaults, a mean over seeds; as published is `from_paper(...)` of "
+        "the same detector, on tables with three seeds, elsewhere with one. EER, the equal error "
         "rate, is better when lower. The best of PyOD's detectors and of the other baselines is "
         "picked by these very test figures, line by line, which flatters them. Where a cell is "
         "empty nothing was measured.",

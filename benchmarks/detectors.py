@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d._base import conformal_rank
+from sklearn_g2d.calibration import conformal_threshold
+from sklearn_g2d.g2d import WassersteinGAN
 
 
 class Detector(Protocol):
@@ -85,11 +86,7 @@ class PyOD:
 
     def calibrate(self, X_normal: NDArray, false_alarm_rate: float) -> PyOD:
         """Set the threshold by held-out normal rows, as `G2DOutlierDetector.calibrate` does."""
-        scores = np.sort(self.score_samples(X_normal))
-        rank = conformal_rank(len(scores), false_alarm_rate)
-        if rank < 1:
-            raise ValueError(f"{len(scores)} rows are too few for a rate of {false_alarm_rate}")
-        self.offset_ = float(scores[rank - 1])
+        self.offset_ = conformal_threshold(self.score_samples(X_normal), false_alarm_rate)
         return self
 
 
@@ -127,21 +124,24 @@ def pyod_detectors(contamination: float) -> dict[str, Callable[[int], Detector]]
     return {name: partial(PyOD, path, contamination) for name, path in PYOD_PATHS.items()}
 
 
-G2D_PARAMS: dict[str, dict[str, Any]] = {
-    "G2D": {},
-    "G2D trained": {"max_steps": 150},
-    "G2D no profile": {"n_neighbors": 0},
-    "G2D paper": {"recipe": "paper"},
-    "G2D support .8": {"support_fraction": 0.8},
+MakeG2D = Callable[..., G2DOutlierDetector]  # takes parameters that are common to all variants
+
+G2D_TRAINED: MakeG2D = partial(G2DOutlierDetector, generator=WassersteinGAN(max_steps=150))
+G2D_VARIANTS: dict[str, MakeG2D] = {
+    "G2D": G2DOutlierDetector,
+    "G2D trained": G2D_TRAINED,
+    "G2D no profile": partial(G2DOutlierDetector, n_neighbors=0),
+    "G2D as published": partial(G2DOutlierDetector.from_paper, data="tables"),
+    "G2D support .8": partial(G2DOutlierDetector, support_fraction=0.8),
 }
 
 
 def g2d_detectors(
-    contamination: float | Literal["auto"], params: dict[str, dict[str, Any]] = G2D_PARAMS
+    contamination: float | Literal["auto"], variants: dict[str, MakeG2D] = G2D_VARIANTS
 ) -> dict[str, Callable[[int], Detector]]:
-    """Factories of G2D's default, its ablations and the paper's recipe; each takes a seed."""
-    return {name: partial(_g2d, contamination, given) for name, given in params.items()}
+    """Factories of G2D's default, its ablations and the published method; each takes a seed."""
+    return {name: partial(_g2d, contamination, make) for name, make in variants.items()}
 
 
-def _g2d(contamination: float | Literal["auto"], params: dict[str, Any], seed: int) -> Detector:
-    return G2DOutlierDetector(contamination=contamination, random_state=seed, **params)
+def _g2d(contamination: float | Literal["auto"], make: MakeG2D, seed: int) -> Detector:
+    return make(contamination=contamination, random_state=seed)

@@ -1,4 +1,4 @@
-"""Detectors of irregular frames by name, ours and plain ones, for benchmarks on video.
+"""Detectors of anomalous frames by name, ours and plain ones, for benchmarks on video.
 
 All take lists of clips, and judge a frame by what they find anomalous in the whole of it, so
 that their errors compare. Anomaly is higher where more anomalous.
@@ -19,12 +19,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting
+from sklearn_g2d.g2d import WassersteinGAN
 from sklearn_g2d.video import (
+    ClipDetector,
     ForegroundMotion,
     FramePatches,
     MotionChannels,
     OpticalFlow,
-    PatchDetector,
     PatchMotion,
     smooth_over_time,
 )
@@ -85,9 +87,9 @@ class Entry:
 
 
 class ByPatches:
-    """A `PatchDetector`, whose patches' scores are averaged over `n_smoothed` frames."""
+    """A `ClipDetector`, whose patches' scores are averaged over `n_smoothed` frames."""
 
-    def __init__(self, detector: PatchDetector, n_smoothed: int = N_SMOOTHED) -> None:
+    def __init__(self, detector: ClipDetector, n_smoothed: int = N_SMOOTHED) -> None:
         self.detector, self.n_smoothed = detector, n_smoothed
 
     def fit(self, clips: list[NDArray]) -> ByPatches:
@@ -114,7 +116,7 @@ class ByMaps:
     n_smoothed : int
         Frames to average over.
     patch_size, overlap, n_worst : int
-        As of `PatchDetector`.
+        As of `ClipDetector`.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class ByMaps:
 
     def _pooled(self, maps: NDArray) -> NDArray:
         patches = self.patches.fit(maps[:1, np.newaxis])
-        means = np.sort(patches.by_frame(patches.means(maps)), axis=1)
+        means = np.sort(patches.means(maps), axis=1)
         return means[:, -self.n_worst :].mean(axis=1)
 
 
@@ -148,11 +150,12 @@ class FrameDifference(ClipTransformer):
     """How much every pixel changed since the frame before: motion energy."""
 
     min_frames = 2
+    _n_previous = 1
 
-    def _channels(self, clip: NDArray) -> NDArray:
+    def _channels(self, clip: NDArray, time: NDArray) -> NDArray:
         gray = clip.mean(axis=1, dtype=np.float32)
         change = np.abs(np.diff(gray, axis=0))
-        return np.concatenate([change[:1], change])[:, np.newaxis]
+        return change[np.maximum(time - 1, 0), np.newaxis]
 
 
 class PatchMeans(BaseEstimator):
@@ -203,18 +206,21 @@ CHANNELS: dict[str, ClipTransformer | None] = {
 
 
 def detectors(steps: int | None = None) -> dict[str, Entry]:
-    """All detectors, by name; `steps` are those of AVID's default recipe."""
+    """All detectors, by name; `steps` are those of AVID's default training."""
+    frames = None if steps is None else MaskedInpainting(max_steps=steps)
+    rows = None if steps is None else CellInpainting(max_steps=steps)
+    trained = partial(_g2d, generator=WassersteinGAN())
     return {
         "G2D": _by_patches("speed and foreground", _g2d, **MOVING),
-        "G2D trained": _by_patches("speed and foreground", partial(_g2d, max_steps=150), **MOVING),
-        "AVID": _by_patches("speed and foreground", partial(_avid_rows, steps), **MOVING),
+        "G2D trained": _by_patches("speed and foreground", trained, **MOVING),
+        "AVID": _by_patches("speed and foreground", partial(_avid_rows, rows), **MOVING),
         "AVID three averaged frames": Entry(
-            "three averaged frames", lambda seed: _avid(seed, max_steps=steps, per_location=True)
+            "three averaged frames", lambda seed: _avid(seed, training=frames, per_location=True)
         ),
-        "G2D paper": Entry("frames", _g2d_paper),
-        "AVID paper": Entry(
+        "G2D as published": Entry("frames", _g2d_as_published),
+        "AVID as published": Entry(
             "three averaged frames",
-            lambda seed: _avid(seed, n_smoothed=1, patch=ONE_PIXEL, recipe="paper"),
+            lambda seed: ByMaps(_avid_as_published(seed), n_smoothed=1, **ONE_PIXEL),
         ),
         "motion energy": _by_patches("difference", _largest),
         "flow, blurred": _by_patches("flow", _largest, patch_size=15, overlap=10),
@@ -235,7 +241,7 @@ def detectors(steps: int | None = None) -> dict[str, Entry]:
 def _by_patches(channels: str, steps: Callable[[int], list[Any]], **params: Any) -> Entry:
     def make(seed: int) -> FrameDetector:
         given = {"n_worst": N_WORST, "max_patches": 10_000, **PATCH, **params}
-        return ByPatches(PatchDetector(make_pipeline(*steps(seed)), random_state=seed, **given))
+        return ByPatches(ClipDetector(make_pipeline(*steps(seed)), random_state=seed, **given))
 
     return Entry(channels, make)
 
@@ -248,18 +254,19 @@ def _largest(seed: int) -> list[Any]:
     return [PatchMeans(), Largest()]
 
 
-def _avid_rows(max_steps: int | None, seed: int) -> list[Any]:
-    motion = PatchMotion(squares=(0.7,), share=True)
-    return [motion, AVIDDetector(max_steps=max_steps, random_state=seed)]
+def _avid_rows(training: CellInpainting | None, seed: int) -> list[Any]:
+    motion = PatchMotion(squares=(0.7,), fraction=True)
+    return [motion, AVIDDetector(training=training, random_state=seed)]
 
 
-def _avid(
-    seed: int, *, n_smoothed: int = N_SMOOTHED, patch: dict[str, int] = PATCH, **params: Any
-) -> FrameDetector:
-    detector = AVIDDetector(region_size=REGION_SIZE, random_state=seed, **params)
-    return ByMaps(detector, n_smoothed, **patch)
+def _avid(seed: int, **params: Any) -> FrameDetector:
+    return ByMaps(AVIDDetector(region_size=REGION_SIZE, random_state=seed, **params))
 
 
-def _g2d_paper(seed: int) -> FrameDetector:
-    g2d = G2DOutlierDetector(recipe="paper", random_state=seed)
-    return ByPatches(PatchDetector(g2d, random_state=seed, **PAPER_PATCH), 1)
+def _avid_as_published(seed: int) -> AVIDDetector:
+    return AVIDDetector.from_paper(data="images", region_size=REGION_SIZE, random_state=seed)
+
+
+def _g2d_as_published(seed: int) -> FrameDetector:
+    g2d = G2DOutlierDetector.from_paper(data="images", random_state=seed)
+    return ByPatches(ClipDetector(g2d, random_state=seed, **PAPER_PATCH), 1)

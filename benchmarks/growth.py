@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.report import write_markdown
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 
-DETECTORS = {"G2D": G2DOutlierDetector, "AVID": AVIDDetector}
+DETECTORS: dict[str, Any] = {"G2D": G2DOutlierDetector, "AVID": AVIDDetector}
 MAPPED_FROM = 10**6
 FIGURES = {"fit": "fit, seconds", "score": "score, seconds", "memory": "memory, MB"}
 _BLOCK = 10**5

@@ -1,7 +1,7 @@
 """What the benchmarks on images share: tasks, and the detectors with what each of them sees.
 
 G2D takes images. PyOD's detectors take rows, so each runs twice: on rows of pixels, and on
-the features that stand in front of G2D's default recipe.
+the features that G2D computes from images by default.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from benchmarks.detectors import Detector, g2d_detectors, labels, pyod_detectors
+from benchmarks.detectors import (
+    G2D_TRAINED,
+    Detector,
+    MakeG2D,
+    g2d_detectors,
+    labels,
+    pyod_detectors,
+)
 from benchmarks.runner import Case, quality
-from sklearn_g2d.features import OrientedGradients, RemainderPCA
+from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.features import OrientedGradients, ResidualPCA
 
 CONTAMINATION = 0.05
 FIGURES = {
@@ -34,11 +42,11 @@ FIGURES = {
     "fit_seconds": "fit (s)",
     "score_seconds": "score (s)",
 }
-G2D_PARAMS: dict[str, dict[str, Any]] = {
-    "G2D": {},
-    "G2D trained": {"max_steps": 150},
-    "G2D pixels": {"features": "raw"},
-    "G2D paper": {"recipe": "paper"},
+G2D_VARIANTS: dict[str, MakeG2D] = {
+    "G2D": G2DOutlierDetector,
+    "G2D trained": G2D_TRAINED,
+    "G2D pixels": partial(G2DOutlierDetector, features=ResidualPCA()),
+    "G2D as published": partial(G2DOutlierDetector.from_paper, data="images"),
 }
 PYOD_NAMES = ["KNN", "LOF", "IForest", "OCSVM", "PCA", "AutoEncoder", "DeepSVDD"]
 
@@ -47,10 +55,11 @@ DETECTORS = (
     "PyOD's detectors run at their defaults but for "
     f'`contamination={CONTAMINATION}` and the seed: as "pixels" on rows of pixels scaled to '
     '[0, 1], as "features" on what G2D itself sees, `make_pipeline(OrientedGradients(), '
-    "RemainderPCA())` fitted on the training images. G2D is "
+    "ResidualPCA())` fitted on the training images. G2D is "
     "`G2DOutlierDetector(random_state=seed)` on the images, its threshold that of "
-    '`contamination="auto"`; "G2D trained" is `max_steps=150`, "G2D pixels" is '
-    '`features="raw"`, "G2D paper" is `recipe="paper"`, whose threshold is the classifier\'s '
+    '`contamination="auto"`; "G2D trained" has `generator=WassersteinGAN(max_steps=150)`, "G2D '
+    'pixels" has `features=ResidualPCA()`, "G2D as published" is '
+    '`G2DOutlierDetector.from_paper(data="images")`, whose threshold is the classifier\'s '
     "probability .5."
 )
 FIGURES_EXPLAINED = (
@@ -102,7 +111,7 @@ def pixel_rows(images: NDArray) -> NDArray:
 VIEWS: dict[str, Callable[[], Any]] = {
     "images": FunctionTransformer,
     "pixels": partial(FunctionTransformer, pixel_rows),
-    "features": lambda: make_pipeline(OrientedGradients(), RemainderPCA()),
+    "features": lambda: make_pipeline(OrientedGradients(), ResidualPCA()),
 }
 
 
@@ -117,7 +126,8 @@ class Contender:
 def image_detectors() -> dict[str, Contender]:
     """All detectors for images, by name."""
     contenders = {
-        name: Contender("images", make) for name, make in g2d_detectors("auto", G2D_PARAMS).items()
+        name: Contender("images", make)
+        for name, make in g2d_detectors("auto", G2D_VARIANTS).items()
     }
     pyod = pyod_detectors(CONTAMINATION)
     for view in ("pixels", "features"):

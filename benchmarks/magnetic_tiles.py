@@ -39,7 +39,7 @@ from sklearn_g2d.display import AnomalyMapDisplay
 ARCHIVE = "magnetic_tile_128.npz"  # images, masks (n, 128, 128), y, class_names, group
 FLAWLESS = "MT_Free"
 REGION_SIZE, WINDOW_SIZE = 32, 16  # of AVID, and of the baselines
-TRAIN_SHARE = 2 / 3
+TRAIN_FRACTION = 2 / 3
 FIGURES = {
     "auc": "image AUC",
     "eer": "image EER",
@@ -74,7 +74,7 @@ def split_tiles(archive: dict[str, NDArray], seed: int) -> Flaws:
     short = ["" if name == FLAWLESS else name.removeprefix("MT_").lower() for name in names]
     kinds = np.array(short)[archive["y"]]
     tiles = np.unique(archive["group"][kinds == ""])
-    chosen = np.random.default_rng(seed).permutation(tiles)[: round(TRAIN_SHARE * len(tiles))]
+    chosen = np.random.default_rng(seed).permutation(tiles)[: round(TRAIN_FRACTION * len(tiles))]
     known = np.isin(archive["group"], chosen)
     train, test = known & (kinds == ""), ~known
     return Flaws(
@@ -89,10 +89,12 @@ def detectors(steps: int | None) -> dict[str, Factory]:
     """Factories of all detectors, by name."""
 
     def even(features: Any, size: int = WINDOW_SIZE) -> Factory:
-        return lambda seed: WindowNeighbors(size, features=features, even_light=True, seed=seed)
+        return lambda seed: WindowNeighbors(
+            size, features=features, normalize_illumination=True, seed=seed
+        )
 
     return {
-        **avid_detectors(region_size=REGION_SIZE, max_steps=steps),
+        **avid_detectors("images", steps, region_size=REGION_SIZE),
         **window_baselines(WINDOW_SIZE),
         "5-NN windows, even light": even("pixels"),
         "5-NN windows, gradients, even light": even("gradients"),
@@ -120,8 +122,8 @@ def open_flaws(
     def measure(name: str) -> list[dict[str, Any]]:
         detector = factories[name](seed)
         rows = []
-        for row, maps in fit_maps(name, detector, flaws.train, flaws.test):
-            anomaly = image_anomaly(detector, flaws.test, maps)
+        for row, maps, source in fit_maps(name, detector, flaws.train, flaws.test):
+            anomaly = image_anomaly(detector, flaws.test, maps, source)
             rows.append(row | figures(flaws, maps, anomaly))
         if name == "AVID" and picture is not None:
             draw(picture, flaws, detector)
@@ -162,7 +164,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "pixels from all others, without the images whose flaw has an empty mask. Rank is by image "
         f"AUC, 1 is best. Seconds are of this run, {args.threads} threads, and compare only "
         "roughly. The second table has the image AUC by kind of flaw, the third by seed.",
-        explain_avid(results, region_size=REGION_SIZE, max_steps=args.steps),
+        explain_avid(results, "images", args.steps, region_size=REGION_SIZE),
         f'{BASELINES} "Even light" takes the local mean out first and divides by the local '
         f"deviation, in squares of {2 * WINDOW_SIZE + 1} pixels.",
         f"`{repeat}` repeats it; DIR holds `{ARCHIVE}`. All figures are in [{args.name}.csv]"

@@ -19,13 +19,13 @@ from sklearn.utils import gen_batches
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_g2d.features import RemainderPCA
+from sklearn_g2d.features import ResidualPCA
 
 MAX_WINDOWS = 20_000  # of the training images; more are drawn from at random
 N_NEIGHBORS = 5
 N_COMPONENTS = 32  # that PCA windows keep
 N_ORIENTATIONS = 8
-TOP_SHARE = 0.1  # of an image, by which it is judged
+TOP_FRACTION = 0.1  # of an image, by which it is judged
 BATCH_IMAGES = 16
 
 
@@ -47,7 +47,7 @@ class MapBaseline(ABC):
     def score_maps(self, maps: NDArray) -> NDArray:
         """Score images whose maps are known, higher = more normal."""
         smoothed = smooth(maps, self.region_size).reshape(len(maps), -1)
-        n_highest = max(1, round(TOP_SHARE * smoothed.shape[1]))
+        n_highest = max(1, round(TOP_FRACTION * smoothed.shape[1]))
         return -np.partition(smoothed, -n_highest)[:, -n_highest:].mean(axis=1)
 
 
@@ -61,7 +61,7 @@ class WindowDetector(MapBaseline):
     features : "pixels" or "gradients"
         What describes a window: its pixels, or the gradients in its quarters by orientation
         and the mean intensities of 4 x 4 cells.
-    even_light : bool
+    normalize_illumination : bool
         Whether to take out the local mean and deviation of the intensity first.
     stride : int, optional
         Between windows; None takes a quarter of the region. The region's size cuts
@@ -75,12 +75,12 @@ class WindowDetector(MapBaseline):
         region_size: int,
         *,
         features: Literal["pixels", "gradients"] = "pixels",
-        even_light: bool = False,
+        normalize_illumination: bool = False,
         stride: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(region_size, seed)
-        self.features, self.even_light = features, even_light
+        self.features, self.normalize_illumination = features, normalize_illumination
         self.stride = max(1, region_size // 4) if stride is None else stride
 
     @abstractmethod
@@ -133,8 +133,8 @@ class WindowDetector(MapBaseline):
     def _describe(self, X: NDArray, image: NDArray, row: NDArray, column: NDArray) -> list[NDArray]:
         """Describe windows in parts of shape (n_windows, n_features)."""
         images = X.astype(np.float32)
-        if self.even_light:
-            images = even_light(images, 2 * self.region_size + 1)
+        if self.normalize_illumination:
+            images = normalize_illumination(images, 2 * self.region_size + 1)
         size = self.region_size
         if self.features == "pixels":
             return [_gather(images, np.arange(size), image, row, column)]
@@ -157,7 +157,7 @@ class WindowNeighbors(WindowDetector):
 
     def learn(self, rows: NDArray) -> None:
         # Fewer columns make the search affordable, and next to no distance changes.
-        self.pca_ = RemainderPCA().fit(rows)
+        self.pca_ = ResidualPCA().fit(rows)
         self.search_ = NearestNeighbors(n_neighbors=N_NEIGHBORS, algorithm="brute")
         self.search_.fit(self._components(rows))
 
@@ -173,7 +173,7 @@ class WindowPCA(WindowDetector):
     """Length of what the first principal components leave out of a window."""
 
     def learn(self, rows: NDArray) -> None:
-        self.pca_ = RemainderPCA(N_COMPONENTS).fit(rows)
+        self.pca_ = ResidualPCA(N_COMPONENTS).fit(rows)
 
     def judge(self, rows: NDArray) -> NDArray:
         return self.pca_.transform(rows)[:, -1]
@@ -188,10 +188,10 @@ class ConvAutoEncoder(MapBaseline):
         Side of the regions that an image is judged by; the map is smoothed over half of it.
     n_steps, batch_size : int
         Of the training by Adam.
-    width : int
-        Maps of the first layer.
+    channels : int
+        Of the first layer.
     n_codes : int
-        Maps of the bottleneck, whose sides are an eighth of the image's.
+        Channels of the bottleneck, whose sides are an eighth of the image's.
     seed : int
         Of PyTorch's global generator.
     """
@@ -202,18 +202,18 @@ class ConvAutoEncoder(MapBaseline):
         *,
         n_steps: int = 600,
         batch_size: int = 16,
-        width: int = 16,
+        channels: int = 16,
         n_codes: int = 16,
         seed: int = 0,
     ) -> None:
         super().__init__(region_size, seed)
         self.n_steps, self.batch_size = n_steps, batch_size
-        self.width, self.n_codes = width, n_codes
+        self.channels, self.n_codes = channels, n_codes
 
     def fit(self, X: NDArray) -> ConvAutoEncoder:
         torch.manual_seed(self.seed)
         self.mean_, self.std_ = float(X.mean()), float(X.std()) or 1.0
-        self.network_ = _autoencoder(X.shape[1], self.width, self.n_codes)
+        self.network_ = _autoencoder(X.shape[1], self.channels, self.n_codes)
         optimizer = torch.optim.Adam(self.network_.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.n_steps)
         for _ in range(self.n_steps):
@@ -244,7 +244,7 @@ class ConvAutoEncoder(MapBaseline):
         return (self.network_(padded)[..., :height, :width] - images).square()
 
 
-def _autoencoder(n_channels: int, width: int, n_codes: int) -> nn.Sequential:
+def _autoencoder(n_channels: int, channels: int, n_codes: int) -> nn.Sequential:
     def down(n_in: int, n_out: int) -> list[nn.Module]:
         return [nn.Conv2d(n_in, n_out, 4, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU()]
 
@@ -252,15 +252,15 @@ def _autoencoder(n_channels: int, width: int, n_codes: int) -> nn.Sequential:
         return [nn.ConvTranspose2d(n_in, n_out, 4, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU()]
 
     return nn.Sequential(
-        *down(n_channels, width),
-        *down(width, 2 * width),
-        *down(2 * width, 4 * width),
-        nn.Conv2d(4 * width, n_codes, 1),
-        nn.Conv2d(n_codes, 4 * width, 1),
+        *down(n_channels, channels),
+        *down(channels, 2 * channels),
+        *down(2 * channels, 4 * channels),
+        nn.Conv2d(4 * channels, n_codes, 1),
+        nn.Conv2d(n_codes, 4 * channels, 1),
         nn.ReLU(),
-        *up(4 * width, 2 * width),
-        *up(2 * width, width),
-        nn.ConvTranspose2d(width, n_channels, 4, 2, 1),
+        *up(4 * channels, 2 * channels),
+        *up(2 * channels, channels),
+        nn.ConvTranspose2d(channels, n_channels, 4, 2, 1),
     )
 
 
@@ -269,7 +269,7 @@ def smooth(maps: NDArray, size: int) -> NDArray:
     return ndimage.uniform_filter(maps, (0, size, size), mode="nearest")
 
 
-def even_light(images: NDArray, size: int) -> NDArray:
+def normalize_illumination(images: NDArray, size: int) -> NDArray:
     """Take out the local mean and deviation, of squares of `size` pixels."""
     mean = ndimage.uniform_filter(images, (0, 0, size, size))
     difference = images - mean

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from benchmarks.map_baselines import (
     WindowPCA,
 )
 from sklearn_g2d import AVIDDetector
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting
 from sklearn_g2d.display import OutlierRocCurveDisplay
 from sklearn_g2d.metrics import equal_error_rate, outlier_roc_auc_score, per_region_overlap_auc
 
@@ -38,13 +39,11 @@ class MapDetector(Protocol):
     def anomaly_map(self, X: NDArray) -> NDArray: ...
 
 
+Data = Literal["images", "tables"]
 Factory = Callable[[int], MapDetector]  # takes a seed
 
-AVID_PARAMS: dict[str, dict[str, Any]] = {
-    "AVID": {},
-    "AVID adversarial": {"adversarial_weight": 0.003},
-    "AVID paper": {"recipe": "paper"},
-}
+AVID_PUBLISHED = "AVID as published"
+AVID_NAMES = ["AVID", "AVID adversarial", AVID_PUBLISHED]
 # One fit serves all maps; the one that gives the detector its name comes last.
 AVID_MAPS = {" I alone": "inpainter", " D alone": "detector", "": "combined"}
 
@@ -62,32 +61,50 @@ BASELINES = (
 )
 
 
-def avid_detectors(**params: Any) -> dict[str, Factory]:
-    """Factories of AVID by name; `params` are common to all."""
-    return {name: partial(_avid, params | given) for name, given in AVID_PARAMS.items()}
+def avid_detectors(data: Data, max_steps: int | None = None, **common: Any) -> dict[str, Factory]:
+    """Factories of AVID by name; `max_steps` and the parameters `common` are those of all."""
+    return {
+        name: partial(_avid, name, params)
+        for name, params in _avid_params(data, max_steps, common).items()
+    }
 
 
-def _avid(params: dict[str, Any], seed: int) -> MapDetector:
-    return AVIDDetector(random_state=seed, **params)
+def _avid(name: str, params: dict[str, Any], seed: int) -> MapDetector:
+    make = AVIDDetector.from_paper if name == AVID_PUBLISHED else AVIDDetector
+    return make(**params, random_state=seed)
 
 
-def explain_avid(results: pd.DataFrame, **params: Any) -> str:
+def _avid_params(
+    data: Data, max_steps: int | None, common: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    training: Callable[..., Any] = MaskedInpainting if data == "images" else CellInpainting
+    steps = {} if max_steps is None else {"max_steps": max_steps}
+    nested = {f"training__{name}": value for name, value in steps.items()}
+    return {
+        "AVID": common | ({"training": training(**steps)} if steps else {}),
+        "AVID adversarial": common | {"training": training(adversarial_weight=0.003, **steps)},
+        AVID_PUBLISHED: {"data": data, **common, **nested},
+    }
+
+
+def explain_avid(
+    results: pd.DataFrame, data: Data, max_steps: int | None = None, **common: Any
+) -> str:
     """Say what stands behind the names of AVID in the results."""
+    by_name = _avid_params(data, max_steps, common)
 
-    def written(params: dict[str, Any]) -> str:
-        return ", ".join(f"{key}={value!r}" for key, value in params.items()).replace("'", '"')
+    def written(name: str) -> str:
+        call = "AVIDDetector.from_paper" if name == AVID_PUBLISHED else "AVIDDetector"
+        given = [f"{key}={value!r}" for key, value in by_name[name].items()]
+        return f"`{call}({', '.join([*given, 'random_state=seed'])})`"
 
-    common = written({key: value for key, value in params.items() if value is not None})
-    variants = [
-        f' "{name}" is `{written(given)}`.'
-        for name, given in AVID_PARAMS.items()
-        if given and name in set(results.detector)
-    ]
-    return (
-        f"AVID is `AVIDDetector({common}{', ' if common else ''}random_state=seed)`; "
-        '"I alone" and "D alone" are the same fit with `map="inpainter"` and `map="detector"`.'
-        + "".join(variants)
+    text = (
+        f'AVID is {written("AVID")}; "I alone" and "D alone" are maps of the same fit, '
+        '`anomaly_map(X, source="inpainter")` and `anomaly_map(X, source="detector")`.'
     )
+    others = [name for name in by_name if name != "AVID" and name in set(results.detector)]
+    text += "".join(f' "{name}" is {written(name)}.' for name in others)
+    return text.replace("'", '"')
 
 
 def window_baselines(region_size: int) -> dict[str, Factory]:
@@ -103,35 +120,38 @@ def window_baselines(region_size: int) -> dict[str, Factory]:
 
 def fit_maps(
     name: str, detector: Any, train: NDArray, test: NDArray
-) -> Iterator[tuple[dict[str, Any], NDArray]]:
-    """Fit once; for each kind of map that there is give the start of a result row, and the maps.
+) -> Iterator[tuple[dict[str, Any], NDArray, str | None]]:
+    """Fit once; for each kind of map give the start of a result row, the maps and their source.
 
-    Scores asked of the detector before the next maps are belong to the same kind.
+    The source is None where a detector has one kind of map only.
     """
     start = time.perf_counter()
     detector.fit(train)
     fit_seconds = time.perf_counter() - start
-    for suffix, kind in AVID_MAPS.items() if name in AVID_PARAMS else [("", None)]:
-        if kind is not None:
-            detector.set_params(map=kind)
+    for suffix, source in AVID_MAPS.items() if name in AVID_NAMES else [("", None)]:
         start = time.perf_counter()
-        maps = detector.anomaly_map(test)
+        maps = detector.anomaly_map(test, **({"source": source} if source else {}))
         milliseconds = 1000 * (time.perf_counter() - start) / len(test)
         row = {
             "detector": name + suffix,
             "fit_seconds": fit_seconds,
             "map_milliseconds": milliseconds,
         }
-        yield row, maps
+        yield row, maps, source
 
 
-def image_anomaly(detector: Any, images: NDArray, maps: NDArray) -> NDArray:
-    """Anomaly of images whose maps are known, which need not be drawn again."""
+def image_anomaly(
+    detector: Any, images: NDArray, maps: NDArray, source: str | None = None
+) -> NDArray:
+    """Anomaly of images, by their maps where these have a source of their own."""
     if isinstance(detector, MapBaseline):
         return -detector.score_maps(maps)
-    if isinstance(detector, AVIDDetector):
-        return -detector._scores_of(maps)
-    return -detector.score_samples(images)
+    if source in (None, "combined"):
+        return -detector.score_samples(images)
+    # As the detector pools the maps that it was fitted to judge images by.
+    regions = np.sort(detector.region_scores(images, source=source).reshape(len(images), -1))
+    n_top = max(1, round(detector.top_fraction * regions.shape[1]))
+    return regions[:, -n_top:].mean(axis=1)
 
 
 # Figures

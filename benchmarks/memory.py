@@ -1,7 +1,7 @@
 """Does memory stay flat over many calls? Measured for `fit` and for `score_samples`.
 
 Peak resident memory of a process that does nothing else, read after each tenth of the calls; what
-leaks raises it. What is fitted is small, and networks are trained for two steps.
+leaks raises it. What is fitted is small, and generators and inpainters are trained for two steps.
 
 python -m benchmarks.memory
 """
@@ -24,13 +24,25 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.report import write_markdown
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
+from sklearn_g2d.g2d import WassersteinGAN
 
 TABLE, IMAGES = (100, 6), (20, 1, 16, 16)
+G2D = partial(G2DOutlierDetector, generator=WassersteinGAN(max_steps=2), random_state=0)
+AVID = partial(AVIDDetector, random_state=0)
 CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
-    "G2D, table": (partial(G2DOutlierDetector, max_steps=2, random_state=0), TABLE),
-    "AVID, table": (partial(AVIDDetector, max_steps=2, random_state=0), TABLE),
-    "G2D, images": (partial(G2DOutlierDetector, max_steps=2, random_state=0), IMAGES),
-    "AVID, images": (partial(AVIDDetector, max_steps=2, width=2, random_state=0), IMAGES),
+    "G2D, table": (G2D, TABLE),
+    "AVID, table": (partial(AVID, training=CellInpainting(max_steps=2)), TABLE),
+    "G2D, images": (G2D, IMAGES),
+    "AVID, images": (
+        partial(
+            AVID,
+            training=MaskedInpainting(max_steps=2),
+            inpainter=UNet(channels=2),
+            detector=PatchNet(channels=2),
+        ),
+        IMAGES,
+    ),
 }
 READINGS = 10
 

@@ -1,9 +1,9 @@
-"""Does the training of the generator pay? What D learns from, and what it sees, varied.
+"""Does the training of the generator pay? What the classifier learns from, and sees, varied.
 
 Protocol: `benchmarks.tabular`'s with at most 2,000 training rows, 2,000 normal test rows and
-2,000 outliers. For each table and seed the
-rows are scaled and described once; then D is trained by the default recipe on other generated
-rows, or on other inputs, and judged by its AUC. Seeds are those of the split and the detector.
+2,000 outliers. For each table and seed the rows are scaled and described once. Then the default
+classifier is trained on other generated rows, or on other inputs, and judged by its AUC. Seeds are
+those of the split and the detector.
 
     python -m benchmarks.negatives --data ../shared/data/adbench
 """
@@ -11,7 +11,7 @@ rows, or on other inputs, and judged by its AUC. Seeds are those of the split an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,40 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.preprocessing import FunctionTransformer
 
 from benchmarks import tabular
 from benchmarks.report import write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, run
-from sklearn_g2d.features import NeighborProfile
-from sklearn_g2d.g2d._classifier import ClassifierTrainer
-from sklearn_g2d.g2d._classifiers import NetworkClassifiers, blind_folds
-from sklearn_g2d.g2d._detector import N_FOLDS
-from sklearn_g2d.g2d._generator import IrregularityGenerator
-from sklearn_g2d.g2d._preprocessing import Representation
-from sklearn_g2d.g2d._recipes import G2D_RECIPES
-from sklearn_g2d.g2d._snapshots import Snapshot
+from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.features import NeighborProfile, SquashingScaler
+from sklearn_g2d.g2d import NetworkClassifier, Snapshot, WassersteinGAN
 from sklearn_g2d.metrics import outlier_roc_auc_score
-from sklearn_g2d.training.ensemble import EnsembleMLP
-from sklearn_g2d.training.runtime import Runtime
 
-RECIPE = G2D_RECIPES["default"]
 MAX_ROWS = 2_000  # for training, and of each label for testing
+N_NEIGHBORS, N_GENERATED = 20, 2.0  # the detector's defaults
 
 View = Callable[[NDArray], NDArray]
+
+
+class Given(BaseEstimator):
+    """A generator whose samples are given."""
+
+    def __init__(self, rows: NDArray) -> None:
+        self.rows = rows
+
+    def fit(self, X: NDArray, y: Any = None) -> Given:
+        return self
+
+    def sample(self, n_samples: int) -> NDArray:
+        return self.rows[:n_samples]
+
+
+class Scaled(FunctionTransformer):
+    """Leaves rows, which are scaled already, as they are; generators stay within `bound_`."""
+
+    bound_ = SquashingScaler().bound
 
 
 @dataclass
@@ -50,53 +64,65 @@ class Table:
     ----------
     points, new : ndarray of shape (n, n_features)
         Training and test rows, scaled.
+    profile : NeighborProfile
+        Fitted on the training rows.
     profiles : ndarray of shape (n, n_neighbors)
-        The training rows' neighbour profiles.
+        Those of the training rows.
     labels : ndarray of shape (n_test,)
         +1 for inliers, -1 for outliers.
     """
 
-    representation: Representation
     points: NDArray
+    profile: NeighborProfile
     profiles: NDArray
     new: NDArray
     labels: NDArray
     seed: int
-    _generators: dict[int, IrregularityGenerator] = field(default_factory=dict)
+    _generators: dict[int, WassersteinGAN] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, seed: int) -> Table:
         """Read a file of ADBench."""
         X, X_new, labels = tabular.one_class_split(path, seed)
-        representation = Representation(RECIPE, None)
-        points, profiles, _ = representation.fit(X[:MAX_ROWS], support_fraction=1.0)
         few = np.concatenate([np.flatnonzero(labels == label)[:MAX_ROWS] for label in (1, -1)])
-        new = representation.encode(X_new[few])
-        return cls(representation, points, profiles, new, labels[few], seed)
+        scaler, profile = SquashingScaler(), NeighborProfile(N_NEIGHBORS)
+        points = scaler.fit_transform(X[:MAX_ROWS])
+        profiles = profile.fit_transform(points)
+        return cls(points, profile, profiles, scaler.transform(X_new[few]), labels[few], seed)
 
     @property
     def n_generated(self) -> int:
         """Rows to generate."""
-        return round(RECIPE.n_generated * len(self.points))
+        return round(N_GENERATED * len(self.points))
 
-    def runtime(self) -> Runtime:
-        """Give every stage the same random numbers."""
-        return Runtime.create("cpu", "float32", self.seed)
+    def describe(self, rows: NDArray) -> NDArray:
+        """Give the neighbour profiles of new rows."""
+        return self.profile.transform(rows)
 
-    def generator(self, steps: int, points: NDArray | None = None) -> IrregularityGenerator:
-        """Train on the rows, or on `points`; snapshots as in the default recipe."""
+    def generator(self, steps: int, points: NDArray | None = None) -> WassersteinGAN:
+        """Train on the rows, or on `points`."""
         if points is None and steps in self._generators:
             return self._generators[steps]
-        runtime = self.runtime()
-        X = runtime.tensor(self.points if points is None else points)
-        recipe = replace(RECIPE, max_steps=steps)
-        generator = IrregularityGenerator(X, recipe, None, runtime)
-        trainer = generator.trainer(X, recipe, runtime)
-        for _ in range(steps):
-            trainer.step()
+        detector = G2DOutlierDetector(
+            scaler=Scaled(),
+            generator=WassersteinGAN(max_steps=steps),
+            classifier=NetworkClassifier(max_steps=1),
+            random_state=self.seed,
+        )
+        generator = detector.fit(self.points if points is None else points).generator_
         if points is None:
             self._generators[steps] = generator
         return generator
+
+    def draw(
+        self,
+        generator: WassersteinGAN,
+        n: int,
+        keep: Callable[[list[Snapshot]], list[Snapshot]] = list,
+    ) -> NDArray:
+        """Draw rows from the snapshots to keep."""
+        rng = torch.Generator().manual_seed(self.seed)
+        return generator.draw(n, rng, keep(generator.snapshots_))
 
     def detect(self, generated: NDArray, views: list[View]) -> NDArray:
         """Train D on what views show of normal and generated rows; scores of the new ones."""
@@ -107,23 +133,15 @@ class Table:
         return self.judge(see(self.points), see(generated))(see(self.new))
 
     def judge(self, normal: NDArray, generated: NDArray) -> View:
-        """Train D on rows as it sees them; gives what maps further ones to scores."""
-        runtime = self.runtime()
-        blind = blind_folds(RECIPE.n_estimators, len(normal), N_FOLDS)
-        sizes = (normal.shape[1], *RECIPE.classifier_hidden, 2)
-        network = EnsembleMLP(RECIPE.n_estimators, sizes, runtime.rng)
-        trainer = ClassifierTrainer(
-            network,
-            runtime.tensor(normal),
-            runtime.tensor(generated),
-            torch.from_numpy(blind),
-            RECIPE.classifier_training,
-            runtime,
+        """Train D on rows as it sees them; returns the function that scores further ones."""
+        detector = G2DOutlierDetector(
+            scaler=Scaled(),
+            generator=Given(generated),
+            n_generated=len(generated) / len(normal),
+            n_neighbors=0,
+            random_state=self.seed,
         )
-        for _ in range(RECIPE.classifier_steps):
-            trainer.step()
-        classifiers = NetworkClassifiers(network)
-        return lambda rows: classifiers.log_odds(rows).mean(axis=0)
+        return detector.fit(normal).score_samples
 
 
 # What D learns from
@@ -136,14 +154,13 @@ def made(
     times: int = 1,
 ) -> NDArray:
     """Rows of the snapshots to keep."""
-    generator = table.generator(steps)
-    return generator.sample(keep(generator.snapshots), times * table.n_generated, table.runtime())
+    return table.draw(table.generator(steps), times * table.n_generated, keep)
 
 
 def made_outside(table: Table, steps: int, keep: Callable = list) -> NDArray:
     """Make the same, without those as near to normal rows as nine in ten of these are."""
     rows = made(table, steps, keep, times=4)
-    farthest = table.representation.describe(rows)[:, -1]
+    farthest = table.describe(rows)[:, -1]
     outside = rows[farthest > np.quantile(table.profiles[:, -1], 0.9)][: table.n_generated]
     return outside if len(outside) else rows[: table.n_generated]
 
@@ -151,10 +168,9 @@ def made_outside(table: Table, steps: int, keep: Callable = list) -> NDArray:
 def made_unsure(table: Table) -> NDArray:
     """Make, untrained, in two rounds: in the second, half are rows of which D was least sure."""
     first = made(table, 0)
-    describe = table.representation.describe
-    score = table.judge(table.profiles, describe(first))
+    score = table.judge(table.profiles, table.describe(first))
     candidates = made(table, 0, times=8)
-    unsure = np.argsort(np.abs(score(describe(candidates))))[: table.n_generated // 2]
+    unsure = np.argsort(np.abs(score(table.describe(candidates))))[: table.n_generated // 2]
     return np.concatenate([first[: table.n_generated - len(unsure)], candidates[unsure]])
 
 
@@ -198,7 +214,7 @@ def later(snapshots: list[Snapshot]) -> list[Snapshot]:
 
 def profile(table: Table) -> View:
     """See neighbour profiles, the default."""
-    return table.representation.describe
+    return table.describe
 
 
 def position(_: Table) -> View:
@@ -208,12 +224,12 @@ def position(_: Table) -> View:
 
 def reconstruction(table: Table) -> View:
     """See how far rows are from mixtures of their neighbours, as for images."""
-    return NeighborProfile(RECIPE.n_neighbors, "reconstruction").fit(table.points).transform
+    return NeighborProfile(N_NEIGHBORS, "reconstruction").fit(table.points).transform
 
 
 def critic(table: Table) -> View:
     """See the critic's score after 150 steps, standardised by normal rows."""
-    network = table.generator(150).critic
+    network = table.generator(150)._critic  # no part of the public interface
 
     @torch.no_grad()
     def score(rows: NDArray) -> NDArray:
@@ -226,10 +242,8 @@ def critic(table: Table) -> View:
 
 def in_profile_space(table: Table, steps: int) -> NDArray:
     """Train the generator on the profiles themselves; scores of the new rows."""
-    generator = table.generator(steps, table.profiles)
-    generated = generator.sample(generator.snapshots, table.n_generated, table.runtime())
-    score = table.judge(table.profiles, generated)
-    return score(table.representation.describe(table.new))
+    generated = table.draw(table.generator(steps, table.profiles), table.n_generated)
+    return table.judge(table.profiles, generated)(table.describe(table.new))
 
 
 def learn(make: Callable[[Table], NDArray], *views: Callable[[Table], View]) -> Callable:
@@ -307,8 +321,8 @@ def main() -> None:
         [
             f"{results.table.nunique()} tables of ADBench, at most {MAX_ROWS:,} training "
             "rows, one-class protocol; mean over tables and seeds "
-            f"({', '.join(map(str, sorted(results.seed.unique())))}). D is that of the default "
-            "recipe; its generated rows, or its inputs, vary. Gains are over the untrained "
+            f"({', '.join(map(str, sorted(results.seed.unique())))}). D is the default "
+            "classifier; its generated rows, or its inputs, vary. Gains are over the untrained "
             "generator, whose samples are a cloud around the normal rows; tables up or down by "
             "more than .005.",
             f"`{command(parser, args.name, seeds=sorted(results.seed.unique()))}` repeats it.",

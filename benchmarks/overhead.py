@@ -15,69 +15,92 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from sklearn.callback import CallbackContext
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from benchmarks import bare_loops
 from benchmarks.report import write_markdown
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d._base import BaseDetector
-from sklearn_g2d.avid._models import TablePlayers
-from sklearn_g2d.avid._recipes import AVID_RECIPES
-from sklearn_g2d.g2d._classifier import ClassifierTrainer
-from sklearn_g2d.g2d._networks import TableGenerator
-from sklearn_g2d.g2d._recipes import G2D_RECIPES
-from sklearn_g2d.g2d._wgan import WGAN
-from sklearn_g2d.training.ensemble import EnsembleMLP
-from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.avid import CellInpainting
+from sklearn_g2d.g2d import WassersteinGAN
+from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.trainer import Trainer
 
 N_ROWS, N_COLUMNS, N_NEW, STEPS = 5_000, 30, 20_000, 100
+N_MASKS = 20  # under which AVID inpaints a row
 
 Work = Callable[[], object]
 
 
-def trainings(X: torch.Tensor, profiles: torch.Tensor) -> Iterator[tuple[str, Work, Work]]:
+class StageBegunError(Exception):
+    """Ends a fit where a stage begins."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__("The stage has begun.")
+        self.trainer = trainer
+
+
+class EndAtStage:
+    """A callback that ends a fit where a stage begins."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def setup(self, estimator: Any, context: CallbackContext) -> None: ...
+
+    def teardown(self, estimator: Any, context: CallbackContext) -> None: ...
+
+    def on_fit_task_begin(
+        self, estimator: Any, context: CallbackContext, *, metadata: dict[str, Any] | None = None
+    ) -> None:
+        if context.task_name == self.stage and metadata is not None:
+            raise StageBegunError(metadata["training"].trainer)
+
+    def on_fit_task_end(self, estimator: Any, context: CallbackContext) -> None: ...
+
+
+def trainer_of(detector: Any, stage: str, X: NDArray) -> Trainer:
+    """Give the trainer of a stage of a fit, at its first step."""
+    try:
+        detector.set_callbacks(EndAtStage(stage)).fit(X)
+    except StageBegunError as begun:
+        return begun.trainer
+    raise ValueError(f"{detector} has no stage {stage!r}.")
+
+
+def trainings(X: NDArray) -> Iterator[tuple[str, Work, Work]]:
     """Pairs of a block of steps, the package's and the bare one."""
-    recipe, runtime = G2D_RECIPES["default"], Runtime.create("cpu", "float32", 0)
-    n_members = recipe.n_estimators
-    generator = TableGenerator(
-        n_members=n_members,
-        n_features=N_COLUMNS,
-        latent_dim=N_COLUMNS,
-        hidden=recipe.hidden,
-        skip=True,
-        tail=recipe.latent_tail,
-        bound=recipe.bound,
-        rng=runtime.rng,
+    rows = torch.from_numpy(X).float()
+    g2d = G2DOutlierDetector(generator=WassersteinGAN(), random_state=0)
+    yield (
+        "step of G2D's GAN",
+        block(trainer_of(g2d, "generator", X)),
+        repeated(bare_loops.gan(rows)),
     )
-    critic = EnsembleMLP(n_members, (N_COLUMNS, *recipe.hidden, 1), runtime.rng)
-    gan = WGAN(generator, critic, X, recipe.gan_training, runtime)
-    yield "step of G2D's GAN", block(G2DOutlierDetector(), gan), repeated(bare_loops.gan(X))
-
-    generated = 3 + profiles.repeat(2, 1)
-    network = EnsembleMLP(n_members, (profiles.shape[1], *recipe.classifier_hidden, 2), runtime.rng)
-    folds = (torch.arange(n_members) % 4)[:, None] == torch.arange(len(profiles)) % 4
-    trainer = ClassifierTrainer(
-        network, profiles, generated, folds, recipe.classifier_training, runtime
+    profiles = torch.randn(N_ROWS, 20, generator=torch.Generator().manual_seed(0))
+    yield (
+        "step of G2D's classifier",
+        block(trainer_of(G2DOutlierDetector(random_state=0), "classifier", X)),
+        repeated(bare_loops.classifier(profiles, 3 + profiles.repeat(2, 1))),
     )
-    bare = repeated(bare_loops.classifier(profiles, generated))
-    yield "step of G2D's classifier", block(G2DOutlierDetector(), trainer), bare
+    yield (
+        "step of AVID on tables",
+        block(trainer_of(AVIDDetector(random_state=0), "networks", X)),
+        repeated(bare_loops.cells(rows)),
+    )
 
-    players = TablePlayers(X.numpy(), AVID_RECIPES["default"], runtime)
-    game = players.game(X.numpy(), X.numpy(), AVID_RECIPES["default"], runtime)
-    yield "step of AVID on tables", block(AVIDDetector(), game), repeated(bare_loops.cells(X))
 
-
-def block(detector: BaseDetector, trainer: Trainer) -> Work:
+def block(trainer: Trainer) -> Work:
     """Take steps as `fit` takes them."""
-    context = detector._init_callback_context(max_subtasks=10**6)
-    return lambda: detector._train("benchmark", trainer, STEPS, context, remedy="")
+    return lambda: Training(trainer, STEPS).run(lambda step, losses: False, remedy="")
 
 
 def repeated(step: bare_loops.Step) -> Work:
@@ -87,32 +110,36 @@ def repeated(step: bare_loops.Step) -> Work:
 
 def scorings(X: NDArray, X_new: NDArray) -> Iterator[tuple[str, Work, Work]]:
     """Pairs of `score_samples` and its arithmetic."""
-    detector = G2DOutlierDetector(random_state=0).fit(X)
-    profile, scaler = detector._representation._profile, detector._representation._scaler
-    assert profile is not None
+    g2d = G2DOutlierDetector(random_state=0).fit(X)
+    profile, scaler = g2d.profile_, g2d.scaler_
     search = NearestNeighbors(n_neighbors=21, algorithm="brute").fit(profile.reference_)
-    network = detector._classifiers.network
+    classifier = bare_loops.scoring_layers(20, 16, 2)
 
     @torch.no_grad()
     def bare_g2d() -> NDArray:
         z = (X_new - scaler.scaler_.mean_) / scaler.scaler_.scale_
-        distances, _ = search.kneighbors(z / np.hypot(1, z / 8))
-        profiles = (np.log(distances[:, :-1] + profile._floor) - profile.center_) / profile.scale_
-        logits = network(torch.from_numpy(profiles).expand(8, -1, -1))
+        distances, _ = search.kneighbors(z / np.hypot(1, z / scaler.bound_))
+        logs = np.log(distances[:, :-1] + profile.floor_)
+        profiles = torch.from_numpy((logs - profile.center_) / profile.scale_)
+        logits = bare_loops.perceptron(profiles.expand(bare_loops.MEMBERS, -1, -1), classifier)
         return (logits[..., 0] - logits[..., 1]).mean(0).numpy()
 
-    yield "scores of G2D", lambda: detector.score_samples(X_new), bare_g2d
+    yield "scores of G2D", lambda: g2d.score_samples(X_new), bare_g2d
 
-    avid = AVIDDetector(max_steps=50, random_state=0).fit(X)
-    (pair,) = avid._players
+    avid = AVIDDetector(training=CellInpainting(max_steps=50), random_state=0).fit(X)
+    inpainter = bare_loops.scoring_layers(2 * N_COLUMNS, 128, 128, N_COLUMNS, members=1)
+    detector = bare_loops.scoring_layers(N_COLUMNS, 128, 128, N_COLUMNS, members=1)
+    scaler_of_cells = StandardScaler().fit(X)
+    masks = torch.eye(N_MASKS, N_COLUMNS, dtype=torch.float64)
 
     @torch.no_grad()
     def bare_avid() -> None:
-        rows = torch.from_numpy((X_new - pair.scaler.scaler_.mean_) / pair.scaler.scaler_.scale_)
+        rows = torch.from_numpy(scaler_of_cells.transform(X_new))
         for batch in rows.split(8192):
-            for mask in pair.regions.partition(batch):
-                pair.inpainter(batch, mask)
-            pair.detector(batch)
+            for mask in masks:
+                seen = torch.cat([batch * (1 - mask), mask.expand_as(batch)], 1)
+                bare_loops.perceptron(seen[None], inpainter)
+            bare_loops.perceptron(batch[None], detector)
 
     yield "scores of AVID on tables", lambda: avid.score_samples(X_new), bare_avid
 
@@ -148,9 +175,7 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = []
     with threadpool_limits(1):
-        tensor = torch.from_numpy(X).float()
-        profiles = torch.randn(N_ROWS, 20, generator=torch.Generator().manual_seed(0))
-        pairs = [*trainings(tensor, profiles), *scorings(X, X_new), imports()]
+        pairs = [*trainings(X), *scorings(X, X_new), imports()]
         for number in range(args.rounds + 1):
             for name, ours, bare in pairs:
                 # Who comes first in a round may find a warmer, or a busier, machine.

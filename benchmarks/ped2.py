@@ -42,10 +42,10 @@ FIGURES = {
     "score_milliseconds": "score (ms per frame)",
 }
 N_SHOWN = 6  # frames in the picture
-# What stands behind the names of AVID.
+# The inputs behind the names of AVID.
 AVID_SEES = {
-    "AVID": '"AVID" judges the cells of rows, share and speed of the foreground in 14 of 20 pixels '
-    "(`PatchMotion(squares=(0.7,), share=True)`).",
+    "AVID": '"AVID" judges the cells of rows, fraction and speed of the foreground in 14 of 20 '
+    "pixels (`PatchMotion(squares=(0.7,), fraction=True)`).",
     "AVID three averaged frames": '"AVID three averaged frames" judges whole frames in the '
     "channels of the paper, with `per_location=True`.",
 }
@@ -53,7 +53,7 @@ AVID_SEES = {
 
 @dataclass
 class Scene:
-    """Clips of a fixed camera, and what of them the detectors see.
+    """Clips of a fixed camera, and the channels of them that detectors see.
 
     Attributes
     ----------
@@ -160,7 +160,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         f"AUC, 1 is best. Seconds are of this run, {args.threads} threads, without those of the "
         "channels, and compare only roughly.",
         "G2D judges patches by `PatchMotion`: the speed of the foreground in three squares. "
-        f"{avid} The published recipes see gray patches of 15 pixels (G2D) and three averaged "
+        f"{avid} The published methods see gray patches of 15 pixels (G2D) and three averaged "
         "frames (AVID); their most anomalous patch, or pixel, condemns a frame, and nothing is "
         "averaged over frames.",
         'The baselines are judged like G2D: "motion energy" is the mean change of a patch since '
@@ -189,7 +189,7 @@ def main() -> None:
     """Run from the command line."""
     parser = make_parser(__doc__, "ped2", data_help=f"folder of {ARCHIVE}, or of {FOLDER}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="max_steps of AVID's default recipe")
+    parser.add_argument("--steps", type=int, help="max_steps of AVID's default training")
     parser.set_defaults(detectors=list(detectors()))
     args = parser.parse_args()
     chosen = choose(parser, args.detectors, detectors(args.steps))

@@ -46,7 +46,7 @@ AUTHORS = "authors"
 MAX_AUTHORS_FRAMES = 200  # of 1050 for testing: 24,200 tiles
 GRID = (11, 11)
 
-# Test frames: irregular tiles in each (None: as many as happen to be), number of frames.
+# Test frames: anomalous tiles in each (None: as many as happen to be), number of frames.
 FRAMES: dict[str, tuple[int | None, int]] = {
     "none": (0, 100),
     "natural": (None, 100),
@@ -67,7 +67,7 @@ CURVES = [
     "AVID",
     "AVID I alone",
     "AVID D alone",
-    "AVID paper",
+    "AVID as published",
     "autoencoder",
     "PCA windows",
     "5-NN windows",
@@ -78,21 +78,21 @@ CURVES = [
 
 @dataclass(frozen=True)
 class Frames:
-    """Learn normal frames, find the irregular tiles of others.
+    """Learn normal frames, find the anomalous tiles of others.
 
     Attributes
     ----------
     train, test : ndarray of shape (n, 1, height, width)
-    tile_is_irregular : ndarray of shape (n_test, rows, columns)
+    tile_is_anomalous : ndarray of shape (n_test, rows, columns)
     region_size : int
         Side of a tile.
     kinds : ndarray of shape (n_test,), or None
-        Names in `FRAMES`; None where all frames are irregular.
+        Names in `FRAMES`; None where all frames are anomalous.
     """
 
     train: NDArray
     test: NDArray
-    tile_is_irregular: NDArray
+    tile_is_anomalous: NDArray
     region_size: int
     kinds: NDArray | None = None
 
@@ -107,14 +107,14 @@ def halve(images: NDArray) -> NDArray:
 def make_frames(mnist: dict[str, NDArray], digit: int, n_train: int, seed: int) -> Frames:
     """Make puzzles of training digits, and of test digits."""
     rng = np.random.RandomState(seed)
-    make = partial(make_puzzles, irregular_label=digit, grid_shape=GRID, random_state=rng)
-    train, _ = make(halve(mnist["x_train"]), mnist["y_train"], n_samples=n_train, n_irregular=0)
+    make = partial(make_puzzles, anomalous_label=digit, grid_shape=GRID, random_state=rng)
+    train, _ = make(halve(mnist["x_train"]), mnist["y_train"], n_samples=n_train, n_anomalous=0)
     test_digits = halve(mnist["x_test"]), mnist["y_test"]
-    test = [make(*test_digits, n_samples=n, n_irregular=k) for k, n in FRAMES.values()]
+    test = [make(*test_digits, n_samples=n, n_anomalous=k) for k, n in FRAMES.values()]
     return Frames(
         train=train,
         test=np.concatenate([puzzles for puzzles, _ in test]),
-        tile_is_irregular=np.concatenate([tiles for _, tiles in test]),
+        tile_is_anomalous=np.concatenate([tiles for _, tiles in test]),
         region_size=train.shape[2] // GRID[0],
         kinds=np.repeat(list(FRAMES), [n for _, n in FRAMES.values()]),
     )
@@ -127,7 +127,7 @@ def authors_frames(archive: dict[str, NDArray]) -> Frames:
     return Frames(
         train=archive["train"][:, None, side, side],
         test=archive["test"][:MAX_AUTHORS_FRAMES, None, side, side],
-        tile_is_irregular=archive["test_tile_labels"][:MAX_AUTHORS_FRAMES],
+        tile_is_anomalous=archive["test_tile_labels"][:MAX_AUTHORS_FRAMES],
         region_size=size,
     )
 
@@ -136,15 +136,15 @@ def detectors(region_size: int, steps: int | None) -> dict[str, Factory]:
     """Factories of all detectors, by name."""
     tiles = partial(WindowNeighbors, region_size, stride=region_size)
     return {
-        **avid_detectors(region_size=region_size, max_steps=steps),
+        **avid_detectors("images", steps, region_size=region_size),
         **window_baselines(region_size),
         "5-NN tiles (grid known)": lambda seed: tiles(seed=seed),
     }
 
 
 def judge(frames: Frames, maps: NDArray, anomaly: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
-    """Truth and anomaly of tiles, of frames with many irregular ones, and with a single one."""
-    judged = {"localisation": (frames.tile_is_irregular, region_means(maps, GRID))}
+    """Truth and anomaly of tiles, of frames with many anomalous ones, and with a single one."""
+    judged = {"localisation": (frames.tile_is_anomalous, region_means(maps, GRID))}
     if frames.kinds is not None:
         many, one = frames.kinds != "one", frames.kinds != "natural"
         judged["detection"] = frames.kinds[many] != "none", anomaly[many]
@@ -168,8 +168,8 @@ def open_frames(frames: Frames, seed: int, steps: int | None, pictures: Path | N
     def measure(name: str) -> list[dict[str, Any]]:
         detector = factories[name](seed)
         rows, drawn = [], {}
-        for row, maps in fit_maps(name, detector, frames.train, frames.test):
-            judged = judge(frames, maps, image_anomaly(detector, frames.test, maps))
+        for row, maps, source in fit_maps(name, detector, frames.train, frames.test):
+            judged = judge(frames, maps, image_anomaly(detector, frames.test, maps, source))
             rows.append(row | figures(judged))
             if pictures is not None:
                 RocCurves(f"{pictures}_roc.csv").add(row["detector"], judged)
@@ -186,7 +186,7 @@ def draw(path: str, frames: Frames, maps: dict[str, NDArray]) -> None:
     assert frames.kinds is not None
     shown = np.concatenate([np.flatnonzero(frames.kinds == k)[:n] for k, n in SHOWN.items()])
     tile = np.ones((1, frames.region_size, frames.region_size))
-    outlined = np.kron(frames.tile_is_irregular[shown], tile)
+    outlined = np.kron(frames.tile_is_anomalous[shown], tile)
     shown_maps = {name: of_all[shown] for name, of_all in maps.items()}
     plot_maps(path, frames.test[shown, 0], outlined, shown_maps)
 
@@ -206,12 +206,12 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         f"{FRAMES['none'][1]} without the class, {FRAMES['natural'][1]} with its natural share, "
         f"about a tenth of the tiles, and {FRAMES['one'][1]} with a single tile of it. Mean over "
         f"the seeds ({', '.join(map(str, sorted(ours.seed.unique())))}) of puzzles and detectors.",
-        "Region AUC and EER tell irregular tiles from the others, all tiles of all test frames, by "
+        "Region AUC and EER tell anomalous tiles from the others, all tiles of all test frames, by "
         "the mean of the map within a tile. Image AUC and EER tell frames with the natural share "
         "from frames without the class; the last AUC those with a single tile. Rank is by region "
         f"AUC, 1 is best. Seconds are of this run, {args.threads} threads, and compare only "
         "roughly.",
-        explain_avid(results, region_size=14, max_steps=args.steps),
+        explain_avid(results, "images", args.steps, region_size=14),
         f'{BASELINES} "5-NN tiles (grid known)" cuts the puzzles into their very tiles, of which '
         "no other detector is told: an upper reference.",
         "The paper reports EERs of .29 for localisation and .21 for detection, on frames of its "
@@ -225,7 +225,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
             5,
             "The last table is on the frames that AVID's authors published, at half resolution "
             f"(tiles of 10 pixels): their 2,000 for training, {MAX_AUTHORS_FRAMES} of 1050 for "
-            "testing. Tiles only, for each of these has at least three irregular ones; and with "
+            "testing. Tiles only, for each of these has at least three anomalous ones; and with "
             "caution, for normal digits there recur in the training frames: who memorises wins.",
         )
     stem = args.output / args.name

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.report import write_markdown
 from benchmarks.speed import draw_rows
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
 
@@ -41,16 +42,19 @@ def questions() -> dict[str, Question]:
     many = draw_rows(5_000, 30)
     shuffled = np.random.default_rng(0).permuted(many[:500], axis=0)
     many, is_plain = np.concatenate([many, shuffled]), np.repeat([1, -1], [5_000, 500])
-    grid = {"n_neighbors": [3, 5, 10, 20, 40], "n_estimators": [4, 8, 16]}
-    finer = {"n_neighbors": [3, 5, 8, 10, 15, 20, 25, 30, 40], "n_estimators": [4, 8, 12, 16, 20]}
-    steps = {"max_steps": [500, 1000, 1500, 2000]}
+    members = "classifier__n_members"
+    grid = {"n_neighbors": [3, 5, 10, 20, 40], members: [4, 8, 16]}
+    finer = {"n_neighbors": [3, 5, 8, 10, 15, 20, 25, 30, 40], members: [4, 8, 12, 16, 20]}
+    of_cells = AVIDDetector(training=CellInpainting(), random_state=0)
+    steps = {"training__max_steps": [500, 1000, 1500, 2000]}
+    few_steps = {"training__max_steps": [20, 30, 40, 50]}
     return {
         "G2D, 569 rows of 30 columns": (g2d, grid, X, y),
         "G2D, 5,500 rows of 30 columns": (g2d, grid, many, is_plain),
         "the same, a finer grid": (g2d, finer, many, is_plain),
         "G2D, 1,797 images": (g2d, grid, images, is_normal),
-        "AVID, 569 rows of 30 columns": (avid, steps, X, y),
-        "AVID, 1,797 images": (avid, {"max_steps": [20, 30, 40, 50]}, images, is_normal),
+        "AVID, 569 rows of 30 columns": (of_cells, steps, X, y),
+        "AVID, 1,797 images": (avid, few_steps, images, is_normal),
     }
 
 

@@ -23,10 +23,10 @@ from sklearn_g2d.model_selection import NormalOnlySplit
 
 
 def make_search() -> GridSearchCV:
-    """Ask how many neighbours to look at, and how many classifiers to average."""
+    """Search over a parameter of the detector and one of its classifier."""
     return GridSearchCV(
         G2DOutlierDetector(random_state=0),
-        {"n_neighbors": [5, 20], "n_estimators": [4, 8]},
+        {"n_neighbors": [5, 20], "classifier__n_members": [4, 8]},
         cv=NormalOnlySplit(3),
         scoring=SCORERS["outlier_roc_auc"],
         refit=False,

@@ -1,7 +1,7 @@
 """Score a video file frame by frame, as a camera would deliver it, and write the map over it.
 
-Train on a file in which nothing irregular happens, then watch another. Memory holds the frames that
-optical flow needs, never the whole of the watched file.
+Train on a normal file, then watch another. Memory holds the frames that optical flow needs, never
+the whole of the watched file.
 
     python examples/live_video.py normal.mp4 watched.mp4 marked.mp4
 
@@ -24,9 +24,9 @@ from sklearn.pipeline import make_pipeline
 
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.video import (
+    ClipDetector,
     ForegroundMotion,
     FramePatches,
-    PatchDetector,
     PatchMotion,
     read_frames,
     stream_channels,
@@ -35,9 +35,9 @@ from sklearn_g2d.video import (
 MAX_TRAINING_FRAMES = 1000
 
 
-def make_detector(patch_size: int, stride: int) -> PatchDetector:
+def make_detector(patch_size: int, stride: int) -> ClipDetector:
     """Judge patches by the speed of their foreground, averaged over nine frames."""
-    return PatchDetector(
+    return ClipDetector(
         make_pipeline(PatchMotion(), G2DOutlierDetector(random_state=0)),
         channels=ForegroundMotion(),
         patch_size=patch_size,
@@ -73,7 +73,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: int = 10) -> Non
             container.mux(stream.encode())
 
 
-def watch(detector: PatchDetector, path: Path) -> Iterator[np.ndarray]:
+def watch(detector: ClipDetector, path: Path) -> Iterator[np.ndarray]:
     """Give each frame with its map laid over, and report alarms."""
     last: list[np.ndarray] = []
 
@@ -94,7 +94,7 @@ def watch(detector: PatchDetector, path: Path) -> Iterator[np.ndarray]:
     )
 
 
-def measure(detector: PatchDetector, path: Path, n_frames: int = 100) -> None:
+def measure(detector: ClipDetector, path: Path, n_frames: int = 100) -> None:
     """Print how many frames per second each stage takes by itself."""
     frames = list(islice(read_frames(path), n_frames))
     motion = detector.channels_
@@ -123,7 +123,7 @@ def synthetic(n_frames: int, speeds: list[float], seed: int) -> Iterator[np.ndar
         frame = ground + rng.normal(0, 1, size=ground.shape)
         for row, start, speed, texture in zip(rows, starts, speeds, textures, strict=True):
             if speed > 2 and t < n_frames // 2:
-                continue  # who runs comes late
+                continue  # the runner comes late
             columns = (int(start + speed * t) + np.arange(16)) % 360
             frame[row : row + 36, columns] = texture
         yield np.repeat(frame.clip(0, 255).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)

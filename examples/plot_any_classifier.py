@@ -2,16 +2,16 @@
 Any classifier as the detector
 ==============================
 
-Once outliers have been generated, telling them from normal rows is a problem of two classes, for
-which any classifier of scikit-learn will do. Each draws another boundary.
+Once outliers have been generated, the detector has to tell two classes apart, which any classifier
+of scikit-learn can do. Each draws another boundary.
 """
 
 # %%
 # Four classifiers, same outliers
 # -------------------------------
-# ``classifier=None`` is the network. The others need ``predict_proba``. All see a row by its
-# distances to the nearest normal rows; ``n_neighbors=0`` in the second line shows them the row
-# itself, so that a boundary has to be drawn around the data.
+# ``classifier=None`` is a ``NetworkClassifier``. The others need ``predict_proba``. In the first
+# line all see the distances of a row to the nearest normal rows. ``n_neighbors=0`` in the second
+# line shows them the row itself, so that they have to draw a boundary around the data.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,7 +33,7 @@ y_new = np.repeat([1, -1], 300)
 classifiers = {
     "network (default)": None,
     "logistic regression": LogisticRegression(),
-    "random forest": RandomForestClassifier(min_samples_leaf=5, random_state=0),
+    "random forest": RandomForestClassifier(min_samples_leaf=5),
     "neighbours": KNeighborsClassifier(25),
 }
 _, axes = plt.subplots(2, 4, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
@@ -54,8 +54,8 @@ axes[0, 0].legend(markerscale=3, loc="upper right")
 plt.show()
 
 # %%
-# White is what ``predict`` calls normal; no outlier in the picture was seen in training.
+# White is the region that ``predict`` calls normal; no outlier in the picture was seen in training.
 #
 # All scores have one unit, the log-odds of normal against generated, and all thresholds come from
 # scores of rows that a classifier was not trained on: ``offset_`` and ``p_values`` work with every
-# classifier.
+# classifier. The forest has no seed of its own and is given one by the detector.

@@ -2,16 +2,15 @@
 Features of your own
 ====================
 
-What a detector should find depends on what it looks at. ``features`` takes a name, a transformer
-of scikit-learn or any function of images, such as a pretrained network.
+The features decide which images look anomalous. ``features`` takes a transformer of scikit-learn
+or any function of images, such as a pretrained network.
 """
 
 # %%
 # Digits that move about
 # ----------------------
-# Images of one digit, at random places of a larger square. Where it stands does not matter, which
-# digit it is does: the power spectrum, which no shift changes, should see that better than pixels
-# do.
+# Images of one digit, at random places of a larger square. The place does not matter, the digit
+# does: the power spectrum, which no shift changes, should show the digit better than pixels do.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,9 +39,9 @@ def power_spectrum(images):
 
 
 candidates = {
-    "pixels": "raw",
+    "pixels": "passthrough",
     "principal components": PCA(20),
-    "oriented gradients": "oriented_gradients",
+    "oriented gradients (default)": None,
     "power spectrum": power_spectrum,
 }
 detectors = {

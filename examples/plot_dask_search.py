@@ -20,6 +20,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
 
@@ -27,7 +28,7 @@ X, y = load_breast_cancer(return_X_y=True)
 y = np.where(y == 1, 1, -1)  # benign is normal
 
 search = GridSearchCV(
-    G2DOutlierDetector(n_estimators=4, random_state=0),
+    G2DOutlierDetector(classifier=NetworkClassifier(n_members=4), random_state=0),
     {"n_neighbors": [5, 20], "n_generated": [1.0, 2.0]},
     cv=NormalOnlySplit(3),
     scoring=SCORERS["outlier_roc_auc"],

@@ -1,19 +1,19 @@
 """
-What the generator makes, from first to last
+Samples of the generator, from first to last
 ============================================
 
-G2D detects by telling normal rows from those that a half-trained generator makes. Snapshots keep
-that generator as it was at several moments of its training: "far" from the normal rows, at their
-"boundary", and "normal" once it has matured.
+G2D learns to tell normal rows from the samples of a half-trained generator. Snapshots keep that
+generator at several moments of its training: its samples are "far" from the normal rows, at their
+"boundary", or "normal" once it has matured.
 """
 
 # %%
 # In two dimensions
 # -----------------
 # ``snapshots_`` holds the generators in the order of training, and ``sample_outliers`` draws from
-# those that it is given. Detecting takes outliers, so that by default the generator stays as it
-# began. Here it is trained until late samples may resemble normal rows: the classifier learns from
-# snapshots of the other roles only.
+# those that it is given. By default no generator is trained, because a cloud around the data
+# detects as well. Here one is trained until its samples resemble normal rows; the classifier
+# learns from snapshots of the other roles only.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits, make_moons
@@ -21,12 +21,11 @@ from sklearn.decomposition import PCA
 
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.display import LossCurveDisplay, SnapshotSamplesDisplay
+from sklearn_g2d.g2d import WassersteinGAN
 
 X, _ = make_moons(500, noise=0.05, random_state=0)
-detector = G2DOutlierDetector(
-    n_estimators=1, max_steps=3000, batch_size=256, n_snapshots=8, random_state=1
-)
-detector.fit(X)
+generator = WassersteinGAN(n_members=1, max_steps=3000, batch_size=256, n_snapshots=8)
+detector = G2DOutlierDetector(generator=generator, random_state=1).fit(X)
 
 _, axes = plt.subplots(2, 4, figsize=(11, 5.5), sharex=True, sharey=True, layout="constrained")
 for ax, snapshot in zip(axes.flat, detector.snapshots_, strict=False):
@@ -39,8 +38,8 @@ axes[0, 0].legend(markerscale=3)
 plt.show()
 
 # %%
-# The losses, with the moments of the snapshots. Steps are on a logarithmic scale, for a generator
-# changes most at the beginning.
+# The losses, with the moments of the snapshots. Steps are on a logarithmic scale, because a
+# generator changes most at the beginning.
 
 display = LossCurveDisplay.from_estimator(detector, name="Two moons")
 display.ax_.set_xscale("symlog", linthresh=20)
@@ -49,12 +48,12 @@ plt.show()
 # %%
 # Images
 # ------
-# Samples of images can be looked at wherever the features can be turned back into pixels, as
-# principal components can. Each row is a snapshot, of a detector that learns the digit 3.
+# Samples can be shown as images if the features can be turned back into pixels, as principal
+# components can. Each row is a snapshot of a detector that learns the digit 3.
 
 digits = load_digits()
 threes = digits.images[digits.target == 3][:, None]  # (n, 1, 8, 8): one channel, gray
-detector = G2DOutlierDetector(features=PCA(20), n_estimators=1, max_steps=3000, random_state=0)
-detector.fit(threes)
+generator = WassersteinGAN(n_members=1, max_steps=3000)
+detector = G2DOutlierDetector(features=PCA(20), generator=generator, random_state=0).fit(threes)
 SnapshotSamplesDisplay.from_estimator(detector, name="Learning the digit 3")
 plt.show()

@@ -2,15 +2,15 @@
 Choosing parameters honestly
 ============================
 
-Outliers must not be trained on, but it takes some to tell which parameters detect best.
-``NormalOnlySplit`` takes them out of the training folds and leaves them in the test folds.
+A detector must not be trained on outliers, but some are needed to compare parameters.
+``NormalOnlySplit`` removes them from the training folds and leaves them in the test folds.
 """
 
 # %%
 # What the splitter does
 # ----------------------
-# For a detector, an integer ``cv`` stands for scikit-learn's ``KFold``. Then most of the outliers
-# are trained on, and count as normal. Each line below is a fold.
+# For a detector, an integer ``cv`` means scikit-learn's ``KFold``. Then most of the outliers are
+# in the training folds, and count as normal. Each line below is a fold.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +23,7 @@ from sklearn.model_selection import GridSearchCV, KFold, train_test_split
 
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.display import OutlierRocCurveDisplay
+from sklearn_g2d.g2d import GaussianCloud, WassersteinGAN
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
 
@@ -48,13 +49,19 @@ plt.show()
 # %%
 # The search
 # ----------
-# The scorer takes outliers as the class to be found. ``refit=True`` would fit the best candidate
-# to all rows, outliers too, which no splitter can prevent: it is fitted to the normal rows
+# A grid may hold parameters, parameters of parts (``classifier__n_members``) and whole parts. The
+# scorer takes outliers as the positive class. ``refit=True`` would fit the best candidate to all
+# rows, outliers included, and no splitter can prevent that. So it is fitted to the normal rows
 # afterwards.
 
+names = {
+    GaussianCloud(spread=1.0): "narrow cloud",
+    GaussianCloud(spread=2.0): "wide cloud",
+    WassersteinGAN(max_steps=150, n_members=4): "trained",
+}
 search = GridSearchCV(
-    G2DOutlierDetector(n_estimators=4, random_state=0),
-    {"n_neighbors": [0, 5, 20], "max_steps": [0, 150]},
+    G2DOutlierDetector(random_state=0).set_params(classifier__n_members=4),
+    {"n_neighbors": [0, 5, 20], "generator": list(names)},
     cv=NormalOnlySplit(5),
     scoring=SCORERS["outlier_roc_auc"],
     refit=False,
@@ -63,17 +70,19 @@ best = clone(search.estimator).set_params(**search.best_params_).fit(X[y == 1])
 print(search.best_params_)
 
 # %%
-# The held-out half of the data, which the search has not seen, says how well the winner detects.
+# The held-out half of the data, which the search has not seen, shows how well the best candidate
+# detects.
 
-results = pd.DataFrame(search.cv_results_)
-aucs = results.pivot(index="param_n_neighbors", columns="param_max_steps", values="mean_test_score")
+results = pd.DataFrame(search.cv_results_["params"]).replace({"generator": names})
+results["auc"] = search.cv_results_["mean_test_score"]
+aucs = results.pivot(index="n_neighbors", columns="generator", values="auc")
 _, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 left.imshow(aucs, cmap="YlGn", alpha=0.7, aspect="auto")
 for (row, column), auc in np.ndenumerate(aucs):
     left.text(column, row, f"{auc:.3f}", ha="center", va="center")
-left.set(xlabel="max_steps", ylabel="n_neighbors", title="Mean AUC of five folds")
+left.set(xlabel="generator", ylabel="n_neighbors", title="Mean AUC of five folds")
 left.set_xticks(range(aucs.shape[1]), aucs.columns)
 left.set_yticks(range(aucs.shape[0]), aucs.index)
-OutlierRocCurveDisplay.from_estimator(best, X_test, y_test, name="winner", ax=right)
+OutlierRocCurveDisplay.from_estimator(best, X_test, y_test, name="best", ax=right)
 right.set_title("New rows")
 plt.show()

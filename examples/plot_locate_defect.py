@@ -2,9 +2,9 @@
 Where is the defect?
 ====================
 
-``AVIDDetector`` learns from flawless images only, and says of new ones which are flawed, and
-where: an inpainter guesses each region from its surroundings, and a patch detector judges whether
-it belongs.
+``AVIDDetector`` learns from flawless images only, and finds the flawed ones among new images, and
+the flaws in them: an inpainter guesses each region from its surroundings, and a patch detector
+judges whether it fits.
 """
 
 # %%
@@ -19,6 +19,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from sklearn_g2d import AVIDDetector
+from sklearn_g2d.avid import MaskedInpainting, PatchNet, UNet
 from sklearn_g2d.display import AnomalyMapDisplay
 from sklearn_g2d.metrics import outlier_roc_auc_score
 
@@ -54,11 +55,17 @@ X_test, mask_test = np.concatenate(images), np.concatenate(masks)
 # %%
 # Train, then look
 # ----------------
-# A region is about the size of the smallest flaw. Few steps do for so simple a texture;
-# photographs take the default of 4,000. The map counts what either network finds, the predicted
-# mask is where both agree.
+# A region is about the size of the smallest flaw. Such a simple texture needs few steps and small
+# networks; for photographs keep the default of 4,000 steps and 16 channels. The map shows what
+# either network finds, the predicted mask what both find.
 
-detector = AVIDDetector(region_size=10, max_steps=250, width=8, random_state=0).fit(weave(200))
+detector = AVIDDetector(
+    region_size=10,
+    training=MaskedInpainting(max_steps=250),
+    inpainter=UNet(channels=8),
+    detector=PatchNet(channels=8),
+    random_state=0,
+).fit(weave(200))
 
 shown = [0, 20, 40, 60]
 AnomalyMapDisplay.from_estimator(detector, X_test[shown], masks=mask_test[shown], name="Cloth")

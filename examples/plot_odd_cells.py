@@ -3,14 +3,14 @@ Which cell of a row is odd?
 ===========================
 
 On a table, ``AVIDDetector`` judges each cell by the rest of its row. It finds values that are
-usual in their column and yet do not belong, as a mistyped or exchanged entry.
+common in their column but do not fit their row, such as a mistyped or exchanged entry.
 """
 
 # %%
 # One wrong cell in each row
 # --------------------------
 # Ten measurements of tumours. In each test row one cell gets a low or a high value of its column,
-# whichever is further: neither is unusual by itself.
+# whichever is further away: neither is unusual by itself.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,8 +55,8 @@ plt.show()
 # %%
 # How often it is right
 # ---------------------
-# A measurement that follows from others, as an area from a radius, can be checked; one that tells
-# its own story cannot.
+# A measurement that follows from others, as an area follows from a radius, can be checked; a
+# measurement that is independent of the others cannot.
 
 print(f"The wrong cell is found in {np.mean(is_highest[is_wrong]):.0%} of {len(maps)} rows.")
 

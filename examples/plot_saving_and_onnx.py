@@ -10,7 +10,7 @@ onnxruntime.
 # %%
 # Two files
 # ---------
-# A former file of the same name is replaced when all of the new one is on the disk.
+# An existing file of the same name is replaced once the whole new file is on the disk.
 
 import tempfile
 from pathlib import Path
@@ -27,7 +27,7 @@ detector = G2DOutlierDetector(random_state=0).fit(X)
 
 temporary = tempfile.TemporaryDirectory()  # removed at the end of this example
 folder = Path(temporary.name)
-detector.save(folder / "detector.safetensors")
+detector.save(folder / "detector.skops")
 detector.to_onnx(folder / "detector.onnx")
 for path in sorted(folder.iterdir()):
     print(f"{path.name}: {path.stat().st_size / 1024:.0f} kB")
@@ -41,14 +41,14 @@ xx, yy = np.meshgrid(np.linspace(-2, 3, 150), np.linspace(-1.5, 2, 100))
 grid = np.column_stack([xx.ravel(), yy.ravel()])
 decision = detector.decision_function(grid)
 
-loaded = G2DOutlierDetector.load(folder / "detector.safetensors")
+loaded = G2DOutlierDetector.load(folder / "detector.skops")
 print("same scores:", np.array_equal(loaded.decision_function(grid), decision))
 
 # %%
 # ONNX
 # ----
-# The graph holds all that lies between a row and its score. Sums are taken in another order, so
-# that scores agree up to rounding. On the line ``predict`` changes its mind.
+# The graph holds everything between a row and its score. Its sums have another order, so that
+# scores agree up to rounding. The black line is the threshold of ``predict``.
 
 session = onnxruntime.InferenceSession(folder / "detector.onnx")
 by_graph, _ = session.run(["decision_function", "score_samples"], {"X": grid})

@@ -2,8 +2,8 @@
 A runner among walkers
 ======================
 
-``PatchDetector`` watches a fixed camera. It learns from clips in which nothing irregular happens,
-and says of each new frame whether something does, and where. Needs the extra ``video``.
+``ClipDetector`` watches a fixed camera. It learns from normal clips, and tells of each new frame
+whether it is anomalous, and where. Needs the extra ``video``.
 """
 
 # %%
@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.pipeline import make_pipeline
 
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d.video import ForegroundMotion, PatchDetector, PatchMotion
+from sklearn_g2d.video import ClipDetector, ForegroundMotion, PatchMotion
 
 height, width, n_frames, late = 80, 120, 40, 20
 ground = np.random.default_rng(0).normal(150, 4, size=(height, width))
@@ -44,10 +44,10 @@ runner = make_clip([0.8, 1.2, 1.0, 4.0], [0, 0, 0, late], seed=5)
 # %%
 # Frames judged by their patches
 # ------------------------------
-# A detector of tables is shown the speed of each patch's foreground. A frame is judged by its most
-# anomalous patches, and scores are averaged over some frames, for what is irregular lasts.
+# A detector of tables is given the speed of each patch's foreground. A frame is judged by its most
+# anomalous patches, and scores are averaged over some frames, because an anomaly lasts.
 
-detector = PatchDetector(
+detector = ClipDetector(
     make_pipeline(PatchMotion(), G2DOutlierDetector(random_state=0)),
     channels=ForegroundMotion(),
     patch_size=16,
@@ -64,7 +64,7 @@ scores, maps = detector.pool(patch_scores), detector.to_maps(patch_scores)
 # The strip
 # ---------
 # The map is laid over six frames, in one scale of colours, wherever it is beyond the threshold.
-# That flags a twentieth of the training frames; below are the scores of all frames.
+# The threshold flags a twentieth of the training frames; below are the scores of all frames.
 
 figure = plt.figure(figsize=(11, 3.8), layout="constrained")
 strip, below = figure.subfigures(2, 1, height_ratios=(1, 1.8))

@@ -1,4 +1,4 @@
-"""What both detectors share: validation, training under callbacks, thresholds."""
+"""What detectors share: `fit` around a subclass's `_fit`, scores, thresholds, p-values, files."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.callback import CallbackContext, CallbackSupportMixin
+from sklearn.callback import CallbackContext, CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_g2d import export, persistence
+from sklearn_g2d.calibration import conformal_p_values, conformal_threshold
 from sklearn_g2d.errors import ModelFileError, TrainingDivergedError
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.history import History, record
 from sklearn_g2d.training.loop import Training
-from sklearn_g2d.training.runtime import PRECISIONS
+from sklearn_g2d.training.runtime import PRECISIONS, Runtime, single_thread
+from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Losses, Trainer
+from sklearn_g2d.utils.files import File
 from sklearn_g2d.utils.images import ImageShape, as_rows
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
+from sklearn_g2d.utils.state import unchanged_on_failure
 
 logger = logging.getLogger("sklearn_g2d")
 
@@ -37,33 +45,51 @@ _SCORING_BATCH_ROWS = 8192
 _SCORING_BATCH_CELLS = 2**24
 
 
-class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
-    """Novelty detector: learns normal rows, then scores new ones, higher = more normal.
+class BaseDetector(OutlierMixin, BaseEstimator, ABC):
+    """Learns normal samples, then scores new ones, higher = more normal.
 
-    A subclass sets `offset_` and `calibration_scores_` in `fit` and scores rows in
-    `_score_batch`.
+    A subclass sets `offset_` and `calibration_scores_` in `fit`.
     """
+
+    # What stands in for a part that is None when one of its own parameters is set.
+    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
-        "image_shape": ["array-like", None],
-        "max_steps": [Interval(Integral, 0, None, closed="left"), None],
-        "batch_size": [Interval(Integral, 2, None, closed="left"), None],
-        "n_estimators": [Interval(Integral, 1, None, closed="left"), None],
-        "device": [str],
-        "precision": [StrOptions(set(PRECISIONS))],
-        "warm_start": ["boolean"],
-        "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
-    image_shape_: ImageShape | None
+    contamination: Any
     offset_: float
     calibration_scores_: NDArray[np.float64]
 
     @abstractmethod
-    def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Score validated rows, higher = more normal."""
+    def _validate(self, X: Any, *, reset: bool) -> Any:
+        """Check samples; `reset` says that they are those of `fit`."""
+
+    @abstractmethod
+    def _score_validated(self, X: Any) -> NDArray[np.float64]:
+        """Score checked samples, higher = more normal."""
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also of the parts that a detector is put together from.
+
+        Parameters
+        ----------
+        **params
+            By name; ``generator__spread=1`` sets the parameter `spread` of the part `generator`. A
+            part that is None becomes its default first.
+
+        Returns
+        -------
+        self
+        """
+        for name in list(params):
+            part, _, nested = name.partition("__")
+            is_part = nested and part in self._default_parts
+            if is_part and params.get(part, getattr(self, part)) is None:
+                params[part] = self._default_parts[part]()
+        return super().set_params(**params)
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """Score rows; **higher = more normal**.
@@ -71,17 +97,15 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Rows to score; a memory map is read in blocks.
+            A memory map is read in blocks.
 
         Returns
         -------
         ndarray of shape (n_samples,)
-            float64 scores in the units of the detector's logits.
+            float64, in the units of the detector's logits.
 
         Raises
         ------
-        NotFittedError
-            Before `fit`.
         ValueError
             If `X` holds NaN or infinity, or its columns are not those of `fit`.
         """
@@ -93,8 +117,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Rows to score.
+        X : array-like, as for `score_samples`
 
         Returns
         -------
@@ -108,8 +131,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Rows to label.
+        X : array-like, as for `score_samples`
 
         Returns
         -------
@@ -121,40 +143,25 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
     def calibrate(self, X_normal: ArrayLike, false_alarm_rate: float = 0.01) -> Self:
         """Move the threshold so that new normal rows are flagged at a promised rate.
 
-        Split conformal prediction: for rows exchangeable with `X_normal`, `predict` gives
-        -1 with a probability of at most `false_alarm_rate`, whatever the detector learned.
+        Split conformal prediction: for rows exchangeable with `X_normal`, `predict` gives -1 with
+        a probability of at most `false_alarm_rate`, whatever the detector learned.
 
         Parameters
         ----------
         X_normal : array-like, as for `score_samples`
-            Normal rows that were **not** in the training data; at least
-            ``1 / false_alarm_rate - 1`` of them.
+            At least ``1 / false_alarm_rate - 1`` normal rows that were **not** in the training
+            data; fewer cannot promise the rate and raise a ValueError.
         false_alarm_rate : float in (0, 1), default=0.01
-            Share of normal rows that may be flagged.
+            Fraction of normal rows that may be flagged.
 
         Returns
         -------
         self
             With new `offset_` and `calibration_scores_`.
-
-        Raises
-        ------
-        ValueError
-            If the rate is out of range, or there are too few rows to promise it.
         """
-        check_is_fitted(self)
-        if not 0 < false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate!r}.")
-        scores = np.sort(self.score_samples(X_normal))
-        rank = conformal_rank(len(scores), false_alarm_rate)
-        if rank < 1:
-            needed = int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
-            raise ValueError(
-                f"A false-alarm rate of {false_alarm_rate} takes at least {needed} normal "
-                f"rows to promise, got {len(scores)}. Pass more rows or a higher rate."
-            )
-        self.calibration_scores_ = scores
-        self.offset_ = float(scores[rank - 1])
+        scores = self.score_samples(X_normal)
+        self.offset_ = conformal_threshold(scores, false_alarm_rate)
+        self.calibration_scores_ = np.sort(scores)
         return self
 
     def p_values(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -162,53 +169,38 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Rows to test.
+        X : array-like, as for `score_samples`
 
         Returns
         -------
         ndarray of shape (n_samples,)
-            ``(1 + number of calibration scores not above the row's) / (n + 1)``. After
-            `calibrate` they are valid in finite samples; before, they rest on the
-            training rows' out-of-fold scores and hold approximately.
+            ``(1 + number of calibration scores not above the row's) / (n + 1)``. After `calibrate`
+            they are valid in finite samples; before, they rest on the training rows' out-of-fold
+            scores and hold approximately.
         """
-        scores = self.score_samples(X)
-        at_most = np.searchsorted(self.calibration_scores_, scores, side="right")
-        return np.asarray((1 + at_most) / (len(self.calibration_scores_) + 1), dtype=np.float64)
+        return conformal_p_values(self.score_samples(X), self.calibration_scores_)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted detector to a file that holds numbers and names, never code.
-
-        The file is complete or not there at all: whatever happens while saving, a former one
-        at `path` stays whole. Callbacks are not saved.
+    def save(self, path: File) -> None:
+        """Write the fitted detector to a file; see `sklearn_g2d.persistence.save`.
 
         Parameters
         ----------
-        path : str or path-like
-            Where to; usually it ends in ".safetensors". An existing file is replaced.
-
-        Raises
-        ------
-        NotFittedError
-            Before `fit`.
-        UnsupportedObjectError
-            If the detector holds an object of yours (a classifier, transformer or function)
-            that could not be rebuilt without executing code.
+        path : str, path-like or binary file object
+            Where to; usually it ends in ".skops". A former file is replaced, or stays whole if an
+            error is raised. Callbacks are not saved.
         """
-        from sklearn_g2d import persistence  # which knows the detectors
-
         persistence.save(self, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a detector that `save` has written.
-
-        Nothing in a file is executed, whoever wrote it.
+    def load(cls, path: File, *, trusted: Iterable[str | type] = ()) -> Self:
+        """Read a detector that `save` has written; see `sklearn_g2d.persistence.load`.
 
         Parameters
         ----------
-        path : str or path-like
-            The file.
+        path : str, path-like or binary file object
+            Nothing in it is executed, whoever wrote it, unless you trust it.
+        trusted : iterable of str, type or function, default=()
+            Your own classes and functions in the file, and compiled ones.
 
         Returns
         -------
@@ -217,31 +209,31 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Raises
         ------
-        OSError
-            If the file cannot be read.
         ModelFileError
-            If it holds another class or no detector, is damaged, or comes from a version of
-            this package whose files this version does not read; the error says which.
+            If the file holds another class; also what `sklearn_g2d.persistence.load` raises.
         """
-        from sklearn_g2d import persistence
-
-        detector = persistence.load(path)
+        detector = persistence.load(path, trusted=trusted)
         if not isinstance(detector, cls):
             name = type(detector).__name__
             raise ModelFileError(
-                f"{os.fspath(path)!r} holds an {name}, not a {cls.__name__}: call {name}.load, or "
-                "sklearn_g2d.persistence.load, which loads either."
+                f"{str(path)!r} holds a fitted {name}, not a {cls.__name__}. Call "
+                "sklearn_g2d.persistence.load, which loads any class."
             )
         return detector
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("offset_", "calibration_scores_"):
+            if not np.isfinite(state.get(name, 0.0)).all():
+                raise ValueError(f"{name} is infinite or NaN")
+        super().__setstate__(state)
 
     def to_onnx(self, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64") -> None:
         """Write the fitted detector as an ONNX graph, which runs without PyTorch.
 
-        The graph takes one array "X", shaped as `fit` was given it, and holds all that precedes
-        and follows the networks. It gives "decision_function" and "score_samples", both float64
-        of shape (n_samples,) and **higher = more normal**; of an `AVIDDetector`, also its
-        "anomaly_map". They equal this detector's up to rounding. Nothing is checked: NaN gives
-        NaN. Takes the extra "onnx".
+        The graph takes one array "X", shaped as `fit` was given it. It gives "decision_function"
+        and "score_samples", both float64 of shape (n_samples,) and **higher = more normal**; of an
+        `AVIDDetector`, also its "anomaly_map". They equal this detector's up to rounding, but for
+        one that scores in bfloat16, which is warned of. Nothing is checked: NaN gives NaN.
 
         Parameters
         ----------
@@ -252,21 +244,115 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
 
         Raises
         ------
-        NotFittedError
-            Before `fit`.
         UnsupportedObjectError
             If the detector's features or its classifier are your own.
         ImportError
-            Without the packages of the extra.
-
-        Warns
-        -----
-        UserWarning
-            If the detector itself scores in bfloat16, which the graph does not.
+            Without the packages of the extra "onnx".
         """
-        from sklearn_g2d import export
-
         export.to_onnx(self, path, dtype=dtype)
+
+    def _set_threshold(self, X: Any, out_of_fold: NDArray[np.float64]) -> None:
+        """Set `offset_` from the training rows `X` and the scores of held-out ones."""
+        if not np.isfinite(out_of_fold).all():
+            raise TrainingDivergedError(
+                "Scores of training rows are infinite or NaN, and so would be those of new ones. "
+                "Lower max_steps, or check the classifier if it is your own."
+            )
+        self.calibration_scores_ = np.sort(out_of_fold)
+        if self.contamination == "auto":
+            self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
+        else:
+            scores = np.concatenate(parallel.gather(self._score_validated(X)))
+            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+
+
+class NetworkDetector(CallbackSupportMixin, BaseDetector):
+    """Detector of rows or images whose parts train networks, under callbacks."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseDetector._parameter_constraints,
+        "image_shape": ["array-like", None],
+        "device": [str],
+        "precision": [StrOptions(set(PRECISIONS))],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+    }
+
+    # Trainings in one `fit`, of which callbacks are told.
+    _n_stages: ClassVar[int]
+
+    image_shape: Any
+    device: str
+    precision: Any
+    warm_start: bool
+    verbose: int
+    random_state: Any
+    device_: str
+    image_shape_: ImageShape | None
+
+    @abstractmethod
+    def _build_parts(self, random_state: np.random.RandomState) -> None:
+        """Put clones of the parts, or their defaults, into attributes that end with "_"."""
+
+    @abstractmethod
+    def _fit(self, X: NDArray[Any], session: Session) -> None:
+        """Learn from checked rows."""
+
+    @abstractmethod
+    def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Score checked rows, few enough for memory."""
+
+    @property
+    @abstractmethod
+    def _is_convolutional(self) -> bool:
+        """Whether networks are large enough for more than one thread."""
+
+    @property
+    def _prefers_bfloat16(self) -> bool:
+        """Whether networks gain by bfloat16 on a processor that has it."""
+        return self._is_convolutional
+
+    @unchanged_on_failure
+    @with_callbacks
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn what normal rows, or images, look like.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Normal rows or images, at least two, without NaN, infinity or text.
+        y : ignored
+            Labels are not used.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TrainingDivergedError
+            If training diverges, and three retries at lower learning rates do, too; a
+            ConvergenceWarning says that a retry did not. Whatever is raised, also by an interrupt,
+            the estimator keeps the state that it had before.
+        """
+        self._validate_params()
+        context = self._init_callback_context(max_subtasks=self._n_stages)
+        rows = self._validate_training(X)
+        earlier = self._to_continue()
+        random_state = parallel.from_first(check_random_state(self.random_state))
+        start = {"random_state": random_state, "to_continue": earlier}
+        context.call_on_fit_task_begin(estimator=self, X=rows, metadata=start)
+        random_state = start["random_state"]  # of a checkpoint, which repeats what was drawn
+        seed = int(random_state.randint(np.iinfo(np.int32).max))
+        self._build_parts(random_state)
+        prefers = self._prefers_bfloat16
+        runtime = Runtime.create(self.device, self.precision, seed, prefer_bfloat16=prefers)
+        self.device_ = str(runtime.device)
+        session = Session(runtime, random_state, partial(self._train, context=context), earlier)
+        with nullcontext() if self._is_convolutional else single_thread():
+            self._fit(rows, session)
+        context.call_on_fit_task_end(estimator=self, X=rows)
+        return self
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -278,13 +364,9 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         known = self.image_shape if reset else self.image_shape_
         name = type(self).__name__
         rows, image_shape = as_rows(X, known, name=name, fitted=not reset)
+        n = 2 if reset else 1
         rows = validate_data(
-            self,
-            rows,
-            reset=reset,
-            dtype=NUMBERS,
-            ensure_all_finite=False,
-            ensure_min_samples=2 if reset else 1,
+            self, rows, reset=reset, dtype=NUMBERS, ensure_all_finite=False, ensure_min_samples=n
         )
         check_finite(rows, name)
         if reset:
@@ -307,10 +389,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
     def _pooled(
         self, X: NDArray[Any], most: int, random_state: np.random.RandomState
     ) -> NDArray[Any]:
-        """Exchange rows where several processes train together: all get the same ones.
-
-        Each gives all it has or, should they be more than `most` together, its share by lot.
-        """
+        """Give all processes that train together the same rows: all, or about `most` by lot."""
         if parallel.n_processes() == 1:
             return X
         n_rows = parallel.gather(len(X))
@@ -340,49 +419,23 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
         batches = (as_known_dtype(block) for block in blocks(X, batch_rows))
         return np.concatenate([self._score_batch(batch) for batch in batches])
 
-    def _set_threshold(self, X: NDArray[Any], out_of_fold: NDArray[np.float64]) -> None:
-        """Set `offset_` from the training rows `X` and the scores of held-out ones."""
-        if not np.isfinite(out_of_fold).all():
-            raise TrainingDivergedError(
-                "Scores of training rows are infinite or NaN, and so would be those of new ones. "
-                "Lower max_steps, or check the classifier if it is your own."
-            )
-        self.calibration_scores_ = np.sort(out_of_fold)
-        if self.contamination == "auto":
-            self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
-        else:
-            scores = np.concatenate(parallel.gather(self._score_validated(X)))
-            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
-
     @abstractmethod
     def _to_continue(self) -> Any:
         """Give the networks that `warm_start` continues; None if `fit` starts anew."""
-
-    def _begin(self, X: NDArray[Any], context: CallbackContext) -> np.random.RandomState:
-        """Tell callbacks that `fit` begins; returns where it draws from.
-
-        A callback may put another random state in place of this one: that is how a checkpoint
-        repeats what was drawn.
-        """
-        start = {
-            "random_state": parallel.from_first(check_random_state(self.random_state)),
-            "to_continue": self._to_continue(),
-        }
-        context.call_on_fit_task_begin(estimator=self, X=X, metadata=start)
-        return start["random_state"]
 
     def _train(
         self,
         name: str,
         trainer: Trainer,
         max_steps: int,
-        context: CallbackContext,
         *,
+        context: CallbackContext,
         remedy: str,
+        current: Callable[[], dict[str, Any]] | None = None,
     ) -> History:
-        """Run a trainer as a task of `fit` that callbacks see, and may stop, at each step.
+        """Run a trainer as a stage of `fit`; see `Session`.
 
-        They are given the `Training` at the beginning, whose state they may load or keep.
+        Callbacks are given the `Training` at the beginning, whose state they may load or keep.
         """
         training = Training(trainer, max_steps)
         stage = context.subcontext(task_name=name, max_subtasks=max_steps)
@@ -397,6 +450,7 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             return task.call_on_fit_task_end(
                 estimator=self,
                 metadata=lambda: {"step": step, **{k: float(v) for k, v in losses.items()}},
+                reconstruction_attributes=current,
             )
 
         training.run(on_step, remedy=remedy)
@@ -414,22 +468,3 @@ class BaseDetector(CallbackSupportMixin, OutlierMixin, BaseEstimator, ABC):
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
             logger.info("%s: %d steps, %s", name, training.step, final)
         return record(name, training)
-
-
-def conformal_rank(n_scores: int, false_alarm_rate: float) -> int:
-    """Tell which score, counted from the lowest, is split conformal's threshold.
-
-    Parameters
-    ----------
-    n_scores : int
-        Number of held-out normal rows.
-    false_alarm_rate : float in (0, 1)
-        Promised rate.
-
-    Returns
-    -------
-    int
-        From 1; 0 if there are too few scores for the promise.
-    """
-    # The epsilon mends products such as 0.07 * 100 = 7.000000000000001.
-    return int(np.floor(false_alarm_rate * (n_scores + 1) + 1e-9))

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import joblib
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackContext
 from torch import Tensor
 
-from sklearn_g2d._base import BaseDetector
-from sklearn_g2d._encoding import Decoder, Encoder
+from sklearn_g2d._base import NetworkDetector
 from sklearn_g2d._version import __version__
-from sklearn_g2d.errors import CheckpointError, ModelFileError
+from sklearn_g2d.errors import CheckpointError
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.loop import Training
 from sklearn_g2d.training.trainer import State
-from sklearn_g2d.utils import files as _files
+from sklearn_g2d.utils import files
 from sklearn_g2d.utils.mapped import blocks
 
 __all__ = ["Checkpoint"]
 
-_KIND = "sklearn_g2d checkpoint"
+_IDENTITY, _STATE = "checkpoint.json", "state.pt"
 
 
 class Checkpoint:
@@ -49,22 +53,13 @@ class Checkpoint:
         Least seconds between two writings. What is written is the last state found good, which
         training looks for after every 50 steps.
 
-    Attributes
-    ----------
-    path, every
-        As given.
-
-    See Also
-    --------
-    sklearn.callback.ProgressBar : Shows how far `fit` has come.
-
     Examples
     --------
     >>> import numpy as np
     >>> from sklearn_g2d import G2DOutlierDetector
     >>> from sklearn_g2d.callbacks import Checkpoint
     >>> X = np.random.default_rng(0).normal(size=(200, 3))
-    >>> detector = G2DOutlierDetector(max_steps=10, random_state=0)
+    >>> detector = G2DOutlierDetector(random_state=0)
     >>> detector = detector.set_callbacks(Checkpoint("fit.checkpoint")).fit(X)
     """
 
@@ -84,15 +79,15 @@ class Checkpoint:
 
         Parameters
         ----------
-        estimator : BaseDetector
+        estimator : NetworkDetector
             Whose `fit` begins.
         context : CallbackContext
             Of `fit`.
         """
-        if not isinstance(estimator, BaseDetector):
+        if not isinstance(estimator, NetworkDetector):
             raise TypeError(
-                f"A Checkpoint keeps the training of a G2DOutlierDetector or an AVIDDetector, not "
-                f"of {type(estimator).__name__}: set it on the detector inside."
+                "A Checkpoint keeps the training of a G2DOutlierDetector or an AVIDDetector, "
+                f"not of {type(estimator).__name__}: set it on the detector inside."
             )
         if parallel.n_processes() > 1:
             raise ValueError(
@@ -118,7 +113,7 @@ class Checkpoint:
 
         Parameters
         ----------
-        estimator : BaseDetector
+        estimator : NetworkDetector
             Being fitted.
         context : CallbackContext
             Of `fit`, of a stage, or of a step.
@@ -150,7 +145,7 @@ class Checkpoint:
 
         Parameters
         ----------
-        estimator : BaseDetector
+        estimator : NetworkDetector
             Being fitted.
         context : CallbackContext
             Of `fit`, of a stage, or of a step.
@@ -168,7 +163,7 @@ class Checkpoint:
 
         Parameters
         ----------
-        estimator : BaseDetector
+        estimator : NetworkDetector
             Whose `fit` has ended, well or not.
         context : CallbackContext
             Of `fit`.
@@ -178,25 +173,11 @@ class Checkpoint:
             fit.path.unlink(missing_ok=True)
 
 
-@dataclass
 class _Fit:
-    """What is known of a fit on its way.
+    """A fit on its way: its file, what makes it this fit and no other, and where it drew from."""
 
-    Attributes
-    ----------
-    path : Path
-        The file.
-    identity : dict of str
-        What makes it this fit and no other.
-    random_state : dict
-        State of the random state when `fit` began.
-    """
-
-    path: Path
-    identity: dict[str, str]
-    random_state: dict[str, Any]
-
-    def __post_init__(self) -> None:
+    def __init__(self, path: Path, identity: dict[str, str], random_state: dict[str, Any]) -> None:
+        self.path, self.identity, self.random_state = path, identity, random_state
         self.stages: list[State] = []
         self.training: Training | None = None
         self._stage = -1
@@ -213,9 +194,7 @@ class _Fit:
             try:
                 training.load_state_dict(self.stages[number])
             except Exception as error:  # whatever an odd file can bring about
-                raise CheckpointError(
-                    f"Training cannot go on from {str(self.path)!r} ({error}). {_ANEW}"
-                ) from error
+                raise self._unusable(error) from error
         self._written_step = training.step
         if self._stamp is None:
             self._write()  # what was drawn is needed from the start, if there is no seed
@@ -241,25 +220,33 @@ class _Fit:
         shown = repr(str(self.path))
         stamp = self._stamp_of_file()
         try:
-            metadata, arrays = _files.read(self.path, kind=_KIND)
-            identity = json.loads(metadata["identity"])
-        except (ModelFileError, KeyError, ValueError) as error:
+            archive = files.unpack(files.read(self.path))
+            identity = json.loads(archive.read(_IDENTITY))
+        except (BadZipFile, KeyError, ValueError) as error:
             raise CheckpointError(
-                f"{shown} is no checkpoint, is damaged, or is one of another version of "
-                f"sklearn_g2d. {_ANEW}"
+                f"{shown} is no checkpoint of sklearn_g2d, or it is damaged. {_ANEW}"
             ) from error
-        if identity != self.identity:
+        here = self.identity
+        names = [name for name in {**identity, **here} if identity.get(name) != here.get(name)]
+        if names:
             differences = "; ".join(
-                f"{name}: {identity.get(name)} there, {self.identity.get(name)} now"
-                for name in {**identity, **self.identity}
-                if identity.get(name) != self.identity.get(name)
+                f"{name}: {identity.get(name, 'nothing')} there, {here.get(name, 'nothing')} now"
+                for name in names
+                if not any(name.startswith(f"{part}__") for part in names)  # of another class
             )
             raise CheckpointError(
                 f"{shown} is the checkpoint of another fit ({differences}). Call that one again to "
                 f"go on with it. {_ANEW}"
             )
-        state = Decoder(arrays).decode(json.loads(metadata["state"]))
-        self.random_state, self.stages = state["random_state"], state["stages"]
+        try:
+            stored = torch.load(io.BytesIO(archive.read(_STATE)), weights_only=True)
+            state = _converted(stored, np.ndarray)
+            self.random_state, self.stages = state["random_state"], state["stages"]
+            np.random.RandomState().set_state(self.random_state)
+            if not 0 <= self.random_state["state"]["pos"] <= 624:  # an index of compiled code
+                raise ValueError("a random state points outside of itself")
+        except Exception as error:  # whatever an odd file can bring about
+            raise self._unusable(error) from error
         self._stamp = stamp
 
     def _write(self) -> None:
@@ -269,17 +256,15 @@ class _Fit:
                 f"{str(self.path)!r} was written by another fit meanwhile. Give each fit a path of "
                 "its own, or pass Checkpoint a folder."
             )
-        encoder = Encoder()
-        state = {"random_state": self.random_state, "stages": _as_arrays(self.stages)}
-        metadata = {
-            "format": _KIND,
-            "format_version": str(_files.FORMAT),
-            "versions": json.dumps({"sklearn_g2d": __version__}),
-            "identity": json.dumps(self.identity),
-            "state": json.dumps(encoder.encode(state, "state")),
-        }
-        _files.write(self.path, metadata, encoder.arrays)
+        stored = io.BytesIO()
+        state = {"random_state": self.random_state, "stages": self.stages}
+        torch.save(_converted(state, Tensor), stored)
+        members = {_IDENTITY: json.dumps(self.identity).encode(), _STATE: stored.getvalue()}
+        files.replace(self.path, files.pack(members))
         self._stamp = self._stamp_of_file()
+
+    def _unusable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"Training cannot go on from {str(self.path)!r} ({error}). {_ANEW}")
 
     def _stamp_of_file(self) -> tuple[int, ...] | None:
         """Tell the file from another one of its name; None if there is none."""
@@ -293,30 +278,52 @@ class _Fit:
 _ANEW = "To begin anew, delete the file, or pass another path."
 
 
-def _identity(estimator: BaseDetector, X: NDArray[Any], to_continue: Any) -> dict[str, str]:
+def _identity(estimator: NetworkDetector, X: NDArray[Any], to_continue: Any) -> dict[str, str]:
     """Describe a fit, alike in every process: class, version, parameters and data."""
     data = hashlib.sha256()
     for block in blocks(X, 8192):
         data.update(np.ascontiguousarray(block).data)
-    identity = {
+    shape = " x ".join(map(str, estimator.image_shape_ or X.shape[1:]))
+    kind = "images" if estimator.image_shape_ else "rows"
+    parameters = estimator.get_params(deep=True)
+    if to_continue is not None:
+        parameters["networks to continue"] = to_continue
+    return {
         "class": type(estimator).__name__,
         "version of sklearn_g2d": __version__,
-        "X": f"{len(X)} rows of {X.shape[1]} {X.dtype}, sha256 {data.hexdigest()[:16]}",
+        "X": f"{len(X)} {kind} of {shape} {X.dtype}, sha256 {data.hexdigest()[:16]}",
+    } | {
+        name: _described(value)
+        for name, value in parameters.items()
+        if name.rpartition("__")[2] != "verbose"
     }
-    for name, value in estimator.get_params(deep=False).items():
-        if name != "verbose":
-            identity[name] = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # places in memory
-    if to_continue is not None:
-        encoder = Encoder()
-        state = json.dumps(encoder.encode(to_continue, ""))
-        identity["networks to continue"] = _files.checksum({"state": state}, encoder.arrays)[:16]
-    return identity
 
 
-def _as_arrays(state: Any) -> Any:
-    """Copy a state with arrays in place of tensors."""
+def _described(value: Any) -> str:
+    """Show numbers and text, and digests of all else but functions, which have only names."""
+    name = type(value).__name__
+    if isinstance(value, BaseEstimator):  # whose parameters are listed, too
+        parameters = value.get_params(deep=False)
+        value = {key: item for key, item in vars(value).items() if key not in parameters}
+        if not value:
+            return name
+    with contextlib.suppress(TypeError, ValueError):
+        json.dumps(value)
+        return repr(value)
+    if not hasattr(value, "__name__"):
+        with contextlib.suppress(Exception):  # of pickle, or of the user's objects
+            return f"{name} {joblib.hash(value)[:16]}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # without places in memory
+
+
+def _converted(state: Any, kind: type) -> Any:
+    """Copy a state with tensors in place of arrays, or the reverse."""
     if isinstance(state, dict):
-        return {key: _as_arrays(value) for key, value in state.items()}
+        return {key: _converted(value, kind) for key, value in state.items()}
     if isinstance(state, list):
-        return [_as_arrays(value) for value in state]
-    return state.cpu().numpy() if isinstance(state, Tensor) else state
+        return [_converted(value, kind) for value in state]
+    if kind is np.ndarray:
+        return state.numpy() if isinstance(state, Tensor) else state
+    if isinstance(state, np.ndarray | Tensor):
+        return torch.as_tensor(state).cpu()
+    return state.item() if isinstance(state, np.generic) else state

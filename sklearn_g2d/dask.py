@@ -1,4 +1,4 @@
-"""Scores of more rows than memory holds, by dask. Takes the extra "dask"."""
+"""Scores of more rows than memory holds, by dask. Needs the extra "dask"."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ Collection = TypeVar("Collection", Array, Bag)
 def score_samples(detector: BaseDetector, X: Collection) -> Collection:
     """Score a dask collection lazily, block by block; **higher = more normal**.
 
-    Nothing is read before the result is computed, and then no more blocks at a time than there
-    are threads to score them. Each worker is sent the detector once.
+    Nothing is read before the result is computed, and then at most one block for each thread.
+    Each worker receives the detector once.
 
     Parameters
     ----------
-    detector : G2DOutlierDetector or AVIDDetector
-        Fitted.
+    detector : G2DOutlierDetector, AVIDDetector or another fitted detector
     X : dask.array.Array of shape (n_samples, ...), or dask.bag.Bag of arrays
         Rows or images, as for the detector's own `score_samples`. The blocks of an array may
-        hold any number of rows; an item of a bag is what one file holds, say.
+        hold any number of rows; an item of a bag may be the rows of one file, for example.
 
     Returns
     -------
     dask.array.Array of shape (n_samples,), or dask.bag.Bag of ndarray
-        float64 scores: block by block, or item by item, those of the detector's
-        `score_samples`. Subtract ``detector.offset_`` for the `decision_function`, negative
-        where `predict` says -1.
+        The float64 scores of the detector's `score_samples`, block by block or item by item.
+        Subtract ``detector.offset_`` for the `decision_function`, negative where `predict`
+        returns -1.
 
     Raises
     ------
     NotFittedError
         If the detector is not fitted.
     TypeError
-        If `X` is neither an array nor a bag of dask's.
+        If `X` is neither a dask array nor a dask bag.
 
     Examples
     --------
@@ -59,8 +58,7 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
     (200,)
     """
     check_is_fitted(detector)
-    # A task of its own, which the others share: a detector among their arguments would be sent
-    # along with every one of them.
+    # The detector is a task that the others share: as their argument it would be sent with each.
     shared = delayed(detector, traverse=False)
     if isinstance(X, Bag):
         return X.map(_score_block, shared)
@@ -76,5 +74,5 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
 
 
 def _score_block(block: ArrayLike, detector: BaseDetector) -> NDArray[np.float64]:
-    # What a filter leaves of a block may be nothing.
+    # A filter may leave nothing of a block.
     return detector.score_samples(block) if len(block) else np.empty(0)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Data made from data, puzzles of which some tiles do not belong, and clips from folders."""
+"""Puzzles that are made of images, some of them anomalous, and clips read from folders."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ __all__ = ["load_ucsd", "make_puzzles"]
 def make_puzzles(
     images: ArrayLike,
     labels: ArrayLike,
-    irregular_label: Any,
+    anomalous_label: Any,
     *,
     n_samples: int = 100,
     grid_shape: tuple[int, int] = (11, 11),
-    n_irregular: int | None = None,
+    n_anomalous: int | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Put images together as the tiles of larger ones, some of them irregular.
+    """Put images together as the tiles of larger ones, some of them anomalous.
 
-    With the digits of MNIST and "3" for the irregular one this is the IR-MNIST of [1]_: a
-    detector learns puzzles without threes and is to find, and to locate, the threes in others.
+    With the digits of MNIST and "3" for the anomalous one this is the IR-MNIST of [1]_: a
+    detector learns puzzles without threes; then it has to find, and to locate, threes in others.
 
     Parameters
     ----------
     images : array-like of shape (n, height, width) or (n, channels, height, width)
         The tiles to draw from, with replacement. Take other images for testing than for
-        training, or a detector that remembers tiles will win.
+        training: otherwise a detector that remembers tiles will win.
     labels : array-like of shape (n,)
-        What the images show.
-    irregular_label : object
-        Label of the images that do not belong.
+        Class of each image.
+    anomalous_label : object
+        Label of the anomalous images.
     n_samples : int, default=100
         Number of puzzles.
     grid_shape : tuple of int, default=(11, 11)
         Rows and columns of tiles.
-    n_irregular : int, default=None
-        Irregular tiles in each puzzle, at random places; 0 makes training data. None draws
-        every tile from all images, so that the irregular ones have their natural share.
+    n_anomalous : int, default=None
+        Anomalous tiles in each puzzle, at random places; 0 makes training data. None draws
+        every tile from all images, so that the anomalous ones have their natural frequency.
     random_state : int, RandomState instance or None, default=None
         Seed.
 
@@ -54,14 +54,14 @@ def make_puzzles(
     -------
     puzzles : ndarray of shape (n_samples, channels, rows * height, columns * width)
         Of the images' dtype.
-    tile_is_irregular : ndarray of shape (n_samples, rows, columns)
-        True where a tile is irregular.
+    tile_is_anomalous : ndarray of shape (n_samples, rows, columns)
+        True where a tile is anomalous.
 
     Raises
     ------
     ValueError
-        If `images` has another shape or other numbers of images than `labels`, a number is
-        out of range, or regular or irregular images are needed and there are none.
+        If `images` has another shape, or not one image for each label, a number is out of range,
+        or normal or anomalous images are needed and there are none.
 
     References
     ----------
@@ -72,60 +72,60 @@ def make_puzzles(
     >>> from sklearn.datasets import load_digits
     >>> from sklearn_g2d.datasets import make_puzzles
     >>> digits = load_digits()
-    >>> puzzles, tile_is_irregular = make_puzzles(
-    ...     digits.images, digits.target, 3, grid_shape=(4, 5), n_irregular=2, random_state=0
+    >>> puzzles, tile_is_anomalous = make_puzzles(
+    ...     digits.images, digits.target, 3, grid_shape=(4, 5), n_anomalous=2, random_state=0
     ... )
     >>> puzzles.shape
     (100, 1, 32, 40)
-    >>> tile_is_irregular[0].astype(int)
+    >>> tile_is_anomalous[0].astype(int)
     array([[0, 0, 0, 0, 0],
            [0, 0, 0, 1, 0],
            [0, 0, 0, 0, 0],
            [0, 0, 0, 0, 1]])
     """
-    tiles, is_irregular = _check_images(images, labels, irregular_label)
+    tiles, is_anomalous = _check_images(images, labels, anomalous_label)
     rows, columns = _check_grid_shape(grid_shape)
     n_tiles = rows * columns
     if not isinstance(n_samples, Integral) or n_samples < 1:
         raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}.")
-    if n_irregular is not None and (
-        not isinstance(n_irregular, Integral) or not 0 <= n_irregular <= n_tiles
+    if n_anomalous is not None and (
+        not isinstance(n_anomalous, Integral) or not 0 <= n_anomalous <= n_tiles
     ):
         raise ValueError(
-            f"n_irregular must be None or an integer from 0 to {n_tiles}, the number of tiles of "
-            f"a {rows} x {columns} grid, got {n_irregular!r}."
+            f"n_anomalous must be None or an integer from 0 to {n_tiles}, the number of tiles of "
+            f"a {rows} x {columns} grid, got {n_anomalous!r}."
         )
-    if n_irregular != 0 and not is_irregular.any():
+    if n_anomalous != 0 and not is_anomalous.any():
         raise ValueError(
-            f"No image has the label {irregular_label!r}. Puzzles without irregular tiles are "
-            "made by n_irregular=0."
+            f"No image has the label {anomalous_label!r}. For puzzles without anomalous tiles set "
+            "n_anomalous=0."
         )
-    if n_irregular != n_tiles and is_irregular.all():
+    if n_anomalous != n_tiles and is_anomalous.all():
         raise ValueError(
-            f"All images have the irregular label {irregular_label!r}; give regular ones too."
+            f"All images have the anomalous label {anomalous_label!r}; give normal ones too."
         )
     random_state = check_random_state(random_state)
-    if n_irregular is None:
+    if n_anomalous is None:
         drawn = random_state.randint(len(tiles), size=(n_samples, n_tiles))
     else:
-        # Where every tile is irregular there may be no regular image to draw from.
-        pool = np.flatnonzero(~is_irregular if n_irregular < n_tiles else is_irregular)
+        # If every tile is anomalous, there may be no normal image to draw from.
+        pool = np.flatnonzero(~is_anomalous if n_anomalous < n_tiles else is_anomalous)
         drawn = random_state.choice(pool, (n_samples, n_tiles))
-        if n_irregular:
+        if n_anomalous:
             places = random_state.random_sample((n_samples, n_tiles)).argsort(axis=1)
-            irregular = random_state.choice(np.flatnonzero(is_irregular), (n_samples, n_irregular))
-            np.put_along_axis(drawn, places[:, :n_irregular], irregular, axis=1)
+            anomalous = random_state.choice(np.flatnonzero(is_anomalous), (n_samples, n_anomalous))
+            np.put_along_axis(drawn, places[:, :n_anomalous], anomalous, axis=1)
     drawn = drawn.reshape(n_samples, rows, columns)
     _, channels, height, width = tiles.shape
     puzzles = tiles[drawn].transpose(0, 3, 1, 4, 2, 5)
     return (
         puzzles.reshape(n_samples, channels, rows * height, columns * width),
-        is_irregular[drawn],
+        is_anomalous[drawn],
     )
 
 
 def _check_images(
-    images: ArrayLike, labels: ArrayLike, irregular_label: Any
+    images: ArrayLike, labels: ArrayLike, anomalous_label: Any
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     tiles = np.asarray(images)
     if tiles.ndim == 3:
@@ -140,7 +140,7 @@ def _check_images(
         raise ValueError(
             f"labels must have shape ({len(tiles)},), one for each image, got {names.shape}."
         )
-    return tiles, np.asarray(names == irregular_label, dtype=bool)
+    return tiles, np.asarray(names == anomalous_label, dtype=bool)
 
 
 def _check_grid_shape(grid_shape: Any) -> tuple[int, int]:
@@ -157,30 +157,30 @@ def load_ucsd(folder: str | PathLike[str], *, reduce: int = 1) -> Bunch:
 
     Training clips hold pedestrians only; in test clips everything else is anomalous [1]_. The
     layout is ``Train/Train001/001.tif``, ``Test/Test001/001.tif`` and, where the anomalous pixels
-    are known, ``Test/Test001_gt/001.bmp``, of any number of clips. Images are read by OpenCV,
-    which optical flow needs anyway: ``pip install 'sklearn_g2d[video]'``.
+    are known, ``Test/Test001_gt/001.bmp``, with any number of clips. OpenCV reads the images:
+    ``pip install 'sklearn_g2d[video]'``.
 
     Parameters
     ----------
     folder : str or path-like
-        That of one of the two scenes, such as "UCSD_Anomaly_Dataset.v1p2/UCSDped2".
+        The folder of one of the two scenes, such as "UCSD_Anomaly_Dataset.v1p2/UCSDped2".
     reduce : int, default=1
         Factor by which height and width are reduced, by averaging.
 
     Returns
     -------
     Bunch
-        ``train`` and ``test``, lists of clips (n_frames, 1, height, width) of bytes; ``masks``, of
+        ``train`` and ``test``, lists of clips (n_frames, 1, height, width) of bytes; ``masks``, for
         each test clip an array (n_frames, height, width), True where a pixel is anomalous, or
-        None; ``train_names`` and ``test_names`` of the clips.
+        None; ``train_names`` and ``test_names``, the names of the clips.
 
     Raises
     ------
     ImportError
         If OpenCV is not installed.
     ValueError
-        If there are no clips, an image cannot be read or differs in size, a clip has other
-        numbers of frames and masks, or `reduce` is not a positive integer.
+        If there are no clips, an image cannot be read or differs in size, a clip has not one mask
+        for each frame, or `reduce` is not a positive integer.
 
     References
     ----------
@@ -196,9 +196,7 @@ def load_ucsd(folder: str | PathLike[str], *, reduce: int = 1) -> Bunch:
     """
     if not isinstance(reduce, Integral) or reduce < 1:
         raise ValueError(f"reduce must be an integer of at least 1, got {reduce!r}.")
-    clips: dict[str, list[NDArray[np.uint8]]] = {}
-    names: dict[str, list[str]] = {}
-    masks: list[NDArray[np.bool_] | None] = []
+    data = Bunch(masks=[])
     for part in ("Train", "Test"):
         folders = [
             path
@@ -210,24 +208,17 @@ def load_ucsd(folder: str | PathLike[str], *, reduce: int = 1) -> Bunch:
                 f"{Path(folder, part)} holds no folders {part}001, {part}002, ... Pass the folder "
                 'that holds "Train" and "Test", such as ".../UCSDped2".'
             )
-        clips[part] = [_read_images(path, "*.tif", int(reduce))[:, np.newaxis] for path in folders]
-        names[part] = [path.name for path in folders]
-    for name, clip in zip(names["Test"], clips["Test"], strict=True):
-        truth = Path(folder, "Test", f"{name}_gt")
-        if not truth.is_dir():
-            masks.append(None)
-            continue
-        mask = _read_images(truth, "*.bmp", int(reduce), binary=True) > 0
-        if len(mask) != len(clip):
-            raise ValueError(f"{truth} holds {len(mask)} masks for {len(clip)} frames.")
-        masks.append(mask)
-    return Bunch(
-        train=clips["Train"],
-        test=clips["Test"],
-        masks=masks,
-        train_names=names["Train"],
-        test_names=names["Test"],
-    )
+        name = part.lower()
+        data[name] = [_read_images(path, "*.tif", int(reduce))[:, np.newaxis] for path in folders]
+        data[f"{name}_names"] = [path.name for path in folders]
+    for name, clip in zip(data.test_names, data.test, strict=True):
+        truth, mask = Path(folder, "Test", f"{name}_gt"), None
+        if truth.is_dir():
+            mask = _read_images(truth, "*.bmp", int(reduce), binary=True) > 0
+            if len(mask) != len(clip):
+                raise ValueError(f"{truth} holds {len(mask)} masks for {len(clip)} frames.")
+        data.masks.append(mask)
+    return data
 
 
 def _read_images(
@@ -245,7 +236,7 @@ def _read_images(
         image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if len(content) else None
         if image is None:
             raise ValueError(f"{path} is empty, damaged or no image. Unpack the data set again.")
-        if binary:  # a pixel that is set in any part stays so when reduced
+        if binary:  # so that a pixel stays set when a part of it was
             image = np.where(image > 0, 255, 0).astype(np.uint8)
         if reduce > 1:
             height, width = (length // reduce for length in image.shape)

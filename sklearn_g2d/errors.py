@@ -1,6 +1,7 @@
-"""Errors that are this package's own; bad values raise ValueError as in scikit-learn."""
+"""Errors of this package; bad values raise ValueError as in scikit-learn."""
 
 __all__ = [
+    "CheckpointError",
     "ModelFileError",
     "TrainingDivergedError",
     "UnsupportedObjectError",
@@ -9,20 +10,20 @@ __all__ = [
 
 
 class TrainingDivergedError(RuntimeError):
-    """Training diverged, also at lower learning rates; the estimator keeps its former state."""
+    """Training diverged, also at lower learning rates; the estimator is as it was before `fit`."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint belongs to another fit, or is damaged; it is left as it is."""
+    """A checkpoint belongs to another fit or is damaged; its file is left unchanged."""
 
 
 class ModelFileError(ValueError):
-    """A file is not one of a detector, is damaged, or is for another version of this package."""
+    """A file holds no detector, is damaged, or needs another version of this package."""
 
 
 class UnsupportedObjectError(TypeError):
-    """A detector holds an object of the user's that cannot be saved, or exported."""
+    """A detector holds an object of the user that cannot be saved or exported."""
 
 
 class VideoFileError(ValueError):
-    """A video file is empty, damaged or no video; what was read before it stays valid."""
+    """A video file is empty, damaged or not a video; frames that were read before stay valid."""

@@ -1,4 +1,8 @@
-"""Fitted detectors as ONNX graphs, from the user's array to the scores."""
+"""Fitted detectors as ONNX graphs, from the user's array to the scores.
+
+A graph is traced from the very methods that score: whatever is exported computes by one method
+`_compute`, which takes arrays or tensors, from its `_constants`.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,20 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
 
-from sklearn_g2d._base import BaseDetector
-from sklearn_g2d._graphs import graph_of
 from sklearn_g2d._version import __version__
+from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.utils.files import replace
 
 __all__ = ["to_onnx"]
@@ -26,7 +32,7 @@ _DTYPES = "float64", "float32", "uint8"
 
 
 def to_onnx(
-    detector: BaseDetector, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64"
+    detector: BaseEstimator, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64"
 ) -> None:
     """Write a fitted detector as an ONNX graph; see the detectors' method of this name.
 
@@ -44,7 +50,7 @@ def to_onnx(
     NotFittedError
         Before `fit`.
     UnsupportedObjectError
-        If the detector's features or its classifier are your own.
+        If a part of the detector is your own.
     ImportError
         Without the packages of the extra "onnx".
 
@@ -54,8 +60,7 @@ def to_onnx(
     >>> from sklearn.datasets import load_wine
     >>> from sklearn_g2d import G2DOutlierDetector
     >>> from sklearn_g2d.export import to_onnx
-    >>> detector = G2DOutlierDetector(max_steps=0, n_estimators=1, random_state=0)
-    >>> detector = detector.fit(load_wine().data)
+    >>> detector = G2DOutlierDetector(random_state=0).fit(load_wine().data)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = os.path.join(folder, "wine.onnx")
     ...     to_onnx(detector, path)
@@ -66,45 +71,18 @@ def to_onnx(
     name = np.dtype(dtype).name
     if name not in _DTYPES:
         raise ValueError(f"dtype must be one of {_DTYPES}, got {dtype!r}.")
-    graph = graph_of(detector)
-    try:
-        import onnx
-        from onnxscript import opset18
-        from onnxscript.optimizer import fold_constants, remove_unused_nodes
-    except ImportError as error:
-        raise ImportError(
-            "to_onnx takes onnx and onnxscript: pip install 'sklearn_g2d[onnx]'."
-        ) from error
-    if graph.rounds:
+    if not hasattr(detector, "_export_module"):
+        raise UnsupportedObjectError(f"A {type(detector).__name__} cannot be exported.")
+    module = detector._export_module()
+    if module.rounds:
         warnings.warn(
             "This detector scores in bfloat16, the exported graph in float32: scores will differ "
             'by some hundredths. Fit with precision="float32" for equal ones.',
             UserWarning,
             stacklevel=3,
         )
-
-    def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
-        # ONNX's own is not there for float64 everywhere.
-        value = onnx.helper.make_tensor("slope", onnx.TensorProto.DOUBLE, [], [negative_slope])
-        slope: Any = opset18.Constant(value=value)
-        return opset18.Max(x, opset18.Mul(x, opset18.CastLike(slope, x)))
-
     example = detector._as_given(np.zeros((3, detector.n_features_in_), dtype=name))
-    with _quiet():
-        program: Any = torch.onnx.export(
-            graph,
-            (torch.from_numpy(example),),
-            dynamo=True,
-            input_names=["X"],
-            output_names=graph.output_names,
-            dynamic_shapes={"X": {0: torch.export.Dim("n_samples", min=1)}},
-            custom_translation_table={torch.ops.aten.leaky_relu.default: leaky_relu},
-            optimize=False,  # which takes factors close to 1 and terms close to 0 for such
-            verbose=False,
-        )
-        fold_constants(program.model)
-        remove_unused_nodes(program.model)
-    model = program.model_proto
+    model = onnx_model(module, example, module.output_names)
     names = getattr(detector, "feature_names_in_", None)
     for key, value in (
         ("class", type(detector).__name__),
@@ -115,9 +93,87 @@ def to_onnx(
     replace(path, model.SerializeToString())
 
 
+def onnx_model(module: nn.Module, example: NDArray[Any], output_names: Sequence[str]) -> Any:
+    """Trace a module and translate it to an ONNX model.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Maps a tensor "X" to a tensor, or several.
+    example : ndarray of shape (n_samples, ...)
+        An input; graphs take any number of samples.
+    output_names : sequence of str
+        Names of the outputs.
+
+    Returns
+    -------
+    onnx.ModelProto
+
+    Raises
+    ------
+    ImportError
+        Without the packages of the extra "onnx".
+    """
+    try:
+        from onnxscript import opset18
+        from onnxscript.optimizer import fold_constants, remove_unused_nodes
+    except ImportError as error:
+        raise ImportError(
+            "to_onnx takes onnx and onnxscript: pip install 'sklearn_g2d[onnx]'."
+        ) from error
+    with _quiet():
+        program: Any = torch.onnx.export(
+            module.eval(),
+            (torch.from_numpy(example),),
+            dynamo=True,
+            input_names=["X"],
+            output_names=list(output_names),
+            dynamic_shapes=({0: torch.export.Dim("n_samples", min=1)},),
+            custom_translation_table=_translations(opset18),
+            optimize=False,  # which takes factors close to 1 and terms close to 0 for such
+            verbose=False,
+        )
+        fold_constants(program.model)
+        remove_unused_nodes(program.model)
+    return program.model_proto
+
+
+def _translations(op: Any) -> dict[Any, Callable[..., Any]]:
+    """Translate, by operators `op`, what the exporter or other runtimes lack in float64."""
+    import onnx
+
+    def number(value: float, like: Any) -> Any:
+        tensor = onnx.helper.make_tensor("number", onnx.TensorProto.DOUBLE, [], [value])
+        constant: Any = op.Constant(value=tensor)
+        return op.CastLike(constant, like)
+
+    def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
+        return op.Max(x, op.Mul(x, number(negative_slope, x)))
+
+    def hypot(x: Any, y: Any) -> Any:
+        x, y = op.Abs(x), op.Abs(y)
+        larger = op.Max(x, y)
+        # Divided by the larger one, because squares could overflow.
+        divisor = op.Where(op.Greater(larger, number(0.0, x)), larger, number(1.0, x))
+        ratio = op.Div(op.Min(x, y), divisor)
+        return op.Mul(larger, op.Sqrt(op.Add(number(1.0, x), op.Mul(ratio, ratio))))
+
+    def logaddexp(x: Any, y: Any) -> Any:
+        distance = op.Abs(op.Sub(x, y))
+        tail = op.Log(op.Add(number(1.0, x), op.Exp(op.Neg(distance))))
+        return op.Add(op.Max(x, y), tail)
+
+    aten = torch.ops.aten
+    return {
+        aten.leaky_relu.default: leaky_relu,
+        aten.hypot.default: hypot,
+        aten.logaddexp.default: logaddexp,
+    }
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, which warns of its own affairs."""
+    """Silence the exporter, whose warnings are not for the user."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     disabled = logger.disabled
     with warnings.catch_warnings():
@@ -127,3 +183,148 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.disabled = disabled
+
+
+# Modules
+
+
+class Constants(nn.Module):
+    """A module with constant tensors, because the exporter writes Python's numbers in float32.
+
+    Parameters
+    ----------
+    **values
+        Attributes; arrays keep their dtype, numbers become float64.
+    """
+
+    def __init__(self, **values: ArrayLike) -> None:
+        super().__init__()
+        for name, value in values.items():
+            self.register_buffer(name, torch.tensor(np.asarray(value)))
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)  # a tensor or a module, which type checkers cannot tell
+
+
+class Stage(Constants):
+    """What an object computes in `_compute`, as a module.
+
+    Parameters
+    ----------
+    estimator : object
+        Fitted, with the methods `_constants` and `_compute`.
+    """
+
+    def __init__(self, estimator: Any) -> None:
+        super().__init__(**estimator._constants())
+        self.estimator = estimator
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Transform rows."""
+        return self.estimator._compute(X, dict(self.named_buffers()))
+
+
+def stages_of(transformer: Any) -> nn.Module:
+    """Give the module of a fitted transformer.
+
+    Parameters
+    ----------
+    transformer : transformer of `sklearn_g2d.features`, Pipeline of such, "passthrough" or None
+        Fitted.
+
+    Returns
+    -------
+    nn.Module
+        Maps rows to what `transform` gives.
+
+    Raises
+    ------
+    UnsupportedObjectError
+        If the transformer, or one in the pipeline, is the user's own.
+    """
+    if transformer is None or isinstance(transformer, str):
+        return nn.Identity()
+    if isinstance(transformer, Pipeline):
+        return nn.Sequential(*(stages_of(step) for _, step in transformer.steps))
+    if not hasattr(transformer, "_compute"):
+        name = getattr(transformer, "__name__", type(transformer).__name__)
+        raise UnsupportedObjectError(
+            f"{name} is not a transformer of this package, so that it cannot be exported. Apply it "
+            'in front of the detector yourself, fit the detector with features="passthrough", and '
+            "export the two apart."
+        )
+    return Stage(transformer)
+
+
+class ClassifierGraph(Constants):
+    """Everything between rows, or images, and scores that are a classifier's log-odds.
+
+    Parameters
+    ----------
+    stages : sequence of nn.Module
+        From rows to what the classifier sees, one after the other; see `stages_of`.
+    network : nn.Module
+        Everything with weights that `log_odds` calls.
+    log_odds : callable
+        Maps a float64 tensor (n, n_columns) to the log-odds (n_members, n).
+    offset : float
+        The detector's threshold.
+
+    Attributes
+    ----------
+    output_names : tuple of str
+        What the graph gives, in order.
+    rounds : bool
+        Whether the detector computes in a lower precision than the graph does.
+    """
+
+    output_names = "decision_function", "score_samples"
+    rounds = False
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        network: nn.Module,
+        log_odds: Callable[[Tensor], Tensor],
+        offset: float,
+    ) -> None:
+        super().__init__(offset=offset)
+        self.stages, self.network, self.log_odds = nn.Sequential(*stages), network, log_odds
+
+    def forward(self, X: Tensor) -> tuple[Tensor, ...]:
+        """Map rows or images to `output_names`."""
+        scores = self.log_odds(self.stages(X.flatten(1).double())).mean(0)
+        return scores - self.offset, scores
+
+
+class Resampling(Constants):
+    """A linear change of a map's size, along one axis after the other, as matrix products.
+
+    Other runtimes do not resize exactly as PyTorch does.
+
+    Parameters
+    ----------
+    function : callable
+        Maps arrays or tensors (n, height, width) to such ones of another size; of an axis
+        along which a map is constant, the result is constant.
+    size : tuple of int
+        Height and width of its input.
+    dtype : dtype, default=float32
+        Of its input; arrays are given to `function` in float64, tensors in float32.
+    """
+
+    def __init__(
+        self, function: Callable[[Any], Any], size: tuple[int, int], dtype: Any = np.float32
+    ) -> None:
+        height, width = size
+        rows: Any = np.repeat(np.eye(height, dtype=dtype)[:, :, None], width, axis=2)
+        columns: Any = np.repeat(np.eye(width, dtype=dtype)[:, None], height, axis=1)
+        if dtype == np.float32:
+            rows, columns = torch.from_numpy(rows), torch.from_numpy(columns)
+        of_rows, of_columns = np.asarray(function(rows)), np.asarray(function(columns))
+        super().__init__(rows=of_rows[:, :, 0].T, columns=of_columns[:, 0])
+        self.n_values = of_rows[0].size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Resample the last two axes."""
+        return self.rows @ maps @ self.columns

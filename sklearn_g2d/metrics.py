@@ -36,10 +36,8 @@ def outlier_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        +1 for inliers, -1 for outliers; both must occur.
-    y_score : array-like of shape (n_samples,)
-        Scores, higher = more normal.
+    y_true, y_score : array-like of shape (n_samples,)
+        +1 for inliers and -1 for outliers, which must both occur; scores, higher = more normal.
 
     Returns
     -------
@@ -58,8 +56,7 @@ def outlier_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     >>> outlier_roc_auc_score([1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1])
     0.75
     """
-    is_outlier, anomaly_score = _check_outlier_scores(y_true, y_score)
-    return float(roc_auc_score(is_outlier, anomaly_score))
+    return float(roc_auc_score(*_check_outlier_scores(y_true, y_score)))
 
 
 def outlier_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
@@ -67,15 +64,13 @@ def outlier_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> fl
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        +1 for inliers, -1 for outliers; both must occur.
-    y_score : array-like of shape (n_samples,)
-        Scores, higher = more normal.
+    y_true, y_score : array-like of shape (n_samples,)
+        +1 for inliers and -1 for outliers, which must both occur; scores, higher = more normal.
 
     Returns
     -------
     float
-        Average precision with the outliers as positives; chance is their share.
+        Average precision with the outliers as positives; chance is their fraction of the rows.
 
     Raises
     ------
@@ -88,8 +83,7 @@ def outlier_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> fl
     >>> round(outlier_average_precision_score([1, 1, -1, -1], [0.9, 0.1, 0.5, 0.2]), 3)
     0.583
     """
-    is_outlier, anomaly_score = _check_outlier_scores(y_true, y_score)
-    return float(average_precision_score(is_outlier, anomaly_score))
+    return float(average_precision_score(*_check_outlier_scores(y_true, y_score)))
 
 
 def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
@@ -97,10 +91,8 @@ def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        +1 for inliers, -1 for outliers; both must occur.
-    y_score : array-like of shape (n_samples,)
-        Scores, higher = more normal.
+    y_true, y_score : array-like of shape (n_samples,)
+        +1 for inliers and -1 for outliers, which must both occur; scores, higher = more normal.
 
     Returns
     -------
@@ -120,8 +112,7 @@ def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
     >>> equal_error_rate([1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1])
     0.5
     """
-    is_outlier, anomaly_score = _check_outlier_scores(y_true, y_score)
-    return _equal_error_rate(is_outlier, anomaly_score)
+    return _equal_error_rate(*_check_outlier_scores(y_true, y_score))
 
 
 def outlier_f1_score(y_true: ArrayLike, y_pred: ArrayLike) -> float:
@@ -132,10 +123,8 @@ def outlier_f1_score(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        +1 for inliers, -1 for outliers.
-    y_pred : array-like of shape (n_samples,)
-        What ``predict`` returned, +1 or -1.
+    y_true, y_pred : array-like of shape (n_samples,)
+        +1 for inliers, -1 for outliers, as ``predict`` returns them.
 
     Returns
     -------
@@ -186,7 +175,7 @@ def pixel_level_equal_error_rate(
     anomaly_maps : array-like of shape (n_frames, height, width)
         Scores, higher = more anomalous.
     min_overlap : float in (0, 1], default=0.4
-        Share of the anomalous pixels that a detection has to cover.
+        Fraction of the anomalous pixels that a detection has to cover.
 
     Returns
     -------
@@ -243,7 +232,7 @@ def per_region_overlap_auc(
     anomaly_maps : array-like of shape (n_images, height, width)
         Scores, higher = more anomalous.
     max_false_positive_rate : float in (0, 1], default=0.3
-        The curve is integrated up to this share of flagged normal pixels.
+        The curve is integrated up to this fraction of flagged normal pixels.
 
     Returns
     -------
@@ -281,7 +270,7 @@ def per_region_overlap_auc(
         regions, _ = ndimage.label(mask, structure=eight_connected)
         weight[mask] = 1 / np.bincount(regions.ravel())[regions[mask]]
     fpr, overlap, _ = roc_curve(masks.ravel(), anomaly_maps.ravel(), sample_weight=weights.ravel())
-    # Up to the first point at or beyond the limit, and there only its share of the step.
+    # The curve ends within a step, at the limit.
     end = int(np.searchsorted(fpr, max_false_positive_rate, side="left"))
     last = np.interp(max_false_positive_rate, fpr[end - 1 : end + 1], overlap[end - 1 : end + 1])
     area = np.trapezoid(
@@ -295,8 +284,8 @@ def _equal_error_rate(is_outlier: NDArray, anomaly_score: NDArray) -> float:
     gap = fpr - (1 - tpr)  # rises from -1 to 1 along the curve
     after = int(np.argmax(gap >= 0))
     before = after - 1
-    share = -gap[before] / (gap[after] - gap[before])
-    return float(fpr[before] + share * (fpr[after] - fpr[before]))
+    fraction = -gap[before] / (gap[after] - gap[before])
+    return float(fpr[before] + fraction * (fpr[after] - fpr[before]))
 
 
 def _check_labels(y: ArrayLike, name: str) -> NDArray:
@@ -310,10 +299,15 @@ def _check_labels(y: ArrayLike, name: str) -> NDArray:
     return labels
 
 
+def _check_scores(y_score: ArrayLike) -> NDArray[np.float64]:
+    score = check_array(y_score, ensure_2d=False, dtype=np.float64, input_name="y_score")
+    checked: NDArray[np.float64] = column_or_1d(score)
+    return checked
+
+
 def _check_outlier_scores(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray, NDArray]:
     y = _check_labels(y_true, "y_true")
-    score = check_array(y_score, ensure_2d=False, dtype=np.float64, input_name="y_score")
-    score = column_or_1d(score)
+    score = _check_scores(y_score)
     check_consistent_length(y, score)
     if len(np.unique(y)) < 2:
         raise ValueError(

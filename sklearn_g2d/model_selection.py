@@ -18,16 +18,16 @@ __all__ = ["NormalOnlySplit"]
 class NormalOnlySplit(BaseCrossValidator):
     """Splitter that keeps outliers out of the training folds, and in the test folds.
 
-    scikit-learn's own splitters serve a novelty detector badly in two ways: they train it
-    on the outliers that it is to find, and, since a detector is no classifier, an integer
-    ``cv`` is an unstratified `KFold`, whose test folds may lack outliers to score.
+    scikit-learn's own splitters do not suit a novelty detector: they train it on the outliers
+    that it has to find; and an integer ``cv`` is an unstratified `KFold`, because a detector is
+    not a classifier, so that test folds may lack outliers.
 
     Parameters
     ----------
     cv : int, splitter or iterable of (train, test), default=5
-        An integer stands for `StratifiedKFold` with that many folds, which shares the
-        outliers out evenly and does not shuffle. Any splitter, or the splits as arrays
-        of indices, can take its place.
+        An integer stands for `StratifiedKFold` with that many folds, which distributes the
+        outliers evenly and does not shuffle. Any other splitter works too, or the splits as
+        arrays of indices.
 
     See Also
     --------
@@ -35,8 +35,8 @@ class NormalOnlySplit(BaseCrossValidator):
 
     Notes
     -----
-    A search with ``refit=True`` fits its best candidate at the end on *all* rows that it
-    was given, outliers too. Set ``refit=False`` and fit on the normal rows yourself.
+    At its end a search with ``refit=True`` fits the best candidate on *all* rows that it
+    was given, outliers included. Set ``refit=False`` and fit on the normal rows yourself.
 
     Examples
     --------
@@ -49,13 +49,13 @@ class NormalOnlySplit(BaseCrossValidator):
     [0 1] [2 4 5]
     """
 
-    # The splitter inside may need groups; scikit-learn's default is to pass none on.
+    # The splitter inside may need groups, which scikit-learn passes on only where asked to.
     __metadata_request__split: ClassVar[dict[str, bool]] = {"groups": True}
 
     def __init__(
         self, cv: int | BaseCrossValidator | Iterable[tuple[ArrayLike, ArrayLike]] = 5
     ) -> None:
-        # An iterator is spent after one pass, but searches count the splits beforehand.
+        # An iterator serves one pass only, but searches count the splits first.
         self.cv = list(cv) if isinstance(cv, Iterator) else cv
 
     def split(
@@ -87,8 +87,8 @@ class NormalOnlySplit(BaseCrossValidator):
         """
         if y is None:
             raise ValueError(
-                "NormalOnlySplit has to know the outliers, but y is None. Pass labels, +1 for "
-                "inliers and -1 for outliers, as y; detectors ignore them when they fit."
+                "NormalOnlySplit needs to know the outliers, but y is None. Pass labels, +1 for "
+                "inliers and -1 for outliers, as y; detectors ignore them in fit."
             )
         y = _check_labels(y, "y")
         check_consistent_length(X, y, groups)
@@ -98,8 +98,8 @@ class NormalOnlySplit(BaseCrossValidator):
             normal = train[y[train] == 1]
             if not len(normal):
                 raise ValueError(
-                    f"None of the {len(train)} training rows of split {fold} is normal (y == 1), "
-                    "so that nothing is left to fit. Use another cv, or add normal rows."
+                    f"None of the {len(train)} training rows of split {fold} is normal (y == 1). "
+                    "Use another cv, or add normal rows."
                 )
             yield normal, np.asarray(test)
 

@@ -1,20 +1,6 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_wine
-
-from sklearn_g2d.g2d import _recipes
-
-
-@pytest.fixture(scope="module")
-def _short_training():
-    """Train G2D's classifiers for three steps; `max_steps` shortens everything else."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for recipes in (_recipes.G2D_RECIPES, _recipes.G2D_IMAGE_RECIPES):
-            for name, recipe in recipes.items():
-                monkeypatch.setitem(recipes, name, replace(recipe, classifier_steps=3))
-        yield
 
 
 @pytest.fixture(scope="session")

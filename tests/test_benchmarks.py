@@ -19,13 +19,28 @@ from benchmarks.map_baselines import (
     WindowDetector,
     WindowNeighbors,
     WindowPCA,
-    even_light,
+    normalize_illumination,
     oriented_energies,
 )
 from benchmarks.report import summarize
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.datasets import make_puzzles
 from sklearn_g2d.metrics import outlier_roc_auc_score
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch):
+    """Run a benchmark's command; gives the rows of its CSV file."""
+
+    def run(module, *options, data=tmp_path):
+        name, output = module.__name__.split(".")[1], tmp_path / "out"
+        # More threads would wait for each other on a busy machine.
+        command = [name, f"--data={data}", f"--output={output}", "--threads=1", *options]
+        monkeypatch.setattr(sys, "argv", command)
+        module.main()
+        return pd.read_csv(output / f"{name}.csv")
+
+    return run
 
 
 @pytest.fixture
@@ -79,34 +94,29 @@ def test_summary_averages_seeds_before_tables():
     assert summary.loc["X", "rank"] == pytest.approx(1.5)
 
 
-def test_command(folder, tmp_path, monkeypatch, capsys):
-    def run(*options):
-        command = ["tabular", "--data", str(folder), "--output", str(tmp_path / "out"), *options]
-        monkeypatch.setattr(sys, "argv", command)
-        tabular.main()
-        return pd.read_csv(tmp_path / "out" / "tabular.csv")
-
-    results = run("--detectors", "KNN", "--seeds", "0")
+def test_command(folder, run_command, capsys):
+    results = run_command(tabular, "--detectors", "KNN", "--seeds", "0")
     assert list(results.table) == ["1_made"]  # the embeddings are no table
-    results = run("--detectors", "KNN", "IForest", "--seeds", "0", "1", "--resume")
+    two = ["--detectors", "KNN", "IForest", "--seeds", "0", "1"]
+    results = run_command(tabular, *two, "--resume")
     assert sorted(results.detector) == ["IForest", "IForest", "KNN", "KNN"]
     assert (results.auc > 0.95).all()
-    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".csv", ".md", ".png"}
+    assert {p.suffix for p in (folder / "out").iterdir()} == {".csv", ".md", ".png"}
     assert "| KNN" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        run("--detectors", "nonsense")
+        run_command(tabular, "--detectors", "nonsense")
     assert "unknown detectors ['nonsense']" in capsys.readouterr().err
 
 
 def test_calibration_keeps_the_promise():
     X = np.random.default_rng(0).normal(size=(1199, 3))
     detector = pyod_detectors(0.05)["KNN"](0).fit(X[:1000])
-    ours = G2DOutlierDetector(max_steps=0, random_state=0).fit(X[:1000])
+    ours = G2DOutlierDetector(random_state=0).fit(X[:1000])
     for calibrated in (detector, ours):
         calibrated.calibrate(X[1000:], false_alarm_rate=0.05)
         # Of 199 rows 9 lie below the 10th score, and the next one does with probability .05.
         assert (calibrated.predict(X[1000:]) == -1).sum() == 9
-    with pytest.raises(ValueError, match="18 rows are too few"):
+    with pytest.raises(ValueError, match="at least 19 held-out normal rows; got 18"):
         detector.calibrate(X[:18], false_alarm_rate=0.05)
 
 
@@ -253,19 +263,15 @@ def test_category_task(caltech):
         (caltech_benchmark, ["--categories", "1", "3", "--repetitions", "2"], 4),
     ],
 )
-def test_image_commands(module, options, n_rows, mnist, caltech, tmp_path, monkeypatch, capsys):
+def test_image_commands(
+    module, options, n_rows, mnist, caltech, run_command, tmp_path, monkeypatch, capsys
+):
     name = module.__name__.split(".")[1]
-
-    def run(*options, data=tmp_path):
-        command = [name, "--data", str(data), "--output", str(tmp_path / "out"), *options]
-        monkeypatch.setattr(sys, "argv", command)
-        module.main()
-        return pd.read_csv(tmp_path / "out" / f"{name}.csv")
-
     if module is outlier_share:  # ten held-out images can promise no less than this
         monkeypatch.setattr(module, "FALSE_ALARM_RATE", 0.1)
-    first = run("--detectors", "KNN pixels", *options)
-    results = run("--detectors", "KNN pixels", "PCA features", *options, "--resume")
+    first = run_command(module, "--detectors", "KNN pixels", *options)
+    both = ["--detectors", "KNN pixels", "PCA features"]
+    results = run_command(module, *both, *options, "--resume")
     assert len(first) == n_rows
     assert results.detector.value_counts().to_dict() == {
         "KNN pixels": n_rows,
@@ -281,7 +287,7 @@ def test_image_commands(module, options, n_rows, mnist, caltech, tmp_path, monke
     assert str(tmp_path) not in page
     assert "| KNN pixels" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        run(data=tmp_path / "out")
+        run_command(module, data=tmp_path / "out")
     assert f"no {module.ARCHIVE} in" in capsys.readouterr().err
 
 
@@ -290,16 +296,16 @@ def test_image_commands(module, options, n_rows, mnist, caltech, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def digit_puzzles():
-    """Puzzles of 4 x 4 digits, 8 pixels wide: training, test, irregular tiles."""
+    """Puzzles of 4 x 4 digits, 8 pixels wide: training, test, anomalous tiles."""
     bunch = load_digits()
-    given = {"irregular_label": 6, "grid_shape": (4, 4), "random_state": 0}
+    given = {"anomalous_label": 6, "grid_shape": (4, 4), "random_state": 0}
     train, _ = make_puzzles(
-        bunch.images[:1000], bunch.target[:1000], n_samples=150, n_irregular=0, **given
+        bunch.images[:1000], bunch.target[:1000], n_samples=150, n_anomalous=0, **given
     )
-    test, irregular = make_puzzles(
-        bunch.images[1000:], bunch.target[1000:], n_samples=40, n_irregular=4, **given
+    test, anomalous = make_puzzles(
+        bunch.images[1000:], bunch.target[1000:], n_samples=40, n_anomalous=4, **given
     )
-    return train, test, irregular
+    return train, test, anomalous
 
 
 @pytest.mark.parametrize(
@@ -307,18 +313,18 @@ def digit_puzzles():
     [
         (WindowNeighbors(8), 0.7),
         (WindowNeighbors(8, features="gradients"), 0.7),
-        (WindowNeighbors(8, features="gradients", even_light=True), 0.7),
+        (WindowNeighbors(8, features="gradients", normalize_illumination=True), 0.7),
         (WindowNeighbors(8, stride=8), 0.95),  # knows the grid
         (WindowPCA(8), 0.6),
         (ConvAutoEncoder(8, n_steps=100), 0.6),
     ],
     ids=["pixels", "gradients", "even light", "tiles", "PCA", "autoencoder"],
 )
-def test_baselines_find_irregular_tiles(detector, at_least, digit_puzzles):
-    train, test, irregular = digit_puzzles
+def test_baselines_find_anomalous_tiles(detector, at_least, digit_puzzles):
+    train, test, anomalous = digit_puzzles
     drawn = detector.fit(train).anomaly_map(test)
     assert drawn.shape == (40, 32, 32)
-    auc = maps.separation(irregular, maps.region_means(drawn, (4, 4)))["auc"]
+    auc = maps.separation(anomalous, maps.region_means(drawn, (4, 4)))["auc"]
     assert auc > at_least
     scores = detector.score_samples(test)
     np.testing.assert_allclose(scores, -maps.image_anomaly(detector, test, drawn))
@@ -330,7 +336,7 @@ def test_baselines_find_irregular_tiles(detector, at_least, digit_puzzles):
 def test_windows_cover_images_of_any_shape(features, size):
     X = np.random.default_rng(0).integers(255, size=(20, 3, 21, 34), dtype=np.uint8)
     for even in (False, True):
-        detector = WindowNeighbors(size, features=features, even_light=even, stride=5)
+        detector = WindowNeighbors(size, features=features, normalize_illumination=even, stride=5)
         assert np.isfinite(detector.fit(X).anomaly_map(X)).all()
 
 
@@ -376,15 +382,16 @@ def test_orientations():
     np.testing.assert_allclose([across.max(), down.max()], 1, rtol=1e-6)
 
 
-def test_even_light():
+def test_normalize_illumination():
     rng = np.random.default_rng(0)
     texture = rng.normal(size=(2, 1, 60, 60)).astype(np.float32)
     light = np.linspace(2, 6, 60, dtype=np.float32)
-    even = even_light(texture, 21)
-    np.testing.assert_allclose(even_light(5 * texture + 7, 21), even, atol=1e-4)
-    lit = even_light(light * (texture + 5), 21)
+    even = normalize_illumination(texture, 21)
+    np.testing.assert_allclose(normalize_illumination(5 * texture + 7, 21), even, atol=1e-4)
+    lit = normalize_illumination(light * (texture + 5), 21)
     assert np.corrcoef(lit.ravel(), even.ravel())[0, 1] > 0.95
-    assert (even_light(np.full((1, 1, 30, 30), 3, dtype=np.float32), 21) == 0).all()
+    flat = np.full((1, 1, 30, 30), 3, dtype=np.float32)
+    assert (normalize_illumination(flat, 21) == 0).all()
 
 
 def test_map_figures_by_hand():
@@ -393,9 +400,9 @@ def test_map_figures_by_hand():
     np.testing.assert_allclose(maps.region_means(drawn, (2, 2)), tiles)
     np.testing.assert_allclose(maps.region_means(drawn, (1, 2)), [[[2, 3]]])
     # Of the pairs (2, 1), (2, 3), (4, 1), (4, 3) three are in order.
-    irregular = np.array([[[False, True], [False, True]]])
-    assert maps.separation(irregular, tiles) == {"auc": 0.75, "eer": 0.5}
-    assert maps.separation(irregular, tiles, "image_") == {"image_auc": 0.75, "image_eer": 0.5}
+    anomalous = np.array([[[False, True], [False, True]]])
+    assert maps.separation(anomalous, tiles) == {"auc": 0.75, "eer": 0.5}
+    assert maps.separation(anomalous, tiles, "image_") == {"image_auc": 0.75, "image_eer": 0.5}
     masks = drawn == 4
     assert maps.pixel_figures(masks, drawn) == {"pixel_auc": 1, "aupro": 1}
     assert maps.pixel_figures(masks, -drawn)["pixel_auc"] == 0
@@ -418,20 +425,25 @@ class FakeAVID(BaseEstimator):
 
     fits = 0
     map_range_ = (0.0, 255.0)
+    top_fraction = 0.5
 
     def __init__(self, **params):
         self.params = params
 
-    def set_params(self, map):
-        self.params["map"] = map
+    @classmethod
+    def from_paper(cls, data, **changes):
+        return cls(published_for=data, **changes)
 
     def fit(self, X):
         FakeAVID.fits += 1
         return self
 
-    def anomaly_map(self, X):
-        sign = -1.0 if self.params["map"] == "inpainter" else 1.0
+    def anomaly_map(self, X, source="combined"):
+        sign = -1.0 if source == "inpainter" else 1.0
         return sign * (np.abs(X) if X.ndim == 2 else X[:, 0])
+
+    def region_scores(self, X, source="combined"):
+        return self.anomaly_map(X, source)[:, ::2, ::2]
 
     def predict_mask(self, X):
         return self.anomaly_map(X) > 100
@@ -439,8 +451,8 @@ class FakeAVID(BaseEstimator):
     def inpaint(self, X):
         return X
 
-    def _scores_of(self, maps):
-        return -maps.reshape(len(maps), -1).mean(axis=1)
+    def score_samples(self, X):
+        return -self.anomaly_map(X).mean(axis=(1, 2))
 
 
 @pytest.fixture
@@ -451,35 +463,64 @@ def avid(monkeypatch):
 
 def test_one_fit_three_maps(avid):
     X = np.random.default_rng(0).random((6, 1, 4, 4))
-    factories = maps.avid_detectors(region_size=2, max_steps=7)
-    assert set(factories) == set(maps.AVID_PARAMS)
-    detector = factories["AVID paper"](5)
+    factories = maps.avid_detectors("images", 7, region_size=2)
+    assert list(factories) == maps.AVID_NAMES
+    detector = factories["AVID as published"](5)
     assert detector.params == {
+        "published_for": "images",
         "random_state": 5,
         "region_size": 2,
-        "max_steps": 7,
-        "recipe": "paper",
+        "training__max_steps": 7,
     }
-    names, signs = [], []
-    for row, drawn in maps.fit_maps("AVID paper", detector, X, X):
+    names, judged = [], []
+    for row, drawn, source in maps.fit_maps("AVID as published", detector, X, X):
         names.append(row["detector"])
-        signs.append(np.sign(drawn[0, 0, 0]))
-        np.testing.assert_allclose(maps.image_anomaly(detector, X, drawn), drawn.mean(axis=(1, 2)))
-    assert names == ["AVID paper I alone", "AVID paper D alone", "AVID paper"]
-    assert signs == [-1, 1, 1]
+        sign = -1 if source == "inpainter" else 1
+        np.testing.assert_array_equal(drawn, sign * X[:, 0])
+        judged.append(maps.image_anomaly(detector, X, drawn, source))
+    assert names == ["AVID as published I alone", "AVID as published D alone", "AVID as published"]
     assert FakeAVID.fits == 1
-    (row, _), *others = maps.fit_maps("PCA windows", WindowPCA(2), X, X)
-    assert row["detector"] == "PCA windows"
-    assert not others
+    # The mean of the two highest of four regions; both networks together are asked for scores.
+    regions = np.sort(X[:, 0, ::2, ::2].reshape(6, 4), axis=1)
+    np.testing.assert_allclose(judged[0], -regions[:, :2].mean(axis=1))
+    np.testing.assert_allclose(judged[1], regions[:, 2:].mean(axis=1))
+    np.testing.assert_allclose(judged[2], X.mean(axis=(1, 2, 3)))
+    (row, _, source), *others = maps.fit_maps("PCA windows", WindowPCA(2), X, X)
+    assert (row["detector"], source, others) == ("PCA windows", None, [])
+
+
+def test_images_are_judged_as_the_detector_judges_them():
+    X = np.random.default_rng(0).normal(size=(12, 1, 16, 16))
+    factory = maps.avid_detectors("images", 2, region_size=5)["AVID"]
+    for source in ("inpainter", "detector"):
+        small = {"inpainter__channels": 2, "detector__channels": 2}
+        fitted = factory(0).set_params(combination=source, **small).fit(X)
+        maps_ = fitted.anomaly_map(X, source=source)
+        np.testing.assert_array_equal(
+            maps.image_anomaly(fitted, X, maps_, source), -fitted.score_samples(X)
+        )
+
+
+def test_steps_of_avid():
+    for data in ("images", "tables"):
+        for name, factory in maps.avid_detectors(data, 7).items():
+            assert factory(0).get_params()["training__max_steps"] == 7, name
+    assert maps.avid_detectors("tables")["AVID"](0).training is None
 
 
 def test_avid_is_explained():
-    results = pd.DataFrame({"detector": ["AVID", "AVID I alone", "AVID paper"]})
-    text = maps.explain_avid(results, region_size=14, max_steps=None)
+    results = pd.DataFrame({"detector": ["AVID", "AVID I alone", "AVID as published"]})
+    text = maps.explain_avid(results, "images", region_size=14)
     assert "`AVIDDetector(region_size=14, random_state=seed)`" in text
-    assert '"AVID paper" is `recipe="paper"`' in text
+    published = 'AVIDDetector.from_paper(data="images", region_size=14, random_state=seed)'
+    assert f'"AVID as published" is `{published}`' in text
     assert "adversarial" not in text
-    assert "`AVIDDetector(random_state=seed)`" in maps.explain_avid(results, max_steps=None)
+    assert "`AVIDDetector(random_state=seed)`" in maps.explain_avid(results, "images")
+    results = pd.DataFrame({"detector": ["AVID", "AVID adversarial", "AVID as published"]})
+    text = maps.explain_avid(results, "tables", 50)
+    assert "`AVIDDetector(training=CellInpainting(max_steps=50), random_state=seed)`" in text
+    assert "CellInpainting(adversarial_weight=0.003, max_steps=50)" in text
+    assert '(data="tables", training__max_steps=50, random_state=seed)' in text
 
 
 @pytest.fixture
@@ -493,12 +534,12 @@ def test_puzzle_frames(mnist, small_frames):
     assert frames.train.shape == (12, 1, 42, 42)
     assert frames.train.dtype == np.uint8
     assert frames.region_size == 14
-    n_irregular = frames.tile_is_irregular.sum(axis=(1, 2))
-    assert (n_irregular[frames.kinds == "none"] == 0).all()
-    assert (n_irregular[frames.kinds == "one"] == 1).all()
+    n_anomalous = frames.tile_is_anomalous.sum(axis=(1, 2))
+    assert (n_anomalous[frames.kinds == "none"] == 0).all()
+    assert (n_anomalous[frames.kinds == "one"] == 1).all()
     # In the fixture's images the middle tells the digit, and noise adds less than one step.
     digit = frames.test[:, 0, 6::14, 6::14] // 20
-    np.testing.assert_array_equal(digit == 3, frames.tile_is_irregular)
+    np.testing.assert_array_equal(digit == 3, frames.tile_is_anomalous)
     assert not (frames.train[:, 0, 6::14, 6::14] // 20 == 3).any()
     again, other = (puzzles.make_frames(mnist, 3, n_train=12, seed=seed) for seed in (0, 1))
     np.testing.assert_array_equal(frames.test, again.test)
@@ -513,7 +554,7 @@ def test_halves():
 
 def test_puzzle_figures(mnist, small_frames):
     frames = puzzles.make_frames(mnist, 3, n_train=2, seed=0)
-    truth = np.kron(frames.tile_is_irregular, np.ones((1, 14, 14)))
+    truth = np.kron(frames.tile_is_anomalous, np.ones((1, 14, 14)))
     judged = puzzles.judge(frames, truth, (frames.kinds == "natural") * 1.0)
     figures = puzzles.figures(judged)
     assert figures["auc"] == figures["image_auc"] == 1
@@ -531,18 +572,6 @@ def authors(tmp_path):
     np.savez(tmp_path / "ir_mnist_half.npz", train=train, test=test, test_tile_labels=labels)
 
 
-@pytest.fixture
-def run_command(tmp_path, monkeypatch):
-    def run(module, *options, data=tmp_path):
-        name = module.__name__.split(".")[1]
-        command = [name, "--data", str(data), "--output", str(tmp_path / "out"), *options]
-        monkeypatch.setattr(sys, "argv", command)
-        module.main()
-        return pd.read_csv(tmp_path / "out" / f"{name}.csv")
-
-    return run
-
-
 def test_puzzles_command(mnist, authors, small_frames, avid, run_command, tmp_path, capsys):
     options = ["--puzzles", "20", "--seeds", "0", "1", "--authors"]
     first = run_command(puzzles, *options, "--detectors", "AVID")
@@ -558,7 +587,7 @@ def test_puzzles_command(mnist, authors, small_frames, avid, run_command, tmp_pa
     ours = results.frames == "without 3"
     assert results[ours].notna().all(axis=None)
     assert results.loc[~ours, "auc"].notna().all()
-    assert results.loc[~ours, "image_auc"].isna().all()  # all of these frames are irregular
+    assert results.loc[~ours, "image_auc"].isna().all()  # all of these frames are anomalous
     assert (results.loc[~ours & (results.detector == "AVID"), "auc"] == 1).all()
     folder = tmp_path / "out"
     assert {path.name for path in folder.iterdir()} == {

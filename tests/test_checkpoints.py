@@ -1,5 +1,7 @@
 """Fits that were killed go on from a checkpoint, and come out as if nothing had happened."""
 
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -7,44 +9,91 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+import zipfile
 from functools import cache
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from sklearn.callback import ProgressBar
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting, UNet
 from sklearn_g2d.callbacks import Checkpoint
 from sklearn_g2d.errors import CheckpointError, TrainingDivergedError
-from sklearn_g2d.g2d._recipes import G2D_IMAGE_RECIPES, G2D_RECIPES
+from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
+from sklearn_g2d.persistence import save
 from sklearn_g2d.training.trainer import Trainer
-from sklearn_g2d.utils import files as _files
 
-G2D = {"max_steps": 70, "n_estimators": 2, "n_neighbors": 5, "random_state": 0}
-AVID = {"max_steps": 70, "random_state": 0}
-SMALL = {"max_steps": 60, "width": 2, "batch_size": 4}
 
-# Class, parameters, whether on images, number of stages of training, and of the last one's steps.
+def gan(**params):
+    generator, classifier = (
+        WassersteinGAN(max_steps=70, n_members=2),
+        NetworkClassifier(max_steps=70),
+    )
+    detector = G2DOutlierDetector(
+        generator=generator, classifier=classifier, n_neighbors=5, random_state=0
+    )
+    return detector.set_params(**params)
+
+
+def paper(**params):
+    steps = {"generator__max_steps": 70, "classifier__max_steps": 70}
+    return G2DOutlierDetector.from_paper(random_state=0, **steps | params)
+
+
+def paper_images(**params):
+    return paper(
+        scaler=G2DOutlierDetector.from_paper("images").scaler,
+        generator__generator_network=ConvGenerator(channels=2),
+        generator__critic_network=ConvNetwork(channels=2),
+        generator__batch_size=4,
+        classifier__network=ConvNetwork(channels=2),
+        **params,
+    )
+
+
+def avid(**params):
+    training = CellInpainting(max_steps=70)
+    return AVIDDetector(training=training, random_state=0).set_params(**params)
+
+
+def avid_images(**params):
+    training = MaskedInpainting(max_steps=60, batch_size=4)
+    detector = AVIDDetector(training=training, inpainter=UNet(channels=2), random_state=0)
+    return detector.set_params(**params)
+
+
+def avid_paper(**params):
+    steps = {"training__max_steps": 70}
+    return AVIDDetector.from_paper("tables", random_state=0, **steps | params)
+
+
+def avid_paper_images(**params):
+    small = {"inpainter__channels": 2, "detector__channels": 2, "training__batch_size": 4}
+    steps = {"training__max_steps": 60}
+    return AVIDDetector.from_paper("images", random_state=0, **small | steps | params)
+
+
+# How to make a detector, the data's shape, number of stages of training, steps of the last one.
 CASES = {
-    "G2D table": (G2DOutlierDetector, G2D, False, 2, 70),
-    "G2D table, paper": (G2DOutlierDetector, {**AVID, "recipe": "paper"}, False, 2, 70),
-    "G2D images": (G2DOutlierDetector, G2D, True, 2, 70),
-    "G2D images, paper": (G2DOutlierDetector, {**AVID, **SMALL, "recipe": "paper"}, True, 2, 70),
-    "AVID table": (AVIDDetector, {**AVID, "n_estimators": 2}, False, 2, 70),
-    "AVID table, paper": (AVIDDetector, {**AVID, "recipe": "paper"}, False, 1, 70),
-    "AVID images": (AVIDDetector, {**AVID, **SMALL}, True, 1, 60),
-    "AVID images, paper": (AVIDDetector, {**AVID, **SMALL, "recipe": "paper"}, True, 1, 60),
+    "G2D": (lambda **p: gan(generator=None, **p), (100, 4), 1, 70),
+    "G2D table": (gan, (100, 4), 2, 70),
+    "G2D table, paper": (paper, (100, 4), 2, 70),
+    "G2D images": (gan, (24, 1, 8, 8), 2, 70),
+    "G2D images, paper": (paper_images, (24, 1, 8, 8), 2, 70),
+    "AVID table": (avid, (100, 4), 1, 70),
+    "AVID table, paper": (avid_paper, (100, 4), 1, 70),
+    "AVID images": (avid_images, (24, 1, 16, 16), 1, 60),
+    "AVID images, paper": (avid_paper_images, (24, 1, 16, 16), 1, 60),
 }
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 FORKS = [
@@ -54,38 +103,30 @@ FORKS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Train classifiers briefly, and in one thread, as processes that are forked have to."""
+def _single_thread():
+    """Train in one thread, as processes that are forked have to."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for recipes in (G2D_RECIPES, G2D_IMAGE_RECIPES):
-            for name, recipe in dict(recipes).items():
-                monkeypatch.setitem(recipes, name, replace(recipe, classifier_steps=70))
-        yield
+    yield
     torch.set_num_threads(n_threads)
 
 
 def make(case, **others):
-    cls, params, of_images, *_ = CASES[case]
-    rng = np.random.default_rng(0)
-    size = 16 if cls is AVIDDetector else 8
-    X = rng.normal(size=(24, 1, size, size)) if of_images else rng.normal(size=(100, 4)) ** 3
-    return cls(**{**params, **others}), X
+    build, shape, *_ = CASES[case]
+    X = np.random.default_rng(0).normal(size=shape)
+    return build(**others), X if len(shape) > 2 else X**3
 
 
 def checksum_of(path):
     """Checksum of a file's contents: networks, snapshots, scales, thresholds, history."""
-    with safe_open(path, "numpy") as file:
-        return file.metadata()["sha256"]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def contents(detector):
     """Checksum of all that a fitted detector is."""
-    with TemporaryDirectory() as folder:
-        path = os.path.join(folder, "detector")
-        detector.save(path)
-        return checksum_of(path)
+    file = io.BytesIO()
+    save(detector, file)
+    return hashlib.sha256(file.getvalue()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -251,9 +292,12 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.callbacks import Checkpoint
+from sklearn_g2d.g2d import WassersteinGAN
 
 X = np.random.default_rng(0).normal(size=(200, 3))
-detector = G2DOutlierDetector(max_steps=400, classifier=LogisticRegression(), random_state=0)
+detector = G2DOutlierDetector(
+    generator=WassersteinGAN(max_steps=400), classifier=LogisticRegression(), random_state=0
+)
 detector.set_callbacks(Checkpoint(sys.argv[2], every=0)).fit(X).save(sys.argv[1])
 """
 
@@ -274,8 +318,10 @@ def test_a_script_goes_on_in_a_new_process(tmp_path):
     assert path.exists()
     subprocess.run(command, check=True)
     X = np.random.default_rng(0).normal(size=(200, 3))
-    classifier = LogisticRegression()
-    detector = G2DOutlierDetector(max_steps=400, classifier=classifier, random_state=0)
+    generator = WassersteinGAN(max_steps=400)
+    detector = G2DOutlierDetector(
+        generator=generator, classifier=LogisticRegression(), random_state=0
+    )
     assert checksum_of(result) == contents(detector.fit(X))
 
 
@@ -303,12 +349,31 @@ def test_a_fit_without_a_seed_repeats_what_it_drew(tmp_path):
 @pytest.mark.parametrize("case", ["G2D table", "AVID table"])
 def test_a_random_state_is_where_it_would_be(case, tmp_path):
     path = tmp_path / "checkpoint"
-    alone, first, second = (np.random.RandomState(seed) for seed in (3, 3, 8))
+    alone, first, second, other = (np.random.RandomState(seed) for seed in (3, 3, 3, 8))
     detector, X = make(case, random_state=alone)
     expected = contents(detector.fit(X))
-    interrupt(case, path, 1, 55, random_state=first)
+    interrupt(case, path, 0, 55, random_state=first)
+    with pytest.raises(CheckpointError, match=r"random_state: RandomState .* there, RandomState"):
+        resume(case, path, random_state=other)
     assert contents(resume(case, path, random_state=second)) == expected
     assert second.randint(2**31) == alone.randint(2**31)
+
+
+@pytest.mark.parametrize("kind", [int, np.random.RandomState])
+def test_fits_of_a_loop_over_seeds_have_a_file_each(kind, tmp_path):
+    expected = [
+        contents(make("G2D", random_state=kind(seed))[0].fit(make("G2D")[1])) for seed in (1, 2)
+    ]
+    for seed in (1, 2):  # killed in the second fit
+        detector, X = make("G2D", random_state=kind(seed))
+        detector.set_callbacks(Checkpoint(tmp_path, every=0), Interrupt(0, 55))
+        with pytest.raises(KeyboardInterrupt):
+            detector.fit(X)
+    assert len(os.listdir(tmp_path)) == 2
+    assert [
+        contents(resume("G2D", tmp_path, random_state=kind(seed))) for seed in (1, 2)
+    ] == expected
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("case", ["G2D table", "AVID table"])
@@ -388,12 +453,14 @@ def interrupted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"max_steps": 120}, r"\(max_steps: 70 there, 120 now\)"),
+        ({"generator__max_steps": 120}, r"\(generator__max_steps: 70 there, 120 now\)"),
         (
-            {"n_critic": 2, "random_state": 1},
-            "n_critic: None there, 2 now; random_state: 0 there, 1",
+            {"generator__n_critic": 2, "random_state": 1},
+            "generator__n_critic: 1 there, 2 now; random_state: 0 there, 1",
         ),
+        ({"generator": None}, r"\(generator: WassersteinGAN there, None now\)"),
         ({"features": abs}, "features: None there, <built-in function abs> now"),
+        ({"n_generated": 2}, r"\(n_generated: 2.0 there, 2 now\)"),
         (None, "class: G2DOutlierDetector there, AVIDDetector now"),
         (0, "X: 100 rows of 4 float64, sha256 .* there, 99 rows of 4 float64"),
         (1e-12, "X: 100 rows of 4 float64, sha256 .* there, 100 rows of 4 float64"),
@@ -416,6 +483,62 @@ def test_a_checkpoint_of_another_fit_is_refused_and_kept(interrupted, change, di
     resume("G2D table", interrupted)
 
 
+def test_images_of_another_shape_are_another_fit(tmp_path):
+    path = tmp_path / "checkpoint"
+    X = np.random.default_rng(0).normal(size=(24, 1, 16, 32))
+    detector = avid_images().set_callbacks(Checkpoint(path, every=0), Interrupt(0, 55))
+    with pytest.raises(KeyboardInterrupt):
+        detector.fit(X)
+    for other in (X.reshape(24, 1, 32, 16), X.reshape(24, 2, 16, 16)):
+        with pytest.raises(
+            CheckpointError, match=r"24 images of 1 x 16 x 32 float64, .* there, 24"
+        ):
+            avid_images().set_callbacks(Checkpoint(path)).fit(other)
+    avid_images().set_callbacks(Checkpoint(path)).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "difference"),
+    [
+        (
+            {"classifier": RandomForestClassifier(3, max_depth=30, random_state=0)},
+            {"classifier": RandomForestClassifier(3, max_depth=31, random_state=0)},
+            r"\(classifier__max_depth: 30 there, 31 now\)",
+        ),
+        (
+            {"features": make_pipeline(StandardScaler(), StandardScaler(with_std=False))},
+            {"features": make_pipeline(StandardScaler(), StandardScaler())},
+            "features__standardscaler-2__with_std: False there, True now",
+        ),
+        (
+            {"features": make_pipeline(FrozenEstimator(StandardScaler().fit(np.eye(4))))},
+            {"features": make_pipeline(FrozenEstimator(StandardScaler().fit(2 * np.eye(4))))},
+            r"features__frozenestimator__estimator: StandardScaler .* there, StandardScaler .* now",
+        ),
+        (
+            {"classifier": LogisticRegression(random_state=np.random.RandomState(1))},
+            {"classifier": LogisticRegression(random_state=np.random.RandomState(2))},
+            r"\(classifier__random_state: RandomState .* there, RandomState .* now\)",
+        ),
+    ],
+)
+def test_parameters_count_at_every_depth(tmp_path, there, now, difference):
+    """Where the text of a nested estimator would be cut off, or be the same."""
+    path = tmp_path / "checkpoint"
+    interrupt("G2D table", path, 0, 60, **{"classifier": LogisticRegression()} | there)
+    with pytest.raises(CheckpointError, match=difference):
+        resume("G2D table", path, **{"classifier": LogisticRegression()} | now)
+    resume("G2D table", path, **{"classifier": LogisticRegression()} | there)
+
+
+def test_settings_of_libraries_make_no_other_fit(interrupted):
+    """Not how arrays and estimators are printed."""
+    import sklearn
+
+    with sklearn.config_context(print_changed_only=False), np.printoptions(precision=2):
+        resume("G2D table", interrupted, verbose=1)
+
+
 def test_functions_are_told_apart_in_every_process(interrupted, tmp_path):
     def features(X):
         return X
@@ -431,26 +554,62 @@ def test_damaged_files_are_refused_and_kept(interrupted, tmp_path):
     whole = interrupted.read_bytes()
     rng = np.random.default_rng(0)
     damaged = [b"", whole[:100], whole[:-1], whole + b"x", rng.bytes(1000), b"{}"]
-    for place in rng.integers(len(whole), size=10):
-        damaged.append(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    save_file({"x": np.zeros(3)}, tmp_path / "tensors")
+    for place in [*rng.integers(len(whole), size=10), *range(-100, 0, 10)]:
+        other = bytearray(whole)
+        other[place] ^= 1
+        damaged.append(bytes(other))
+    torch.save({"x": torch.zeros(3)}, tmp_path / "tensors")
     damaged.append((tmp_path / "tensors").read_bytes())
-    make("G2D table", max_steps=1)[0].fit(make("G2D table")[1]).save(tmp_path / "detector")
+    detector, X = make("G2D")
+    detector.fit(X).save(tmp_path / "detector")
     damaged.append((tmp_path / "detector").read_bytes())
     for content in damaged:
         interrupted.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"checkpoint' is no checkpoint, is damaged"):
+        with pytest.raises(CheckpointError, match=r"checkpoint' is no checkpoint of sklearn_g2d"):
             resume("G2D table", interrupted)
         assert interrupted.read_bytes() == content
     interrupted.write_bytes(whole)
     resume("G2D table", interrupted)
 
 
-def test_nothing_in_a_file_is_code(interrupted):
-    with safe_open(interrupted, "numpy") as file:
-        metadata = file.metadata()
-    assert metadata["format"] == "sklearn_g2d checkpoint"
-    assert json.loads(metadata["identity"])["max_steps"] == "70"
+def forge(path, state):
+    """Put another state into a checkpoint, and a checksum that is right."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**members, "state.pt": state}.items():
+            archive.writestr(name, content)
+        archive.comment = 64 * b"0"
+    content = path.read_bytes()[:-64]
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_nothing_in_a_file_is_code(interrupted, tmp_path):
+    with zipfile.ZipFile(interrupted) as archive:
+        assert json.loads(archive.read("checkpoint.json"))["generator__max_steps"] == "70"
+        state = archive.read("state.pt")
+    torch.load(io.BytesIO(state), weights_only=True)
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    attack = io.BytesIO()
+    torch.save({"random_state": {}, "stages": [Attack()]}, attack)
+    attacks = [attack.getvalue(), pickle.dumps(Attack()), b"", state[: len(state) // 2]]
+    whole = torch.load(io.BytesIO(state), weights_only=True)
+    drawn = whole["random_state"]
+    for random_state in ({}, 0, {**drawn, "state": {**drawn["state"], "pos": 10**9}}):
+        torch.save({**whole, "random_state": random_state}, changed := io.BytesIO())
+        attacks.append(changed.getvalue())
+    for content in attacks:
+        forge(interrupted, content)
+        with pytest.raises(CheckpointError, match="Training cannot go on from"):
+            resume("G2D table", interrupted)
+    assert not (tmp_path / "attacked").exists()
+    forge(interrupted, state)
+    resume("G2D table", interrupted)
 
 
 def test_two_fits_of_one_file_find_each_other_out(tmp_path):
@@ -473,7 +632,7 @@ def test_two_fits_of_one_file_find_each_other_out(tmp_path):
 def test_a_diverged_fit_leaves_no_checkpoint(tmp_path):
     path = tmp_path / "checkpoint"
     with pytest.raises(TrainingDivergedError):
-        resume("G2D table", path, gradient_penalty=1e38)
+        resume("G2D table", path, generator__gradient_penalty=1e38)
     assert not path.exists()
 
 
@@ -484,9 +643,8 @@ def test_a_fit_that_is_refused_leaves_no_checkpoint(tmp_path):
 
 
 def test_checkpoints_are_written_no_more_often_than_asked_for(tmp_path, monkeypatch):
-    written = []
-    write = _files.write
-    monkeypatch.setattr(_files, "write", lambda *args: written.append(write(*args)))
+    written, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *args: written.append(replace(*args)))
     detector, X = make("G2D table")
     detector.set_callbacks(Checkpoint(tmp_path / "checkpoint")).fit(X)
     assert len(written) == 1  # the first one, with what was drawn
@@ -505,7 +663,7 @@ def test_a_search_goes_on_with_the_fit_that_was_interrupted(tmp_path, blobs, ste
     _, X, y = blobs
 
     def search(*callbacks, **others):
-        detector = G2DOutlierDetector(**{**G2D, "max_steps": 60}).set_callbacks(*callbacks)
+        detector = gan(generator__max_steps=60).set_callbacks(*callbacks)
         grid = {"n_neighbors": [5, 10]}
         scoring = SCORERS["outlier_roc_auc"]
         found = GridSearchCV(detector, grid, scoring=scoring, cv=NormalOnlySplit(2), **others)
@@ -527,8 +685,8 @@ def test_a_search_goes_on_with_the_fit_that_was_interrupted(tmp_path, blobs, ste
 @pytest.mark.slow
 def test_a_search_in_several_processes(tmp_path, blobs):
     _, X, y = blobs
-    classifier = LogisticRegression()
-    detector = G2DOutlierDetector(max_steps=10, classifier=classifier, random_state=0)
+    generator, classifier = WassersteinGAN(max_steps=10), LogisticRegression()
+    detector = G2DOutlierDetector(generator=generator, classifier=classifier, random_state=0)
     scores = [
         GridSearchCV(
             detector.set_callbacks(*callbacks),
@@ -550,7 +708,7 @@ def test_a_checkpoint_belongs_on_a_detector(tmp_path, blobs):
     X, y = blobs[1:]
     with pytest.raises(TypeError, match="not of LogisticRegression: set it on the detector"):
         LogisticRegression().set_callbacks(Checkpoint(tmp_path / "checkpoint")).fit(X, y)
-    detector = G2DOutlierDetector(max_steps=2).set_callbacks(Checkpoint(tmp_path))
+    detector = G2DOutlierDetector().set_callbacks(Checkpoint(tmp_path))
     make_pipeline(StandardScaler(), detector).fit(X)
     assert os.listdir(tmp_path) == []
 

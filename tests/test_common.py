@@ -8,35 +8,63 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d.features import NeighborProfile, RemainderPCA, SquashingScaler
+from sklearn_g2d.avid import CellInpainting
+from sklearn_g2d.features import (
+    GlobalMinMaxScaler,
+    NeighborProfile,
+    ResidualPCA,
+    SquashingScaler,
+)
+from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
+
+# The checks fit often, and longer training makes no difference to them.
+SHORT = NetworkClassifier(max_steps=30)
 
 
 @parametrize_with_checks(
     [
         G2DOutlierDetector(),
-        # The published schedule takes half a minute a fit, and the checks fit often.
-        G2DOutlierDetector(recipe="paper", max_steps=20),
-        AVIDDetector(max_steps=5),
-        AVIDDetector(recipe="paper", max_steps=5),
+        G2DOutlierDetector(generator=WassersteinGAN(max_steps=5, n_members=2), classifier=SHORT),
+        G2DOutlierDetector.from_paper(
+            data="tables", generator__max_steps=5, classifier__max_steps=30
+        ),
+        AVIDDetector(training=CellInpainting(max_steps=5)),
+        AVIDDetector.from_paper(data="tables", training__max_steps=5),
         SquashingScaler(),
         SquashingScaler(common_scale=True),
+        GlobalMinMaxScaler(),
         NeighborProfile(),
         NeighborProfile(measure="reconstruction"),
-        RemainderPCA(),
+        ResidualPCA(),
     ]
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("detector", ["AVIDDetector", "G2DOutlierDetector"])
-def test_scikit_learn_checks_with_array_api(detector):
+@pytest.mark.parametrize(
+    "detectors",
+    [
+        "G2DOutlierDetector(classifier=NetworkClassifier(max_steps=30)), "
+        "AVIDDetector(training=CellInpainting(max_steps=5))",
+        pytest.param(
+            "G2DOutlierDetector(), "
+            "G2DOutlierDetector.from_paper(data='tables', generator__max_steps=5), "
+            "AVIDDetector.from_paper(data='tables', training__max_steps=5)",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["short", "default and papers"],
+)
+def test_scikit_learn_checks_with_array_api(detectors):
     """The variable is read when SciPy is imported, hence a process of its own."""
     code = (
         "from sklearn.utils.estimator_checks import check_estimator\n"
-        f"from sklearn_g2d import {detector}\n"
-        "for recipe in ('default', 'paper'):\n"
-        f"    results = check_estimator({detector}(recipe=recipe, max_steps=5))\n"
+        "from sklearn_g2d import AVIDDetector, G2DOutlierDetector\n"
+        "from sklearn_g2d.avid import CellInpainting\n"
+        "from sklearn_g2d.g2d import NetworkClassifier\n"
+        f"for detector in [{detectors}]:\n"
+        "    results = check_estimator(detector)\n"
         "    assert {r['status'] for r in results} <= {'passed', 'skipped'}, results\n"
         "    assert sum(r['status'] == 'passed' for r in results) >= 40, len(results)\n"
     )

@@ -11,23 +11,44 @@ from sklearn.datasets import load_digits, load_wine
 from threadpoolctl import threadpool_limits
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
+from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, NetworkClassifier, WassersteinGAN
 
 WINE = np.tile(load_wine().data, (8, 1))  # enough of them to share between threads
 DIGITS = load_digits().images[:60, None]
 LARGE_DIGITS = DIGITS.repeat(4, axis=2).repeat(4, axis=3)
 
+QUICK = {
+    "generator": WassersteinGAN(max_steps=5, n_members=2),
+    "classifier": NetworkClassifier(max_steps=3, n_members=2),
+}
+SMALL = {
+    "training": MaskedInpainting(max_steps=2),
+    "inpainter": UNet(channels=2),
+    "detector": PatchNet(channels=2),
+}
 CASES = {
-    "G2D-table": (G2DOutlierDetector(max_steps=5, n_estimators=2), WINE),
-    "G2D-images": (G2DOutlierDetector(max_steps=5, n_estimators=2), DIGITS),
-    "G2D-images-paper": (G2DOutlierDetector(recipe="paper", max_steps=2, width=4), DIGITS),
-    "AVID-table": (AVIDDetector(max_steps=5), WINE),
-    "AVID-images": (AVIDDetector(max_steps=2, width=2, precision="float32"), LARGE_DIGITS),
-    "AVID-bfloat16": (AVIDDetector(max_steps=2, width=2, precision="bfloat16"), LARGE_DIGITS),
+    "G2D-table": (G2DOutlierDetector(**QUICK), WINE),
+    "G2D-images": (G2DOutlierDetector(classifier=QUICK["classifier"]), DIGITS),
+    "G2D-images-paper": (
+        G2DOutlierDetector.from_paper(
+            data="images",
+            generator__max_steps=2,
+            generator__generator_network=ConvGenerator(channels=4),
+            generator__critic_network=ConvNetwork(channels=4),
+            classifier__network=ConvNetwork(channels=4),
+            classifier__max_steps=3,
+        ),
+        DIGITS,
+    ),
+    "AVID-table": (AVIDDetector(training=CellInpainting(max_steps=5)), WINE),
+    "AVID-images": (AVIDDetector(**SMALL, precision="float32"), LARGE_DIGITS),
+    "AVID-bfloat16": (AVIDDetector(**SMALL, precision="bfloat16"), LARGE_DIGITS),
 }
 
 
 @pytest.fixture(scope="module")
-def scored(_short_training):
+def scored():
     """Detectors, what they are given, and their scores by two threads."""
     for detector, X in CASES.values():
         detector.set_params(random_state=0).fit(X[:50])

@@ -16,7 +16,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
 from sklearn_g2d.dask import score_samples
+from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
 
@@ -41,7 +43,8 @@ def client():
 
 @pytest.fixture(scope="module")
 def detector(blobs):
-    return G2DOutlierDetector(max_steps=5, random_state=0).fit(blobs[0])
+    classifier = NetworkClassifier(max_steps=5)
+    return G2DOutlierDetector(classifier=classifier, random_state=0).fit(blobs[0])
 
 
 def run_example(name, *arguments):
@@ -64,10 +67,11 @@ def test_a_search_gives_the_same_scores_as_locally(client, blobs, capsys):
     tested = {"cv": NormalOnlySplit(2), "scoring": SCORERS["outlier_roc_auc"]}
 
     def search():
-        detector = G2DOutlierDetector(max_steps=20, n_estimators=2, random_state=0)
+        generator = WassersteinGAN(max_steps=20, n_members=2)
+        detector = G2DOutlierDetector(generator=generator, random_state=0)
         return GridSearchCV(detector, {"n_neighbors": [2, 20]}, refit=False, **tested)
 
-    avid = AVIDDetector(max_steps=20, random_state=0)
+    avid = AVIDDetector(training=CellInpainting(max_steps=20), random_state=0)
     local, local_avid = search().fit(X, y), cross_val_score(avid, X, y, **tested)
     with joblib.parallel_config("dask"):
         bar = ProgressBar(max_propagation_depth=None)
@@ -102,7 +106,13 @@ def test_blocks_of_an_array_score_as_the_whole(detector, blobs):
 
 def test_images(make_stripes):
     X, _ = make_stripes(12, seed=0, size=16)
-    detector = AVIDDetector(max_steps=3, region_size=12, width=2, random_state=0).fit(X)
+    detector = AVIDDetector(
+        training=MaskedInpainting(max_steps=3),
+        inpainter=UNet(channels=2),
+        detector=PatchNet(channels=2),
+        region_size=12,
+        random_state=0,
+    ).fit(X)
     scores = score_samples(detector, array.from_array(X, chunks=(5, 1, 8, 16)))
     np.testing.assert_array_equal(
         scores.compute(scheduler="synchronous"), detector.score_samples(X)
@@ -117,7 +127,7 @@ def test_a_block_may_be_empty(detector, blobs):
 
 
 def test_each_worker_is_sent_one_detector(client, blobs, tmp_path):
-    detector = Witness(tmp_path / "arrivals", max_steps=0, random_state=0).fit(blobs[0])
+    detector = Witness(tmp_path / "arrivals", random_state=0).fit(blobs[0])
     X = array.from_array(blobs[1], chunks=(10, 3))
     scores = score_samples(detector, X).compute()
     np.testing.assert_allclose(scores, detector.score_samples(blobs[1]), rtol=1e-12)
@@ -131,8 +141,8 @@ def test_each_worker_is_sent_one_detector(client, blobs, tmp_path):
 class Witness(G2DOutlierDetector):
     """Writes to a file in which process it is unpickled."""
 
-    def __init__(self, path=None, *, max_steps=None, random_state=None):
-        super().__init__(max_steps=max_steps, random_state=random_state)
+    def __init__(self, path=None, *, random_state=None):
+        super().__init__(random_state=random_state)
         self.path = path
 
     def __setstate__(self, state):
@@ -163,7 +173,7 @@ def test_files_larger_than_memory(client, blobs, tmp_path):
     assert sum(os.path.getsize(path) for path in paths) > 2 * WORKER_MEMORY
     normal = np.zeros((100, width))
     normal[:, :3] = blobs[0][:100]
-    detector = G2DOutlierDetector(features=first_columns, max_steps=5, random_state=0).fit(normal)
+    detector = G2DOutlierDetector(features=first_columns, random_state=0).fit(normal)
     before = peak_memory()
     items = bag.from_sequence(paths, partition_size=1).map(np.load)
     by_file = score_samples(detector, items).compute()
@@ -176,10 +186,10 @@ def test_files_larger_than_memory(client, blobs, tmp_path):
 @pytest.mark.slow
 def test_the_example_of_files():
     lines = run_example("score_files.py").splitlines()
-    shares = [float(line.split("%")[0].split()[-1]) for line in lines]
-    assert len(shares) == 8
-    assert shares == sorted(shares)
-    assert shares[0] < 10 < shares[-1]
+    rates = [float(line.split("%")[0].split()[-1]) for line in lines]
+    assert len(rates) == 8
+    assert rates == sorted(rates)
+    assert rates[0] < 10 < rates[-1]
 
 
 def test_errors_say_what_to_do(detector, blobs):

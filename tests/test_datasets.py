@@ -21,35 +21,35 @@ def cut(puzzles, rows, columns):
     return np.stack([np.stack(band, axis=1) for band in bands], axis=1)
 
 
-@pytest.mark.parametrize("n_irregular", [None, 0, 1, 5, 10])
+@pytest.mark.parametrize("n_anomalous", [None, 0, 1, 5, 10])
 @pytest.mark.parametrize("shape", [(60, 4, 3), (60, 1, 4, 3), (60, 3, 4, 3)])
-def test_labels_name_the_tiles(n_irregular, shape):
+def test_labels_name_the_tiles(n_anomalous, shape):
     images = numbered_images(shape)
-    puzzles, tile_is_irregular = make_puzzles(
-        images, LABELS, 2, n_samples=7, grid_shape=(2, 5), n_irregular=n_irregular, random_state=0
+    puzzles, tile_is_anomalous = make_puzzles(
+        images, LABELS, 2, n_samples=7, grid_shape=(2, 5), n_anomalous=n_anomalous, random_state=0
     )
     channels = shape[1] if len(shape) == 4 else 1
     assert puzzles.shape == (7, channels, 8, 15)
     assert puzzles.dtype == np.uint8
-    assert tile_is_irregular.shape == (7, 2, 5)
-    assert tile_is_irregular.dtype == bool
+    assert tile_is_anomalous.shape == (7, 2, 5)
+    assert tile_is_anomalous.dtype == bool
     tiles = cut(puzzles, 2, 5).reshape(7, 2, 5, -1)
     assert (tiles == tiles[..., :1]).all()  # a tile is one image
-    np.testing.assert_array_equal(LABELS[tiles[..., 0]] == 2, tile_is_irregular)
-    if n_irregular is not None:
-        assert (tile_is_irregular.sum(axis=(1, 2)) == n_irregular).all()
+    np.testing.assert_array_equal(LABELS[tiles[..., 0]] == 2, tile_is_anomalous)
+    if n_anomalous is not None:
+        assert (tile_is_anomalous.sum(axis=(1, 2)) == n_anomalous).all()
 
 
 def test_tiles_stand_upright():
     image = np.arange(12.0).reshape(1, 4, 3)
-    puzzles, _ = make_puzzles(image, [0], 1, n_samples=1, grid_shape=(2, 3), n_irregular=0)
+    puzzles, _ = make_puzzles(image, [0], 1, n_samples=1, grid_shape=(2, 3), n_anomalous=0)
     np.testing.assert_array_equal(puzzles[0, 0], np.tile(image[0], (2, 3)))
     assert puzzles.dtype == np.float64
 
 
 def test_channels_stay_apart():
     images = np.stack([np.full((2, 2), 1), np.full((2, 2), 2)])[np.newaxis]
-    puzzles, _ = make_puzzles(images, [0], 1, n_samples=1, grid_shape=(3, 2), n_irregular=0)
+    puzzles, _ = make_puzzles(images, [0], 1, n_samples=1, grid_shape=(3, 2), n_anomalous=0)
     assert (puzzles[0, 0] == 1).all()
     assert (puzzles[0, 1] == 2).all()
 
@@ -60,14 +60,14 @@ def test_natural_share_and_random_places():
     assert natural.mean() == pytest.approx(0.1, abs=0.01)
     assert natural.sum(axis=(1, 2)).std() > 2  # not the same number in each
     _, exact = make_puzzles(
-        numbered_images(), labels, "odd", n_samples=400, n_irregular=12, random_state=0
+        numbered_images(), labels, "odd", n_samples=400, n_anomalous=12, random_state=0
     )
     # Every place is taken about as often: 12 / 121 of 400, give or take 4 deviations.
     assert np.abs(exact.sum(axis=0) - 400 * 12 / 121).max() < 4 * np.sqrt(40)
 
 
 def test_every_image_is_drawn():
-    puzzles, _ = make_puzzles(numbered_images(), LABELS, 2, n_irregular=6, random_state=0)
+    puzzles, _ = make_puzzles(numbered_images(), LABELS, 2, n_anomalous=6, random_state=0)
     assert set(np.unique(puzzles)) == set(range(60))
 
 
@@ -85,14 +85,14 @@ def test_seed():
         ({"images": np.zeros((60, 12))}, r"images must have shape .*got \(60, 12\)"),
         ({"labels": LABELS[:-1]}, r"labels must have shape \(60,\).*got \(59,\)"),
         ({"labels": LABELS[:, None]}, r"labels must have shape \(60,\).*got \(60, 1\)"),
-        ({"irregular_label": 7}, "No image has the label 7.*n_irregular=0"),
-        ({"irregular_label": "2"}, "No image has the label '2'"),
-        ({"irregular_label": 7, "n_irregular": 1}, "No image has the label 7"),
-        ({"labels": np.full(60, 2)}, "All images have the irregular label 2"),
-        ({"labels": np.full(60, 2), "n_irregular": 0}, "All images have the irregular label 2"),
-        ({"n_irregular": 7}, "from 0 to 6.*2 x 3 grid, got 7"),
-        ({"n_irregular": -1}, "from 0 to 6.*got -1"),
-        ({"n_irregular": 0.5}, "from 0 to 6.*got 0.5"),
+        ({"anomalous_label": 7}, "No image has the label 7.*n_anomalous=0"),
+        ({"anomalous_label": "2"}, "No image has the label '2'"),
+        ({"anomalous_label": 7, "n_anomalous": 1}, "No image has the label 7"),
+        ({"labels": np.full(60, 2)}, "All images have the anomalous label 2"),
+        ({"labels": np.full(60, 2), "n_anomalous": 0}, "All images have the anomalous label 2"),
+        ({"n_anomalous": 7}, "from 0 to 6.*2 x 3 grid, got 7"),
+        ({"n_anomalous": -1}, "from 0 to 6.*got -1"),
+        ({"n_anomalous": 0.5}, "from 0 to 6.*got 0.5"),
         ({"n_samples": 0}, "n_samples must be an integer of at least 1, got 0"),
         ({"grid_shape": 3}, "grid_shape must be two positive integers.*got 3"),
         ({"grid_shape": (3, 0)}, r"grid_shape must be two positive integers.*got \(3, 0\)"),
@@ -102,7 +102,7 @@ def test_errors_say_what_is_wrong(changed, message):
     given = {
         "images": numbered_images(),
         "labels": LABELS,
-        "irregular_label": 2,
+        "anomalous_label": 2,
         "grid_shape": (2, 3),
     }
     with pytest.raises(ValueError, match=message):
@@ -112,8 +112,8 @@ def test_errors_say_what_is_wrong(changed, message):
 def test_one_kind_is_enough_where_the_other_is_not_asked_for():
     images, labels = numbered_images(), np.full(60, 2)
     given = {"n_samples": 3, "grid_shape": (2, 3)}
-    assert not make_puzzles(images, labels, 3, n_irregular=0, **given)[1].any()
-    assert make_puzzles(images, labels, 2, n_irregular=6, **given)[1].all()
+    assert not make_puzzles(images, labels, 3, n_anomalous=0, **given)[1].any()
+    assert make_puzzles(images, labels, 2, n_anomalous=6, **given)[1].all()
 
 
 # UCSD

@@ -13,7 +13,8 @@ from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_g2d import G2DOutlierDetector, display
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, display
+from sklearn_g2d.avid import CellInpainting
 from sklearn_g2d.display import (
     AnomalyMapDisplay,
     LossCurveDisplay,
@@ -22,6 +23,7 @@ from sklearn_g2d.display import (
     ScoreDistributionDisplay,
     SnapshotSamplesDisplay,
 )
+from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import equal_error_rate, outlier_roc_auc_score
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -219,9 +221,11 @@ def test_curves_share_axes_and_take_the_style_of_lines(cls):
 
 
 @pytest.mark.parametrize("cls", CURVES)
-def test_curves_need_both_kinds(cls):
+def test_curves_need_both_kinds(cls, fitted):
     with pytest.raises(ValueError, match="both inliers"):
         cls.from_predictions([1, 1], [0.1, 0.2])
+    with pytest.raises(ValueError, match="1d array"):
+        cls.from_estimator(*fitted[:2])
 
 
 # Losses
@@ -301,9 +305,25 @@ def test_loss_curves_of_other_networks():
 def test_loss_curves_need_a_fitted_detector_and_losses():
     with pytest.raises(NotFittedError):
         LossCurveDisplay.from_estimator(Trained())
-    with pytest.raises(ValueError, match=r"holds no loss, only \[\]. Fit with max_steps"):
+    with pytest.raises(ValueError, match=r"holds no loss, only \[\]. Fit with .* max_steps"):
         LossCurveDisplay(history={}).plot()
     assert not plt.get_fignums()
+
+
+def test_loss_curves_without_a_gan_are_those_of_the_classifier():
+    classifier = NetworkClassifier(max_steps=7, n_members=1)
+    detector = G2DOutlierDetector(classifier=classifier, random_state=0).fit(np.eye(8, 2))
+    shown = LossCurveDisplay.from_estimator(detector)
+    assert legend_of(shown.ax_) == ["classifier loss"]
+    x, y = shown.lines_["classifier_loss"].get_xydata().T
+    np.testing.assert_array_equal(x, np.arange(1, 8))
+    np.testing.assert_array_equal(y, detector.history_["classifier_loss"])
+    assert shown.markers_ == {}
+
+
+def test_loss_curves_of_many_losses_are_all_drawn():
+    history = {f"{i}_loss": [1.0, 2.0] for i in range(7)}
+    assert list(LossCurveDisplay(history=history).plot().lines_) == list(history)
 
 
 # matplotlib is optional
@@ -331,18 +351,22 @@ def test_the_module_can_be_imported_without_matplotlib(monkeypatch):
     spec = importlib.util.spec_from_file_location("display_copy", display.__file__)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
-    assert set(display.__all__) == {name for name in vars(copy) if name.endswith("Display")} - {
-        "DetCurveDisplay",
-        "RocCurveDisplay",
-        "_ScoreDisplay",
-        "_OutlierCurveDisplay",
-    }
+    assert set(display.__all__) == {name for name in vars(copy) if name.endswith("Display")}
 
 
 @pytest.fixture(scope="module")
 def image_detector():
     images = load_digits().images[:60, None]
-    return G2DOutlierDetector(recipe="paper", width=4, max_steps=6, random_state=0).fit(images)
+    detector = G2DOutlierDetector.from_paper(
+        data="images",
+        generator__max_steps=6,
+        generator__generator_network=ConvGenerator(channels=4),
+        generator__critic_network=ConvNetwork(channels=4),
+        classifier__network=ConvNetwork(channels=4),
+        classifier__max_steps=3,
+        random_state=0,
+    )
+    return detector.fit(images)
 
 
 def test_snapshot_samples_are_a_row_of_images_for_each_snapshot(image_detector):
@@ -386,9 +410,20 @@ def test_roles_of_snapshots_are_not_cut_off(image_detector):
 
 
 def test_snapshot_samples_of_a_table_are_refused():
-    detector = G2DOutlierDetector(max_steps=1, n_estimators=1).fit(np.eye(5))
+    generator = WassersteinGAN(max_steps=1, n_members=1)
+    detector = G2DOutlierDetector(generator=generator).fit(np.eye(5))
     with pytest.raises(ValueError, match="fitted on a table"):
         SnapshotSamplesDisplay.from_estimator(detector)
+
+
+@pytest.mark.parametrize(
+    "detector", [G2DOutlierDetector(), AVIDDetector(training=CellInpainting(max_steps=1))]
+)
+def test_snapshot_samples_need_a_gan(detector):
+    with pytest.raises(NotFittedError):
+        SnapshotSamplesDisplay.from_estimator(detector)
+    with pytest.raises(ValueError, match=r"has no snapshots.*generator=WassersteinGAN"):
+        SnapshotSamplesDisplay.from_estimator(detector.fit(np.eye(8)))
 
 
 # Anomaly maps
@@ -524,7 +559,7 @@ def test_maps_of_images_in_colour_of_any_range():
     assert (drawn.min(), drawn.max()) == (0, 1)
     both = np.moveaxis(np.concatenate([images, images / 2 + 10]), 1, -1)
     np.testing.assert_allclose(drawn, (both - both.min()) / np.ptp(both))
-    # The map lies over gray, lest the colours be mixed.
+    # The map lies over gray, so that colours do not mix.
     below, above = shown.axes_[0, 2].images
     assert below.get_array().shape == (4, 5)
     assert above is shown.pictures_["map"][0]
@@ -537,7 +572,7 @@ def test_maps_beside_true_masks(gray):
     shown = AnomalyMapDisplay.from_estimator(Mapper().fit(), gray, masks=masks, name="D")
     assert titles_of(shown)[-1] == "masks"
     assert legend_of(shown.axes_[-1, -1]) == ["true", "predicted"]
-    # The side between the two pixels is none of the outline.
+    # The side between the two pixels does not belong to the outline.
     assert sides_of(shown.outlines_["true"][0]) == square(1, 1) ^ square(2, 1)
     assert sides_of(shown.outlines_["true"][1]) == set()
     assert sides_of(shown.outlines_["predicted"][0]) == square(2, 1)
@@ -595,7 +630,7 @@ def test_maps_take_axes_and_the_style_of_images(gray):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": np.zeros((2, 3, 4))}, r"of dim 3.* pass images\[:, np.newaxis\]"),
+        ({"images": np.zeros((2, 3, 4))}, r"got shape .* pass images\[:, np.newaxis\]"),
         ({"images": np.zeros(4)}, r"must be an array of shape .* got shape \(4,\)"),
         ({"images": np.zeros((2, 3, 4, 5))}, r"channels last.* pass np.moveaxis"),
         ({"images": np.zeros((2, 1, 4, 3))}, r"maps has shape \(2, 3, 4\), .* \(2, 4, 3\)"),

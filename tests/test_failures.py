@@ -3,7 +3,6 @@
 import signal
 import time
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +11,19 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d.avid import _recipes
+from sklearn_g2d.avid import CellInpainting
 from sklearn_g2d.errors import TrainingDivergedError
-from sklearn_g2d.g2d._recipes import G2D_RECIPES
-from sklearn_g2d.training import loop
+from sklearn_g2d.g2d import WassersteinGAN
 
-# Gradients of this length, and SGD, diverge at the paper's learning rates.
-AVID = {"recipe": "paper", "adversarial_weight": 0.0, "max_steps": 60, "random_state": 0}
-G2D = {"recipe": "paper", "max_steps": 60, "random_state": 0}
+MAX_RETRIES = 3
+
+
+def avid(rate, **params):
+    """An inpainter that diverges at rates of 2 and more, and does not at a fraction of them."""
+    training = CellInpainting(
+        max_steps=60, optimizer="sgd", schedule="constant", learning_rates=(rate, 1e-2)
+    )
+    return AVIDDetector(training=training, random_state=0, **params)
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +31,10 @@ def X():
     return np.random.default_rng(0).normal(size=(120, 5))
 
 
-@pytest.fixture
-def classifier_rate(monkeypatch):
-    def set_rate(rate):
-        recipe = G2D_RECIPES["paper"]
-        training = replace(recipe.classifier_training, learning_rate=rate)
-        recipe = replace(recipe, classifier_training=training, classifier_steps=120)
-        monkeypatch.setitem(G2D_RECIPES, "paper", recipe)
-
-    return set_rate
-
-
-@pytest.fixture
-def generator_rate(monkeypatch):
-    def set_rate(rate):
-        recipe = replace(G2D_RECIPES["paper"], gan_learning_rate=rate, classifier_steps=60)
-        monkeypatch.setitem(G2D_RECIPES, "paper", recipe)
-
-    return set_rate
+def g2d(**params):
+    return G2DOutlierDetector.from_paper(
+        **{"generator__max_steps": 60, "classifier__max_steps": 60, "random_state": 0} | params
+    )
 
 
 def fit(detector, X):
@@ -54,13 +44,13 @@ def fit(detector, X):
 
 
 def test_a_retry_is_warned_of_and_recorded(X):
-    detector = AVIDDetector(reconstruction_weight=1500.0, **AVID)
+    detector = avid(4.0)
     (message,), (caught,) = fit(detector, X)
     assert "Training of the networks diverged" in message
-    assert "Lower reconstruction_weight, adv" in message
+    assert "Lower the learning_rates of training" in message
     assert caught.filename == __file__
     retries = detector.history_["networks_retries"]
-    assert 1 <= len(retries) <= loop.MAX_RETRIES
+    assert 1 <= len(retries) <= MAX_RETRIES
     assert f"after steps {', '.join(map(str, retries))})" in message
     assert {len(detector.history_[k]) for k in ("reconstruction_loss", "detector_loss")} == {60}
     assert all(np.isfinite(values).all() for values in detector.history_.values())
@@ -71,25 +61,21 @@ def test_a_retry_is_warned_of_and_recorded(X):
 
 def test_a_lower_rate_from_the_start_gives_the_same_as_retries_from_the_start(X):
     """Nothing of the attempts that failed is left."""
-    retried = AVIDDetector(reconstruction_weight=1500.0, **AVID)
+    retried = avid(4.0)
     fit(retried, X)
     retries = retried.history_["networks_retries"]
     assert set(retries) == {0}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        recipe = _recipes.AVID_RECIPES["paper"]
-        rates = tuple(rate * 0.5 ** len(retries) for rate in recipe.learning_rates)
-        recipe = replace(recipe, learning_rates=rates)
-        monkeypatch.setitem(_recipes.AVID_RECIPES, "paper", recipe)
-        direct = AVIDDetector(reconstruction_weight=1500.0, **AVID).fit(X)
+    rates = [rate * 0.5 ** len(retries) for rate in retried.training.learning_rates]
+    direct = avid(4.0).set_params(training__learning_rates=rates).fit(X)
     np.testing.assert_array_equal(direct.score_samples(X), retried.score_samples(X))
     assert "networks_retries" not in direct.history_
 
 
 def test_a_warm_start_counts_the_steps_of_retries_on(X):
-    detector = AVIDDetector(reconstruction_weight=1500.0, warm_start=True, n_estimators=2, **AVID)
+    detector = avid(4.0, warm_start=True)
     fit(detector, X)
     first = detector.history_["networks_retries"]
-    fit(detector.set_params(reconstruction_weight=3000.0), X)
+    fit(detector.set_params(training__learning_rates=(6.0, 1e-2)), X)
     both = detector.history_["networks_retries"]
     np.testing.assert_array_equal(both[: len(first)], first)
     assert len(both) > len(first)
@@ -97,111 +83,122 @@ def test_a_warm_start_counts_the_steps_of_retries_on(X):
     assert len(detector.history_["detector_loss"]) == detector.n_iter_ == 120
 
 
-def test_a_classifier_that_diverges(X, classifier_rate):
-    classifier_rate(1.0)
-    detector = G2DOutlierDetector(**G2D)
+def test_a_classifier_that_diverges(X):
+    detector = g2d(classifier__max_steps=120, classifier__learning_rate=1.0)
     (message,), _ = fit(detector, X)
     assert "Training of the classifier diverged" in message
-    assert 1 <= len(detector.history_["classifier_retries"]) <= loop.MAX_RETRIES
+    assert 1 <= len(detector.history_["classifier_retries"]) <= MAX_RETRIES
     assert len(detector.history_["classifier_loss"]) == 120
     scores = detector.score_samples(X)
     assert np.isfinite(scores).all()
-    classifier_rate(1e3)
     with pytest.raises(TrainingDivergedError, match=r"classifier_loss .* also after 3 retries"):
-        detector.fit(X)
+        detector.set_params(classifier__learning_rate=1e3).fit(X)
     np.testing.assert_array_equal(detector.score_samples(X), scores)
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e10, 1e30])
-def test_an_absurd_learning_rate_never_ends_in_nan(X, generator_rate, rate):
-    generator_rate(rate)
-    detector = G2DOutlierDetector(**G2D)
+def test_an_absurd_learning_rate_never_ends_in_nan(X, rate):
+    detector = g2d(generator__learning_rate=rate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             detector.fit(X)
         except TrainingDivergedError as error:
-            assert "Lower max_steps" in str(error)  # noqa: PT017
+            assert "Lower " in str(error)  # noqa: PT017
             assert not hasattr(detector, "offset_")
             return
     assert np.isfinite(detector.score_samples(X)).all()
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 51])
-def test_divergence_in_the_very_last_step_never_ends_in_nan(X, n_steps, monkeypatch):
-    """Weights that only the next loss would have shown to be beyond all use."""
-    step = loop.Trainer.step
+def test_divergence_in_the_very_last_step_never_ends_in_nan(X, n_steps):
+    """Weights that only the next loss would have shown to be useless."""
 
-    def explode(self):
-        losses = step(self)
-        if self.n_steps == n_steps:
-            with torch.no_grad():
-                for network in self._networks.values():
-                    for parameter in network.parameters():
-                        parameter.mul_(1e37).add_(1e37)
-        return losses
+    def explode(fraction):
+        return 1e37 if fraction >= (n_steps - 1) / n_steps else 1.0
 
-    monkeypatch.setattr(loop.Trainer, "step", explode)
-    detector = AVIDDetector(**{**AVID, "max_steps": n_steps})
-    with np.errstate(all="ignore"):
-        try:
-            detector.fit(X)
-        except TrainingDivergedError:
-            assert not hasattr(detector, "offset_")
-            return
-        assert np.isfinite(detector.score_samples(X)).all()
+    for part in ("generator", "classifier"):
+        changes = {f"{part}__max_steps": n_steps, f"{part}__schedule": explode}
+        detector = g2d(**changes)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            try:
+                detector.fit(X)
+            except TrainingDivergedError:
+                assert not hasattr(detector, "offset_")
+            else:
+                assert np.isfinite(detector.score_samples(X)).all()
 
 
-def test_a_classifier_of_ones_own_that_says_nan(X):
+def test_a_classifier_of_ones_own_that_returns_nan(X):
     class Broken(LogisticRegression):
         def predict_proba(self, X):
             return np.full((len(X), 2), np.nan)
 
-    detector = G2DOutlierDetector(max_steps=2, classifier=Broken())
+    detector = G2DOutlierDetector(classifier=Broken())
     with pytest.raises(TrainingDivergedError, match="check the classifier if it is your own"):
         detector.fit(X)
     assert not hasattr(detector, "offset_")
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-@pytest.mark.parametrize("cls", [AVIDDetector, G2DOutlierDetector])
-def test_extreme_images_do_not_diverge(cls, scale):
+@pytest.mark.parametrize(
+    "detector",
+    [
+        AVIDDetector(random_state=0).set_params(training__max_steps=3),
+        G2DOutlierDetector(random_state=0),
+        G2DOutlierDetector(generator=WassersteinGAN(max_steps=3, n_members=1), random_state=0),
+    ],
+    ids=["AVID", "G2D", "G2D trained"],
+)
+def test_extreme_images_do_not_diverge(detector, scale):
     X = np.random.default_rng(0).normal(size=(12, 1, 16, 16))
     X[3, 0, 4, 5] = 1e6
-    detector = cls(max_steps=3, n_estimators=1, random_state=0).fit(scale * X)
+    detector.fit(scale * X)
     assert np.isfinite(detector.score_samples(scale * X)).all()
     assert not any(name.endswith("retries") for name in detector.history_)
 
 
 # Interrupts
 
+
+def trained_g2d(**params):
+    generator = WassersteinGAN(max_steps=40)
+    return G2DOutlierDetector(generator=generator, random_state=0, **params)
+
+
+def trained_avid(**params):
+    return AVIDDetector(training=CellInpainting(max_steps=60), random_state=0, **params)
+
+
 SHORT = {
-    "G2D": (G2DOutlierDetector, {"max_steps": 40, "n_estimators": 1, "random_state": 0}),
-    "AVID": (AVIDDetector, {"max_steps": 60, "n_estimators": 2, "random_state": 0}),
-    "AVID, warm": (AVIDDetector, {"max_steps": 60, "random_state": 0, "warm_start": True}),
-    "G2D, warm": (G2DOutlierDetector, {"max_steps": 40, "random_state": 0, "warm_start": True}),
+    "G2D": lambda: G2DOutlierDetector(random_state=0),
+    "G2D, trained": trained_g2d,
+    "G2D, warm": lambda: trained_g2d(warm_start=True),
+    "AVID": trained_avid,
+    "AVID, warm": lambda: trained_avid(warm_start=True),
 }
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
 @pytest.mark.parametrize("case", SHORT)
 def test_an_interrupt_at_any_time_leaves_the_estimator_as_it_was(X, case):
-    cls, params = SHORT[case]
+    make = SHORT[case]
     start = time.monotonic()
-    detector = cls(**params).fit(X)
+    detector = make().fit(X)
     seconds = time.monotonic() - start
     scores = detector.score_samples(X)
     before = dict(vars(detector))
     n_threads = torch.get_num_threads()
-    fresh = cls(**params)
+    fresh = make()
     params_only = dict(vars(fresh))
     former = signal.signal(signal.SIGALRM, signal.default_int_handler)
     interrupted = 0
     try:
-        for share in np.random.default_rng().uniform(0.001, 0.8, size=5):
+        for fraction in np.random.default_rng().uniform(0.001, 0.8, size=5):
             for estimator in (detector, fresh):
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, share * seconds)
+                    signal.setitimer(signal.ITIMER_REAL, fraction * seconds)
                     estimator.fit(2 * X[:100])
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 except KeyboardInterrupt:
@@ -213,11 +210,9 @@ def test_an_interrupt_at_any_time_leaves_the_estimator_as_it_was(X, case):
                     assert vars(detector).keys() == before.keys()
                     assert all(vars(detector)[name] is value for name, value in before.items())
                     np.testing.assert_array_equal(detector.score_samples(X), scores)
-                else:  # which was quicker than before
+                else:  # it was quicker than before
                     vars(estimator).clear()
-                    vars(estimator).update(
-                        before if estimator is detector else cls(**params).get_params()
-                    )
+                    vars(estimator).update(before if estimator is detector else params_only)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)

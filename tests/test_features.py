@@ -11,12 +11,12 @@ from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 
 from sklearn_g2d.features import (
+    GlobalMinMaxScaler,
     NeighborProfile,
     OrientedGradients,
-    RemainderPCA,
+    ResidualPCA,
     SquashingScaler,
 )
-from sklearn_g2d.features._neighbors import _RIDGE
 from sklearn_g2d.metrics import outlier_roc_auc_score
 
 
@@ -44,7 +44,7 @@ def test_squashing_by_hand():
 
 
 def test_an_infinite_bound_only_standardises(X):
-    Z = SquashingScaler(bound=np.inf).fit_transform(X)
+    Z = SquashingScaler(bound=np.inf, range_weight=0.0).fit_transform(X)
     np.testing.assert_allclose(Z, (X - X.mean(axis=0)) / X.std(axis=0))
 
 
@@ -70,8 +70,8 @@ def test_inverse(X, bound):
 def test_blocks_give_the_statistics_of_the_whole():
     X = np.random.default_rng(0).normal(5, 3, size=(20_000, 2)).astype(np.float32)
     scaler = SquashingScaler().fit(X)
-    np.testing.assert_allclose(scaler.scaler_.mean_, X.mean(axis=0, dtype=float))
-    np.testing.assert_allclose(scaler.scaler_.var_, X.var(axis=0, dtype=float))
+    np.testing.assert_allclose(scaler.mean_, X.mean(axis=0, dtype=float))
+    np.testing.assert_allclose(scaler.var_, X.var(axis=0, dtype=float))
 
 
 def test_common_scale_is_one_factor(X):
@@ -87,7 +87,37 @@ def test_common_scale_of_constant_rows():
     assert np.isfinite(scaler.transform(np.zeros((1, 3)))).all()
 
 
+# GlobalMinMaxScaler
+
+
+def test_one_range_for_all_columns():
+    X = np.array([[0, 10], [5, 20]])
+    scaler = GlobalMinMaxScaler().fit(X)
+    np.testing.assert_array_equal(scaler.transform(X), [[-1, 0], [-0.5, 1]])
+    np.testing.assert_array_equal(scaler.inverse_transform(scaler.transform(X)), X)
+    assert (scaler.data_min_, scaler.data_max_) == (0, 20)
+
+
+def test_the_range_of_constant_rows_and_of_all_numbers():
+    constant = GlobalMinMaxScaler().fit(np.full((3, 2), 7.0))
+    np.testing.assert_array_equal(constant.transform([[7.0, 8.0]]), [[0, 1]])
+    largest = np.finfo(float).max
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Z = GlobalMinMaxScaler().fit_transform([[-largest, largest]])
+        wild = constant.transform([[largest, -largest]])
+    np.testing.assert_array_equal(Z, [[-1, 1]])
+    np.testing.assert_array_equal(np.sign(wild), [[1, -1]])
+    assert np.isfinite(np.square(wild.astype(np.float32))).all()
+
+
 # NeighborProfile
+
+
+def distances_in(profile, X):
+    """What is standardised: the distances to neighbours, or to mixtures of them."""
+    logs = profile.transform(X) * profile.scale_ + profile.center_
+    return np.exp(logs) - profile.floor_
 
 
 def brute_force(reference, X, k):
@@ -121,8 +151,7 @@ def test_only_one_equal_row_is_left_out():
     at_duplicates, far = profile.transform([[0.0, 0], [40, 40]])
     assert (at_duplicates < far).all()
     # Of three rows equal to the first one, two remain: both distances are zero.
-    np.testing.assert_allclose(profile._measure(X[:1]), [[0, 0]])
-    np.testing.assert_allclose(profile._measure(X[3:4]), [[4, 4]])
+    np.testing.assert_allclose(distances_in(profile, X[[0, 3]]), [[0, 0], [4, 4]], atol=1e-12)
 
 
 def test_short_references_shorten_the_profile():
@@ -141,16 +170,11 @@ def test_the_search_is_exact_where_rows_are_far_from_the_origin():
 
 def test_agrees_with_scikit_learns_neighbors(X):
     found, _ = NearestNeighbors(n_neighbors=4).fit(X).kneighbors()
-    np.testing.assert_allclose(NeighborProfile(4).fit(X)._measure(X), found)
-
-
-def test_bad_length(X):
-    with pytest.raises(ValueError, match="n_neighbors must be at least 1, got 0"):
-        NeighborProfile(0).fit(X)
+    np.testing.assert_allclose(distances_in(NeighborProfile(4).fit(X), X), found)
 
 
 def brute_force_reconstruction(reference, X, n_neighbors):
-    """Distance to the nearest mixture of neighbours, its ridge penalty included."""
+    """Distance to the nearest mixture of neighbours, its ridge penalty of .3 included."""
     distances = []
     for row in X:
         order = np.argsort(np.linalg.norm(reference - row, axis=1))
@@ -158,7 +182,7 @@ def brute_force_reconstruction(reference, X, n_neighbors):
         for size in (n_neighbors // 4, n_neighbors // 2, n_neighbors):
             mean = reference[order[:size]].mean(axis=0)
             span = reference[order[:size]] - mean
-            alpha = _RIDGE * np.square(span).sum(axis=1).mean()
+            alpha = 0.3 * np.square(span).sum(axis=1).mean()
             weights = Ridge(alpha, fit_intercept=False).fit(span.T, row - mean).coef_
             rest = row - mean - weights @ span
             distances.append(np.sqrt(rest @ rest + alpha * weights @ weights))
@@ -183,10 +207,10 @@ def test_reconstruction_follows_the_surface_that_rows_lie_on():
     lattice = np.array([i * first + j * second for i in range(12) for j in range(12)])
     corner = 5 * first + 6 * second
     points = np.stack([corner + (first + second) / 2, corner + np.sqrt(0.5) * normal])
-    on, off = NeighborProfile(20).fit(lattice)._measure(points)[:, 0]
+    on, off = distances_in(NeighborProfile(20).fit(lattice), points)[:, 0]
     assert on == pytest.approx(off)  # equally far from the nearest row
     profile = NeighborProfile(20, "reconstruction").fit(lattice)
-    on, off = profile._measure(points)
+    on, off = distances_in(profile, points)
     assert (on < 0.2 * off).all()
     on, off = profile.transform(points)
     assert (on < 0).all()
@@ -203,8 +227,10 @@ def test_reconstruction_treats_reference_rows_like_new_ones(X):
 
 
 def test_a_mixture_of_one_is_the_neighbor(X):
-    near, mixed = (NeighborProfile(1, m).fit(X)._measure(X) for m in ("distance", "reconstruction"))
-    np.testing.assert_allclose(mixed, near)
+    near, mixed = (
+        NeighborProfile(1, measure).fit_transform(X) for measure in ("distance", "reconstruction")
+    )
+    np.testing.assert_allclose(mixed, near, atol=1e-12)
 
 
 def test_reconstruction_from_equal_rows_is_finite():
@@ -212,20 +238,25 @@ def test_reconstruction_from_equal_rows_is_finite():
     same, other = profile.transform([[3.0, 3, 3, 3], [4, 3, 3, 3]])
     assert np.isfinite([same, other]).all()
     assert (same < other).all()
-    np.testing.assert_allclose(profile._measure(np.array([[4.0, 3, 3, 3]])), 1)
+    np.testing.assert_allclose(distances_in(profile, [[4.0, 3, 3, 3]]), 1)
 
 
-def test_bad_measure(X):
-    with pytest.raises(ValueError, match='"distance" or "reconstruction", got \'length\''):
-        NeighborProfile(measure="length").fit(X)
+def test_a_mixture_of_equal_neighbors_is_their_distance():
+    rng = np.random.default_rng(0)
+    rows, new = 100 * rng.normal(size=(3, 13)), 100 * rng.normal(size=(50, 13))
+    profile = NeighborProfile(20, "reconstruction").fit(np.repeat(rows, 15, axis=0))
+    nearest = np.linalg.norm(new[:, None] - rows, axis=2).min(axis=1)
+    mixed = distances_in(profile, new)
+    np.testing.assert_allclose(mixed[:, 0], nearest)  # of 5 rows, and the second one of 10
+    np.testing.assert_allclose(mixed[:, 1], nearest)
 
 
-# RemainderPCA
+# ResidualPCA
 
 
 def test_the_last_component_is_the_distance_to_the_span(X):
     new = np.random.default_rng(1).normal(size=(20, 5)) * 5
-    pca = RemainderPCA(2).fit(X)
+    pca = ResidualPCA(2).fit(X)
     _, _, axes = np.linalg.svd(X - X.mean(axis=0))
     for rows in (X, new):
         transformed = pca.transform(rows)
@@ -239,27 +270,27 @@ def test_the_last_component_is_the_distance_to_the_span(X):
 def test_no_distance_grows_and_all_components_keep_it(X):
     rows = np.concatenate([X, 10 * np.random.default_rng(1).normal(size=(20, 5))])
     for n_components in (1, 3):
-        shorter = pdist(RemainderPCA(n_components).fit(X).transform(rows))
+        shorter = pdist(ResidualPCA(n_components).fit(X).transform(rows))
         assert (shorter <= pdist(rows) * (1 + 1e-9)).all()
         assert (shorter < 0.99 * pdist(rows)).any()
-    np.testing.assert_allclose(pdist(RemainderPCA(64).fit(X).transform(rows)), pdist(rows))
+    np.testing.assert_allclose(pdist(ResidualPCA(64).fit(X).transform(rows)), pdist(rows))
 
 
 def test_components_invert_to_the_projection(X):
-    full = RemainderPCA(5).fit(X)
+    full = ResidualPCA(5).fit(X)
     np.testing.assert_allclose(full.inverse_transform(full.transform(X)), X)
-    pca = RemainderPCA(2).fit(X)
+    pca = ResidualPCA(2).fit(X)
     projected = pca.inverse_transform(pca.transform(X))
-    remainder = np.linalg.norm(X - projected, axis=1)
-    np.testing.assert_allclose(remainder, pca.transform(X)[:, -1], rtol=1e-6)
+    residual = np.linalg.norm(X - projected, axis=1)
+    np.testing.assert_allclose(residual, pca.transform(X)[:, -1], rtol=1e-6)
     np.testing.assert_allclose(pca.transform(projected)[:, -1], 0, atol=1e-5)
 
 
 def test_fewer_rows_than_components():
     X = np.random.default_rng(0).normal(size=(6, 40))
-    pca = RemainderPCA(64).fit(X)
+    pca = ResidualPCA(64).fit(X)
     assert pca.n_components_ == 5
-    assert list(pca.get_feature_names_out()) == [f"remainderpca{i}" for i in range(6)]
+    assert list(pca.get_feature_names_out()) == [f"residualpca{i}" for i in range(6)]
     np.testing.assert_allclose(pdist(pca.transform(X)), pdist(X))
     np.testing.assert_allclose(pca.transform(X)[:, -1], 0, atol=1e-6)
     assert pca.transform(X + np.random.default_rng(1).normal(size=(6, 40)))[:, -1].min() > 1
@@ -268,7 +299,7 @@ def test_fewer_rows_than_components():
 def test_components_of_constant_rows():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pca = RemainderPCA().fit(np.ones((7, 4)))
+        pca = ResidualPCA().fit(np.ones((7, 4)))
         same, other = pca.transform([[1.0, 1, 1, 1], [1, 1, 1, 6]])
     np.testing.assert_array_equal(same, 0)
     assert np.linalg.norm(other) == pytest.approx(5)
@@ -276,7 +307,7 @@ def test_components_of_constant_rows():
 
 def test_components_in_single_precision(X):
     single, double = (
-        RemainderPCA(3).fit(X.astype(dtype)).transform(X.astype(dtype))
+        ResidualPCA(3).fit(X.astype(dtype)).transform(X.astype(dtype))
         for dtype in (np.float32, np.float64)
     )
     assert single.dtype == np.float64
@@ -285,7 +316,7 @@ def test_components_in_single_precision(X):
 
 def test_components_of_a_row_do_not_depend_on_its_batch():
     X = np.random.default_rng(0).normal(size=(600, 30)).astype(np.float32)
-    pca = RemainderPCA(10).fit(X)
+    pca = ResidualPCA(10).fit(X)
     together = pca.transform(X)
     alone = np.concatenate([pca.transform(row[None]) for row in X])
     np.testing.assert_allclose(alone, together, rtol=0, atol=1e-12)
@@ -294,15 +325,9 @@ def test_components_of_a_row_do_not_depend_on_its_batch():
 @pytest.mark.parametrize(("n_rows", "n_components"), [(30, 29), (640, 80), (641, 64)])
 def test_many_rows_let_components_be_left_out(n_rows, n_components):
     X = np.random.default_rng(0).normal(size=(n_rows, 80))
-    pca = RemainderPCA().fit(X)
+    pca = ResidualPCA().fit(X)
     assert pca.n_components_ == n_components
     assert pca.transform(X).shape == (n_rows, n_components + 1)
-
-
-@pytest.mark.parametrize("n_components", [0, 2.5, "all"])
-def test_bad_number_of_components(X, n_components):
-    with pytest.raises(ValueError, match=f"n_components must be .*, got {n_components!r}"):
-        RemainderPCA(n_components).fit(X)
 
 
 # OrientedGradients
@@ -500,7 +525,7 @@ def test_neighbors_judge_better_by_gradients_than_by_pixels():
 @pytest.mark.parametrize(
     ("params", "bad", "message"),
     [
-        ({}, lambda x: x[:, :, :7], 'at least 8 x 8 pixels, got 7 x 16.*features="raw"'),
+        ({}, lambda x: x[:, :, :7], 'at least 8 x 8 pixels, got 7 x 16.*features="passthrough"'),
         ({}, lambda x: x.reshape(40, -1), r"X has shape \(40, 192\).*image_shape=\(channels"),
         ({}, lambda x: np.where(x == 255, np.nan, x), "contains NaN"),
         ({}, lambda x: x[:, 0], r"X\[:, np.newaxis\]"),
@@ -530,3 +555,52 @@ def test_gradients_are_cloned_without_what_they_learned(textures):
     assert copied.get_params() == gradients.get_params()
     assert set(vars(copied)) == set(gradients.get_params())
     np.testing.assert_array_equal(copied.fit_transform(textures), gradients.transform(textures))
+
+
+# All of them
+
+
+@pytest.mark.parametrize(
+    ("transformer", "name"),
+    [
+        (SquashingScaler(bound=0), "bound"),
+        (SquashingScaler(bound=np.nan), "bound"),
+        (SquashingScaler(range_weight=1.5), "range_weight"),
+        (SquashingScaler(common_scale="yes"), "common_scale"),
+        (NeighborProfile(0), "n_neighbors"),
+        (NeighborProfile(2.5), "n_neighbors"),
+        (NeighborProfile(measure="length"), "measure"),
+        (ResidualPCA(0), "n_components"),
+        (ResidualPCA(2.5), "n_components"),
+        (ResidualPCA("all"), "n_components"),
+        (OrientedGradients(n_orientations=0), "n_orientations"),
+        (OrientedGradients(n_cells=4), "n_cells"),
+        (OrientedGradients(layout_weight=-1), "layout_weight"),
+        (OrientedGradients(layout_weight=np.inf), "layout_weight"),
+    ],
+    ids=str,
+)
+def test_bad_parameters_are_named(transformer, name, X, textures):
+    given = textures if isinstance(transformer, OrientedGradients) else X
+    with pytest.raises(ValueError, match=f"The '{name}' parameter of {type(transformer).__name__}"):
+        transformer.fit(given)
+
+
+@pytest.mark.parametrize(
+    ("transformer", "changes"),
+    [
+        (SquashingScaler(), {"bound": 1.0, "range_weight": 1.0, "common_scale": True}),
+        (NeighborProfile(8, "reconstruction"), {"n_neighbors": 3, "measure": "distance"}),
+        (ResidualPCA(3), {"n_components": 1}),
+        (OrientedGradients(), {"n_cells": (3,), "n_orientations": 2, "layout_weight": 0}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_parameters_set_after_fit_wait_for_the_next_one(transformer, changes, X, textures):
+    given = textures if isinstance(transformer, OrientedGradients) else X
+    transformer = clone(transformer).fit(given)
+    before = transformer.transform(given)
+    transformer.set_params(**changes)
+    np.testing.assert_array_equal(transformer.transform(given), before)
+    transformer.fit(given)
+    assert not np.array_equal(transformer.transform(given), before)

@@ -20,10 +20,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d.g2d import GaussianCloud, NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import SCORERS, outlier_roc_auc_score
 from sklearn_g2d.model_selection import NormalOnlySplit
 
-FAST = {"max_steps": 10, "n_estimators": 4, "random_state": 0}
+FAST = {"classifier": NetworkClassifier(n_members=4, max_steps=60), "random_state": 0}
+TRAINED = {**FAST, "generator": WassersteinGAN(max_steps=10, n_members=4)}
+BOTH_GENERATORS = pytest.mark.parametrize("params", [FAST, TRAINED], ids=["cloud", "trained"])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def test_the_center_of_normal_data_is_not_irregular():
 
 
 def test_training_moves_weights_and_lowers_losses(blobs):
-    fitted = G2DOutlierDetector(max_steps=150, random_state=0).fit(blobs[0])
+    fitted = G2DOutlierDetector(generator=WassersteinGAN(), random_state=0).fit(blobs[0])
     first, last = fitted.snapshots_[0], fitted.snapshots_[-1]
     assert first.step == 0
     assert last.step == fitted.n_iter_ == 150
@@ -100,7 +103,7 @@ def test_training_moves_weights_and_lowers_losses(blobs):
 
 def test_long_training_brings_samples_to_the_data():
     X = np.random.default_rng(0).normal([5.0, -5.0], [1.0, 0.2], size=(500, 2))
-    detector = G2DOutlierDetector(max_steps=1500, random_state=0).fit(X)
+    detector = G2DOutlierDetector(generator=WassersteinGAN(max_steps=600), random_state=0).fit(X)
     assert detector.snapshots_[0].role != "normal"
     assert detector.snapshots_[-1].role == "normal"
     samples = detector.sample_normals(300, random_state=0)
@@ -108,34 +111,45 @@ def test_long_training_brings_samples_to_the_data():
     assert (detector.predict(samples) == 1).all()
 
 
+def test_the_default_generator_is_no_network(blobs):
+    detector = G2DOutlierDetector(**FAST).fit(blobs[0])
+    assert isinstance(detector.generator_, GaussianCloud)
+    assert detector.n_iter_ == 0
+    assert set(detector.history_) == {"classifier_loss"}
+    with pytest.raises(AttributeError, match="WassersteinGAN"):
+        _ = detector.snapshots_
+
+
 def test_zero_steps_leave_the_generator_untrained():
     X = np.random.default_rng(0).normal(size=(200, 20))
-    detector = G2DOutlierDetector(random_state=0).fit(X)  # as by default
+    detector = G2DOutlierDetector(generator=WassersteinGAN(max_steps=0), **FAST).fit(X)
     assert detector.n_iter_ == 0
     assert [(s.step, s.role) for s in detector.snapshots_] == [(0, "far")]
     assert set(detector.history_) == {"classifier_loss"}
 
 
-def test_fixed_seed_repeats_every_bit_and_others_differ(blobs):
+@BOTH_GENERATORS
+def test_fixed_seed_repeats_every_bit_and_others_differ(blobs, params):
     X_train, X_test, _ = blobs
     a, b, c = (
-        G2DOutlierDetector(**{**FAST, "random_state": seed}).fit(X_train).score_samples(X_test)
+        G2DOutlierDetector(**{**params, "random_state": seed}).fit(X_train).score_samples(X_test)
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-3
 
 
-def test_global_random_state_is_left_alone(blobs):
+@BOTH_GENERATORS
+def test_global_random_state_is_left_alone(blobs, params):
     numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
-    G2DOutlierDetector(**FAST).fit(blobs[0]).sample_outliers(3)
+    G2DOutlierDetector(**params).fit(blobs[0]).sample_outliers(3)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
     assert torch.equal(torch.get_rng_state(), torch_state)
 
 
 def test_warm_start_continues(blobs):
     X_train, _, _ = blobs
-    detector = G2DOutlierDetector(warm_start=True, **FAST).fit(X_train)
+    detector = G2DOutlierDetector(warm_start=True, **TRAINED).fit(X_train)
     before = detector.snapshots_[-1].weights["mlp.layers.0.weight"]
     detector.fit(X_train)
     assert detector.n_iter_ == 20
@@ -150,12 +164,12 @@ def test_warm_start_continues(blobs):
 
 def test_warm_start_refuses_another_architecture(blobs):
     X_train, X_test, _ = blobs
-    detector = G2DOutlierDetector(warm_start=True, **FAST).fit(X_train)
+    detector = clone(G2DOutlierDetector(warm_start=True, **TRAINED)).fit(X_train)
     scores = detector.score_samples(X_test)
-    with pytest.raises(ValueError, match="n_estimators=4, but n_estimators is now 2"):
-        detector.set_params(n_estimators=2).fit(X_train)
-    with pytest.raises(ValueError, match="n_features=3, but n_features is now 2"):
-        detector.set_params(n_estimators=4).fit(X_train[:, :2])
+    with pytest.raises(ValueError, match="n_members=4, but n_members is now 2"):
+        detector.set_params(generator__n_members=2).fit(X_train)
+    with pytest.raises(ValueError, match=r"sample=\(3,\), but .* is now \(2,\)"):
+        detector.set_params(generator__n_members=4).fit(X_train[:, :2])
     np.testing.assert_array_equal(detector.score_samples(X_test), scores)
 
 
@@ -175,19 +189,20 @@ def test_bfloat16_detects_as_well(blobs):
 
 def test_verbose_goes_through_logging(blobs, caplog, capsys):
     with caplog.at_level(logging.INFO, logger="sklearn_g2d"):
-        G2DOutlierDetector(verbose=1, **FAST).fit(blobs[0])
+        G2DOutlierDetector(verbose=1, **TRAINED).fit(blobs[0])
     assert "generator: 10 steps, critic_loss" in caplog.text
+    assert "classifier: 60 steps, classifier_loss" in caplog.text
     assert capsys.readouterr().out == ""
 
 
-# The paper's recipe
+# The paper's method
 
 
-def test_paper_recipe(blobs):
+def test_from_paper(blobs):
     X_train, X_test, _ = blobs
-    detector = G2DOutlierDetector(recipe="paper", max_steps=60, n_snapshots=4, random_state=0).fit(
-        X_train
-    )
+    detector = G2DOutlierDetector.from_paper(
+        data="tables", generator__max_steps=60, generator__n_snapshots=4, random_state=0
+    ).fit(X_train)
     assert detector.offset_ == 0
     np.testing.assert_array_equal(
         detector.predict(X_test) == -1, detector.predict_proba(X_test)[:, 0] > 0.5
@@ -198,18 +213,19 @@ def test_paper_recipe(blobs):
     assert detector.sample_outliers(7).shape == (7, 3)
 
 
-def test_snapshot_selection_by_callable(blobs):
+def test_snapshots_by_callable(blobs):
     seen = []
 
     def last_two(snapshots):
         seen.extend(snapshots)
         return snapshots[-2:]
 
-    detector = G2DOutlierDetector(snapshot_selection=last_two, **FAST).fit(blobs[0])
+    detector = clone(G2DOutlierDetector(**TRAINED)).set_params(generator__snapshots=last_two)
+    detector.fit(blobs[0])
     assert len(seen) > 2
     assert detector.snapshots_ == seen[-2:]
     with pytest.raises(ValueError, match="returned no snapshot"):
-        G2DOutlierDetector(snapshot_selection=lambda s: [], **FAST).fit(blobs[0])
+        detector.set_params(generator__snapshots=lambda s: []).fit(blobs[0])
 
 
 # Thresholds
@@ -251,7 +267,7 @@ def test_p_values_agree_with_calibrated_predictions(fitted, blobs):
 
 
 def test_calibrate_says_how_many_rows_it_needs(fitted, blobs):
-    with pytest.raises(ValueError, match="takes at least 99 normal rows to promise, got 98"):
+    with pytest.raises(ValueError, match="needs at least 99 held-out normal rows; got 98"):
         fitted.calibrate(blobs[0][:98], false_alarm_rate=0.01)
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 0"):
         fitted.calibrate(blobs[0], false_alarm_rate=0)
@@ -303,15 +319,16 @@ def test_sample_outliers_lie_around_the_data(fitted, blobs):
 
 def test_sample_normals_refuses_what_the_generator_cannot_do():
     X = np.random.default_rng(0).normal(size=(300, 40))
-    detector = G2DOutlierDetector(max_steps=0, random_state=0).fit(X)
+    detector = G2DOutlierDetector(generator=WassersteinGAN(max_steps=0), random_state=0).fit(X)
     with pytest.raises(RuntimeError, match="larger max_steps"):
         detector.sample_normals(10)
 
 
 @pytest.mark.parametrize("method", ["sample_outliers", "sample_normals"])
-def test_sampling_refuses_a_bad_count(fitted, method):
+def test_sampling_refuses_a_bad_count(blobs, method):
+    detector = G2DOutlierDetector(**TRAINED).fit(blobs[0])
     with pytest.raises(ValueError, match="n_samples must be an integer of at least 1, got 0"):
-        getattr(fitted, method)(0)
+        getattr(detector, method)(0)
 
 
 # Composition
@@ -322,7 +339,9 @@ def test_sampling_refuses_a_bad_count(fitted, method):
 )
 def test_any_classifier_can_detect(blobs, classifier):
     X_train, X_test, y_test = blobs
-    detector = G2DOutlierDetector(classifier=classifier, max_steps=20, random_state=0).fit(X_train)
+    detector = G2DOutlierDetector(
+        generator=WassersteinGAN(max_steps=20), classifier=classifier, random_state=0
+    ).fit(X_train)
     assert outlier_roc_auc_score(y_test, detector.score_samples(X_test)) > 0.9
     assert not hasattr(classifier, "classes_")  # it was cloned
     assert set(detector.history_) == {"critic_loss", "generator_loss"}
@@ -349,7 +368,7 @@ def test_features_that_cannot_be_inverted_cannot_be_sampled(blobs):
 def test_grid_search_and_cross_validation(blobs):
     _, X, y = blobs
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), G2DOutlierDetector(**FAST)),
+        make_pipeline(StandardScaler(), G2DOutlierDetector(**TRAINED)),
         {"g2doutlierdetector__n_neighbors": [5, 10]},
         scoring=SCORERS,
         refit="outlier_roc_auc",
@@ -363,10 +382,10 @@ def test_grid_search_and_cross_validation(blobs):
     assert alone.mean() == pytest.approx(search.best_score_)
 
 
-def test_classifier_parameters_are_searchable(blobs):
+def test_parameters_of_a_classifier_of_scikit_learn_are_searchable(blobs):
     _, X, y = blobs
     search = GridSearchCV(
-        G2DOutlierDetector(classifier=LogisticRegression(), **FAST),
+        G2DOutlierDetector(classifier=LogisticRegression(), random_state=0),
         {"classifier__C": [0.1, 1.0]},
         scoring=SCORERS["outlier_roc_auc"],
         cv=NormalOnlySplit(3),
@@ -399,10 +418,18 @@ def test_frames_and_their_column_names(blobs, frame):
     [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy, None],
     ids=["pickle", "deepcopy", "joblib"],
 )
-@pytest.mark.parametrize("recipe", ["default", "paper"])
-def test_round_trips_keep_every_bit(blobs, tmp_path, round_trip, recipe):
+@pytest.mark.parametrize(
+    "detector",
+    [
+        G2DOutlierDetector(**FAST),
+        G2DOutlierDetector(**TRAINED),
+        G2DOutlierDetector.from_paper(data="tables", generator__max_steps=10, random_state=0),
+    ],
+    ids=["cloud", "trained", "paper"],
+)
+def test_round_trips_keep_every_bit(blobs, tmp_path, round_trip, detector):
     X_train, X_test, _ = blobs
-    detector = G2DOutlierDetector(recipe=recipe, **FAST).fit(X_train)
+    detector = clone(detector).fit(X_train)
     if round_trip is None:
         joblib.dump(detector, tmp_path / "detector.joblib")
         copied = joblib.load(tmp_path / "detector.joblib")
@@ -414,8 +441,10 @@ def test_round_trips_keep_every_bit(blobs, tmp_path, round_trip, recipe):
     )
 
 
-def test_pickle_holds_no_tensor(fitted):
-    assert b"torch._utils" not in pickle.dumps(fitted)
+@BOTH_GENERATORS
+def test_pickle_holds_no_tensor(blobs, params):
+    detector = G2DOutlierDetector(**params).fit(blobs[0])
+    assert b"torch._utils" not in pickle.dumps(detector)
 
 
 def test_a_score_does_not_depend_on_its_batch(fitted, blobs):

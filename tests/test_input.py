@@ -5,16 +5,25 @@ import warnings
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.base import clone
 
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.errors import TrainingDivergedError
+from sklearn_g2d.g2d import GaussianCloud, NetworkClassifier, WassersteinGAN
 
-FAST = {"max_steps": 5, "n_estimators": 4, "random_state": 0}
-RECIPES = pytest.mark.parametrize("recipe", ["default", "paper"])
+FAST = {"classifier": NetworkClassifier(n_members=4), "random_state": 0}
+DEFAULT = G2DOutlierDetector(**FAST)
+TRAINED = G2DOutlierDetector(generator=WassersteinGAN(max_steps=5, n_members=4), **FAST)
+PAPER = G2DOutlierDetector.from_paper(
+    data="tables", generator__max_steps=5, classifier__max_steps=100, random_state=0
+)
+DETECTORS = pytest.mark.parametrize(
+    "detector", [DEFAULT, TRAINED, PAPER], ids=["default", "trained", "paper"]
+)
 
 
-def fit_and_score(X, X_test=None, **params):
-    detector = G2DOutlierDetector(**{**FAST, **params})
+def fit_and_score(X, X_test=None, detector=DEFAULT):
+    detector = clone(detector)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = detector.fit(X).score_samples(X if X_test is None else X_test)
@@ -73,14 +82,16 @@ def test_bad_data_to_score(X, bad, message):
         ({"contamination": 0.0}, r"'contamination' .* range \(0.0, 0.5\].* Got 0.0"),
         ({"contamination": 0.6}, r"Got 0.6"),
         ({"contamination": "none"}, r"'contamination' .* \{'auto'\}"),
-        ({"recipe": "papers"}, r"'recipe' .* \{'default', 'paper'\}|\{'paper', 'default'\}"),
         ({"device": "abacus"}, r"device='abacus' cannot be used here .*Pass \"auto\""),
         ({"device": "cuda:99"}, r"device='cuda:99' cannot be used here"),
         ({"precision": "float8"}, r"'precision' .* Got 'float8'"),
-        ({"max_steps": -1}, r"'max_steps' .* Got -1"),
-        ({"batch_size": 1}, r"'batch_size' .* Got 1"),
-        ({"n_estimators": 0}, r"'n_estimators' .* Got 0"),
+        ({"threshold": "auto"}, r"'threshold' .* Got 'auto'"),
+        ({"measure": "length"}, r"'measure' .* Got 'length'"),
+        ({"n_neighbors": -1}, r"'n_neighbors' .* Got -1"),
         ({"features": "row"}, r"'features' .* Got 'row'"),
+        ({"scaler": "standard"}, r"'scaler' .* Got 'standard'"),
+        ({"generator": object()}, r"'generator' "),
+        ({"generator": NetworkClassifier()}, r"'generator' "),
         ({"n_generated": 0}, r"'n_generated' .* Got 0"),
         ({"classifier": object()}, r"'classifier' .* implementing 'fit' and 'predict_proba'"),
         ({"support_fraction": 0.4}, r"'support_fraction' .* Got 0.4"),
@@ -92,19 +103,74 @@ def test_bad_parameters(X, params, message):
         G2DOutlierDetector(**{**FAST, **params}).fit(X)
 
 
-@RECIPES
+@pytest.mark.parametrize(
+    ("part", "params", "message"),
+    [
+        ("generator", {"max_steps": -1}, r"'max_steps' .* WassersteinGAN .* Got -1"),
+        ("generator", {"batch_size": 0}, r"'batch_size' .* Got 0"),
+        ("generator", {"betas": (0.5,)}, r"betas must be two numbers .* got \(0.5,\)"),
+        ("generator", {"betas": (0.5, 1.0)}, r"betas must be two numbers .* got \(0.5, 1.0\)"),
+        ("generator", {"hidden_layer_sizes": (0,)}, r"hidden_layer_sizes must .* got \(0,\)"),
+        ("generator", {"hidden_layer_sizes": 64}, r"'hidden_layer_sizes' .* Got 64"),
+        ("classifier", {"hidden_layer_sizes": (2.5,)}, r"hidden_layer_sizes .* got \(2.5,\)"),
+        ("generator", {"n_critic": 0}, r"'n_critic' .* Got 0"),
+        ("generator", {"gradient_penalty": -1.0}, r"'gradient_penalty' .* Got -1.0"),
+        ("generator", {"optimizer": "adamant"}, r"'optimizer' .* Got 'adamant'"),
+        ("generator", {"learning_rate": -1e-3}, r"'learning_rate' .* Got -0.001"),
+        ("generator", {"schedule": "sometimes"}, r"'schedule' .* Got 'sometimes'"),
+        ("generator", {"n_members": 0}, r"'n_members' .* Got 0"),
+        ("generator", {"latent_dim": 0}, r"'latent_dim' .* Got 0"),
+        ("generator", {"snapshots": "all"}, r"'snapshots' .* Got 'all'"),
+        ("generator", {"n_snapshots": 0}, r"'n_snapshots' .* Got 0"),
+        ("generator", {"spread": -1.0}, r"'spread' .* Got -1.0"),
+        ("generator", {"tail": -1.0}, r"'tail' .* Got -1.0"),
+        ("generator", {"generator_network": "forest"}, r"'generator_network' .* Got 'forest'"),
+        ("generator", {"critic_network": "forest"}, r"'critic_network' .* Got 'forest'"),
+        ("classifier", {"max_steps": -1}, r"'max_steps' .* NetworkClassifier .* Got -1"),
+        ("classifier", {"batch_size": 0}, r"'batch_size' .* Got 0"),
+        ("classifier", {"optimizer": "adamant"}, r"'optimizer' .* Got 'adamant'"),
+        ("classifier", {"learning_rate": "fast"}, r"'learning_rate' .* Got 'fast'"),
+        ("classifier", {"schedule": "sometimes"}, r"'schedule' .* Got 'sometimes'"),
+        ("classifier", {"n_members": 0}, r"'n_members' .* Got 0"),
+        ("classifier", {"network": "forest"}, r"'network' .* Got 'forest'"),
+    ],
+)
+def test_bad_parameters_of_parts(X, part, params, message):
+    detector = clone(TRAINED).set_params(**{f"{part}__{k}": v for k, v in params.items()})
+    with pytest.raises(ValueError, match=message):
+        detector.fit(X)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"spread": 0.0}, r"'spread' .* GaussianCloud .* Got 0.0"),
+        ({"tail": -1.0}, r"'tail' .* GaussianCloud .* Got -1.0"),
+    ],
+)
+def test_bad_parameters_of_a_cloud(X, params, message):
+    with pytest.raises(ValueError, match=message):
+        G2DOutlierDetector(generator=GaussianCloud(**params), **FAST).fit(X)
+
+
+def test_unknown_parameters(X):
+    with pytest.raises(TypeError, match="max_steps"):
+        G2DOutlierDetector(max_steps=5)
+    with pytest.raises(ValueError, match="Invalid parameter 'max_steps' for estimator GaussianC"):
+        G2DOutlierDetector().set_params(generator__max_steps=5)
+
+
+@DETECTORS
 @pytest.mark.parametrize("n", [2, 3, 5, 9])
-def test_very_few_rows(X, n, recipe):
-    fit_and_score(X[:n], X, recipe=recipe)
+def test_very_few_rows(X, n, detector):
+    fit_and_score(X[:n], X, detector)
 
 
-@RECIPES
+@DETECTORS
 @pytest.mark.parametrize("columns", [[0], [0, 0, 0]], ids=["one", "duplicates"])
-def test_one_column_and_duplicate_columns(X, columns, recipe):
-    scores = fit_and_score(
-        X[:, columns], [[0.0] * len(columns), [9.0] * len(columns)], recipe=recipe
-    )
-    if recipe == "default":
+def test_one_column_and_duplicate_columns(X, columns, detector):
+    scores = fit_and_score(X[:, columns], [[0.0] * len(columns), [9.0] * len(columns)], detector)
+    if detector is not PAPER:
         assert scores[0] > scores[1]
 
 
@@ -116,10 +182,10 @@ def test_a_constant_column_counts_once_it_changes(X):
     assert scores[0] > scores[1]
 
 
-@RECIPES
-def test_nothing_but_a_constant(recipe):
-    scores = fit_and_score(np.ones((20, 3)), [[1.0, 1.0, 1.0], [5.0, 1.0, 1.0]], recipe=recipe)
-    if recipe == "default":
+@DETECTORS
+def test_nothing_but_a_constant(detector):
+    scores = fit_and_score(np.ones((20, 3)), [[1.0, 1.0, 1.0], [5.0, 1.0, 1.0]], detector)
+    if detector is not PAPER:
         assert scores[0] > scores[1]
 
 
@@ -156,9 +222,9 @@ def test_values_beyond_a_variance(X):
 
 
 def test_divergence_names_the_remedy_and_keeps_the_former_state(X):
-    detector = G2DOutlierDetector(**FAST).fit(X)
+    detector = clone(TRAINED).fit(X)
     scores = detector.score_samples(X)
-    detector.set_params(gradient_penalty=1e38, max_steps=60)
+    detector.set_params(generator__gradient_penalty=1e38, generator__max_steps=60)
     with pytest.raises(TrainingDivergedError, match=r"critic_loss became infinite or NaN .* Lower"):
         detector.fit(2 * X)
     np.testing.assert_array_equal(detector.score_samples(X), scores)

@@ -5,13 +5,16 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting
+from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.utils import mapped
 
 QUICK = {
-    G2DOutlierDetector: {"max_steps": 2, "n_estimators": 4},
-    AVIDDetector: {"max_steps": 2},
+    "G2D": G2DOutlierDetector(classifier=NetworkClassifier(max_steps=3, n_members=4)),
+    "AVID": AVIDDetector(training=CellInpainting(max_steps=2)),
 }
 
 
@@ -47,30 +50,37 @@ def test_what_was_read_leaves_memory(large_file):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("detector_class", QUICK)
-def test_fit_never_holds_the_file(detector_class, large_file):
+@pytest.mark.parametrize("name", QUICK)
+def test_fit_never_holds_the_file(name, large_file):
     X = np.load(large_file, mmap_mode="r")
     small = np.array(X[:10_000])
-    detector_class(**QUICK[detector_class]).fit(small)  # loads libraries
+    detector = clone(QUICK[name]).fit(small)  # loads libraries
     before = megabytes_held()
-    most = []
+    held = []
 
-    class Watching(detector_class):
-        def _set_threshold(self, *args):
-            most.append(megabytes_held())
-            super()._set_threshold(*args)
+    class Watch:
+        def setup(self, estimator, context): ...
 
-    Watching(**QUICK[detector_class]).fit(X)
-    assert most[0] - before < 60
+        def teardown(self, estimator, context): ...
+
+        def on_fit_task_begin(self, estimator, context):
+            held.append(megabytes_held())
+
+        def on_fit_task_end(self, estimator, context):
+            held.append(megabytes_held())
+
+    detector.set_callbacks(Watch()).fit(X)
+    assert len(held) > 4
+    assert max(held) - before < 60
 
 
-@pytest.mark.parametrize("detector_class", QUICK)
+@pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "int64", "float16"])
-def test_numbers_of_other_types_are_converted_in_blocks(detector_class, dtype, tmp_path):
+def test_numbers_of_other_types_are_converted_in_blocks(name, dtype, tmp_path):
     rows = np.random.default_rng(0).integers(0, 50, size=(60, 4))
     np.save(tmp_path / "rows.npy", rows.astype(dtype))
     X = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    detector = detector_class(random_state=0, **QUICK[detector_class])
+    detector = clone(QUICK[name]).set_params(random_state=0)
     expected = detector.fit(rows.astype(float)).score_samples(rows.astype(float))
     np.testing.assert_array_equal(detector.fit(X).score_samples(X), expected)
 
@@ -83,11 +93,8 @@ def test_changes_made_in_memory_only_are_kept(tmp_path):
     assert X[7].sum() == 15.0
 
 
-def test_nan_in_a_late_block_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "_BLOCK_CELLS", 30)
-    rows = np.zeros((50, 3))
-    rows[42, 1] = np.nan
-    np.save(tmp_path / "rows.npy", rows)
-    X = np.load(tmp_path / "rows.npy", mmap_mode="r")
+def test_nan_in_a_late_block_is_found(tmp_path):
+    X = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", np.float32, (5_000_000, 3))
+    X[-7, 1] = np.nan  # the rest of the file is a hole
     with pytest.raises(ValueError, match="Input X contains NaN"):
         G2DOutlierDetector().fit(X)

@@ -21,7 +21,7 @@ from benchmarks.frame_detectors import (
     detectors,
 )
 from sklearn_g2d.metrics import pixel_level_equal_error_rate
-from sklearn_g2d.video import smooth_over_time
+from sklearn_g2d.video import smooth_over_time, stream_channels
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,11 @@ def test_figures_pool_frames_and_keep_signs(archive):
 def test_baselines_by_hand():
     rng = np.random.default_rng(0)
     clip = rng.integers(0, 256, size=(4, 1, 6, 8)).astype(np.uint8)
-    change = FrameDifference().fit(clip).transform(clip)[:, 0]
+    difference = FrameDifference().fit(clip)
+    change = difference.transform(clip)[:, 0]
+    np.testing.assert_array_equal(
+        np.concatenate([*stream_channels(difference, clip)])[:, 0], change
+    )
     for t in range(4):
         now = max(t, 1)
         expected = np.abs(clip[now, 0].astype(float) - clip[now - 1, 0])
@@ -167,4 +171,4 @@ def test_every_entry_can_be_made():
             seeds = {key: v for key, v in params.items() if key.endswith("random_state")}
             assert set(seeds.values()) == {seed}, name
     avid = detectors(steps=7)["AVID"].make(0).detector
-    assert avid.estimator[-1].max_steps == 7
+    assert avid.estimator[-1].training.max_steps == 7

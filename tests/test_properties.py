@@ -9,7 +9,7 @@ import functools
 import re
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,15 @@ from hypothesis.extra import numpy as hnp
 from sklearn.base import clone
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d.avid import _models as _players
-from sklearn_g2d.features import NeighborProfile, OrientedGradients, RemainderPCA, SquashingScaler
-from sklearn_g2d.features._scaling import RangeScaler
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
+from sklearn_g2d.features import (
+    GlobalMinMaxScaler,
+    NeighborProfile,
+    OrientedGradients,
+    ResidualPCA,
+    SquashingScaler,
+)
+from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
 
 
 def amounts(many):
@@ -32,50 +38,66 @@ def amounts(many):
     return pytest.mark.parametrize("n_cases", [3, slow], ids=["few", "many"])
 
 
-G2D = G2DOutlierDetector(max_steps=2, n_estimators=2, random_state=0)
-AVID = AVIDDetector(max_steps=2, batch_size=4, random_state=0)
 IMAGE_SHAPE = (1, 8, 10)
 N_COLUMNS = 4
+
+SHORT_CLASSIFIER = NetworkClassifier(n_members=2, max_steps=3)
+SHORT_PAPER = {"generator__max_steps": 2, "classifier__max_steps": 3}
+SHORT_TRAINING = {"max_steps": 2, "batch_size": 4}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A detector and what it is fitted on: a table, or images."""
+    """A detector, and the least side of the images that it takes; 0 if it is one of tables."""
 
     detector: Any
-    params: dict = field(default_factory=dict)
-    is_of_images: bool = False
-
-    @property
-    def least_side(self):
-        """Of images, in pixels."""
-        if self.detector is AVID:
-            return 1
-        return 2 if "recipe" in self.params else 8
+    least_side: int = 0
 
     def new(self):
-        return clone(self.detector).set_params(**self.params)
+        return clone(self.detector).set_params(random_state=0)
 
 
 KINDS = {
-    "G2D-table": Kind(G2D),
-    "G2D-table-paper": Kind(G2D, {"recipe": "paper"}),
-    "G2D-images": Kind(G2D, {}, True),
-    "G2D-images-paper": Kind(G2D, {"recipe": "paper", "width": 2}, True),
-    "AVID-table": Kind(AVID),
-    "AVID-table-paper": Kind(AVID, {"recipe": "paper"}),
-    "AVID-images": Kind(AVID, {"width": 2}, True),
-    "AVID-images-paper": Kind(AVID, {"width": 2, "recipe": "paper"}, True),
+    "G2D-table": Kind(G2DOutlierDetector(classifier=SHORT_CLASSIFIER)),
+    "G2D-table-trained": Kind(
+        G2DOutlierDetector(
+            generator=WassersteinGAN(max_steps=2, n_members=2), classifier=SHORT_CLASSIFIER
+        )
+    ),
+    "G2D-table-paper": Kind(G2DOutlierDetector.from_paper("tables", **SHORT_PAPER)),
+    "G2D-images": Kind(G2DOutlierDetector(classifier=SHORT_CLASSIFIER), least_side=8),
+    "G2D-images-paper": Kind(
+        G2DOutlierDetector.from_paper(
+            "images",
+            **SHORT_PAPER,
+            generator__generator_network__channels=2,
+            generator__critic_network__channels=2,
+            classifier__network__channels=2,
+        ),
+        least_side=2,
+    ),
+    "AVID-table": Kind(AVIDDetector(training=CellInpainting(**SHORT_TRAINING))),
+    "AVID-table-paper": Kind(
+        AVIDDetector.from_paper("tables", training__max_steps=2, training__batch_size=4)
+    ),
+    "AVID-images": Kind(
+        AVIDDetector(
+            training=MaskedInpainting(**SHORT_TRAINING), inpainter=UNet(2), detector=PatchNet(2)
+        ),
+        least_side=1,
+    ),
+    "AVID-images-paper": Kind(
+        AVIDDetector.from_paper(
+            "images",
+            training__max_steps=2,
+            training__batch_size=4,
+            inpainter__channels=2,
+            detector__channels=2,
+        ),
+        least_side=1,
+    ),
 }
 OF_ALL_KINDS = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _short_work(_short_training):
-    """Fill batches of images up to eight."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(_players, "_SCORING_PIXELS", 8 * 32**2)
-        yield
 
 
 # Arrays
@@ -228,7 +250,7 @@ def is_right(answer, dtype, shape):
 @amounts(300)
 @OF_ALL_KINDS
 def test_fit(kind, n_cases):
-    of_one = IMAGES if kind.is_of_images else COLUMNS
+    of_one = IMAGES if kind.least_side else COLUMNS
 
     @for_many(n_cases, samples(of_one), st.sampled_from(EQUAL_ARRAYS))
     def check(X, lay_out):
@@ -252,7 +274,7 @@ def test_fit(kind, n_cases):
 @functools.cache
 def fitted(name):
     kind = KINDS[name]
-    shape = IMAGE_SHAPE if kind.is_of_images else (N_COLUMNS,)
+    shape = IMAGE_SHAPE if kind.least_side else (N_COLUMNS,)
     X = np.random.default_rng(0).normal(size=(30, *shape))
     return kind.new().fit(X), shape
 
@@ -279,8 +301,8 @@ def test_score(name, n_cases):
     kind = KINDS[name]
     detector, shape = fitted(name)
     right = st.just(shape)
-    odd = IMAGES if kind.is_of_images else COLUMNS
-    n_samples = st.integers(0, 4 if kind.is_of_images else 50)
+    odd = IMAGES if kind.least_side else COLUMNS
+    n_samples = st.integers(0, 4 if kind.least_side else 50)
 
     @for_many(
         n_cases,
@@ -323,7 +345,9 @@ def test_score(name, n_cases):
 
 
 @amounts(700)
-@pytest.mark.parametrize("name", ["G2D-table", "G2D-table-paper", "G2D-images-paper"])
+@pytest.mark.parametrize(
+    "name", ["G2D-table", "G2D-table-trained", "G2D-table-paper", "G2D-images-paper"]
+)
 def test_sample(name, n_cases):
     detector, shape = fitted(name)
     seeds = st.none() | st.integers(0, 2**32 - 1)
@@ -333,6 +357,10 @@ def test_sample(name, n_cases):
         outliers = detector.sample_outliers(n, random_state=seed)
         is_right(outliers, np.float64, (n, *shape))
         np.testing.assert_array_equal(detector.sample_outliers(n, random_state=seed), outliers)
+        if name == "G2D-table":
+            with pytest.raises(ValueError, match="sample_normals needs a WassersteinGAN"):
+                detector.sample_normals(n, random_state=seed)
+            return
         try:
             normals = detector.sample_normals(n, random_state=seed)
         except RuntimeError as error:
@@ -345,7 +373,7 @@ def test_sample(name, n_cases):
 
 @amounts(2000)
 def test_sample_refuses_bad_counts(n_cases):
-    detector, _ = fitted("G2D-table")
+    detector, _ = fitted("G2D-table-trained")
     anything = st.integers(max_value=0) | st.floats() | st.none() | st.text()
 
     @for_many(n_cases, anything)
@@ -360,12 +388,12 @@ def test_sample_refuses_bad_counts(n_cases):
 
 TRANSFORMERS = [
     SquashingScaler(),
-    SquashingScaler(bound=np.inf, range_weight=0.25),
+    SquashingScaler(bound=np.inf, range_weight=0.0),
     SquashingScaler(common_scale=True),
-    RangeScaler(),
+    GlobalMinMaxScaler(),
     NeighborProfile(3),
     NeighborProfile(3, measure="reconstruction"),
-    RemainderPCA(),
+    ResidualPCA(),
     OrientedGradients(),
 ]
 
@@ -375,7 +403,7 @@ TRANSFORMERS = [
 def test_transform(transformer, n_cases):
     takes_images = isinstance(transformer, OrientedGradients)
     of_one = IMAGES if takes_images else COLUMNS
-    least = 2 if isinstance(transformer, NeighborProfile | RemainderPCA) else 1
+    least = 2 if isinstance(transformer, NeighborProfile | ResidualPCA) else 1
 
     @for_many(n_cases, samples(of_one), st.data(), st.sampled_from(EQUAL_ARRAYS))
     def check(X, data, lay_out):

@@ -1,35 +1,29 @@
 """Networks and trainers, without scikit-learn."""
 
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+import trainer_checks
 from threadpoolctl import threadpool_info
 
-from sklearn_g2d.avid._appearance import ConditionalScaler
-from sklearn_g2d.avid._masking import ImageRegions, TableRegions
-from sklearn_g2d.avid._networks import CellDetector, CellInpainter, PatchDetector, UNet
-from sklearn_g2d.avid._preprocessing import Canvas, box_mean
-from sklearn_g2d.avid._training import InpaintingGame, InpaintingSettings
 from sklearn_g2d.errors import TrainingDivergedError
-from sklearn_g2d.g2d._classifier import ClassifierSettings, ClassifierTrainer
-from sklearn_g2d.g2d._image_networks import ConvGenerator, ConvNetwork, n_halvings
-from sklearn_g2d.g2d._networks import TableGenerator
-from sklearn_g2d.g2d._snapshots import (
+from sklearn_g2d.g2d import (
+    ConvGenerator,
+    ConvNetwork,
+    NetworkClassifier,
     Snapshot,
-    geometric_steps,
-    irregular,
-    role_by_distance,
-    roles_by_loss,
-    spread_evenly,
+    WassersteinGAN,
 )
-from sklearn_g2d.g2d._wgan import WGAN, WGANSettings
+from sklearn_g2d.g2d._generators import Space
+from sklearn_g2d.g2d._networks import PerceptronGenerator
+from sklearn_g2d.g2d._snapshots import irregular, role_by_distance, roles_by_loss, spread_evenly
 from sklearn_g2d.training.ensemble import EnsembleMLP, load_weights, weights_of
+from sklearn_g2d.training.history import record
 from sklearn_g2d.training.loop import Training
-from sklearn_g2d.training.runtime import Runtime, single_thread
+from sklearn_g2d.training.runtime import Runtime, globally_seeded, single_thread
+from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Trainer
 
 
@@ -46,7 +40,7 @@ def runtime():
 
 
 def make_generator(runtime, n_features=3, latent_dim=16, n_members=2, bound=8.0, skip=True):
-    return TableGenerator(
+    return PerceptronGenerator(
         n_members=n_members,
         n_features=n_features,
         latent_dim=latent_dim,
@@ -133,16 +127,12 @@ def test_samples_stay_within_the_bound(runtime):
     assert generator.sample(100, runtime.rng).abs().max() <= 2
 
 
-def make_conv_generator(runtime, image_shape=(1, 9, 12), n_members=2, width=4):
-    return ConvGenerator(
-        n_members=n_members, image_shape=image_shape, latent_dim=6, width=width, rng=runtime.rng
-    )
+def make_conv_generator(runtime, image_shape=(1, 9, 12), n_members=2):
+    return ConvGenerator(channels=4).build(n_members, 6, image_shape, runtime.rng)
 
 
 def make_conv_network(runtime, image_shape=(1, 9, 12), n_members=2, n_outputs=1):
-    return ConvNetwork(
-        n_members=n_members, image_shape=image_shape, width=4, n_outputs=n_outputs, rng=runtime.rng
-    )
+    return ConvNetwork(channels=4).build(n_members, image_shape, n_outputs, runtime.rng)
 
 
 IMAGE_SHAPES = pytest.mark.parametrize(
@@ -175,10 +165,21 @@ def test_conv_networks_look_at_every_pixel(runtime, image_shape, n_outputs):
     assert (x.grad != 0).all()
 
 
-def test_too_small_an_image_for_a_convolution():
-    assert [n_halvings((n, 40)) for n in (2, 7, 8, 15, 16, 40)] == [1, 1, 2, 2, 3, 3]
-    with pytest.raises(ValueError, match=r"at least 2 x 2 pixels, got 1 x 8.*features=\"raw\""):
-        n_halvings((1, 8))
+def test_the_size_of_an_image_gives_the_number_of_convolutions(runtime):
+    n_halvings = [
+        sum(
+            module.stride == (2, 2)
+            for module in make_conv_network(runtime, (1, n, 40), 1).modules()
+            if isinstance(module, torch.nn.Conv2d)
+        )
+        for n in (2, 7, 8, 15, 16, 40)
+    ]
+    assert n_halvings == [1, 1, 2, 2, 3, 3]
+    for make in (make_conv_network, make_conv_generator):
+        with pytest.raises(ValueError, match=r"at least 2 x 2 pixels, got 1 x 8.*perceptron"):
+            make(runtime, (1, 1, 8))
+        with pytest.raises(ValueError, match=r"Conv\w+ needs images, .* shape \(8,\)"):
+            make(runtime, (8,))
 
 
 def test_conv_input_gradient_against_finite_differences(runtime):
@@ -279,175 +280,178 @@ def test_stored_kernels_keep_their_layout(runtime, n_channels):
         assert loaded[name].stride() == value.stride(), name
 
 
-def make_unet(runtime, n_channels=1, widths=(4, 8), first_skip=1):
-    return UNet(n_channels=n_channels, widths=widths, first_skip=first_skip, rng=runtime.rng)
-
-
-def make_patch_detector(runtime, n_channels=1, layers=((4, 3, 1), (8, 4, 2)), normalize=True):
-    return PatchDetector(
-        n_channels=n_channels,
-        layers=layers,
-        normalize=normalize,
-        negative_slope=0.1,
-        rng=runtime.rng,
-    )
-
-
-def make_players(runtime, kind):
-    """I and D, their regions, and regular data: stripes, or columns that follow each other."""
-    rng = torch.Generator().manual_seed(0)
-    if kind == "images":
-        phase = 8 * torch.rand(40, 1, 1, 1, generator=rng)
-        X = torch.sin(torch.arange(24.0) * torch.pi / 4 + phase).expand(-1, -1, 20, -1)
-        X = X + 0.2 * torch.randn(X.shape, generator=rng)
-        players = make_unet(runtime), make_patch_detector(runtime), ImageRegions(4, (16, 16))
-    else:
-        X = torch.randn(100, 1, generator=rng) + 0.3 * torch.randn(100, 6, generator=rng)
-        sizes = {"n_features": 6, "hidden": (16,), "rng": runtime.rng}
-        regions = TableRegions.create(6, runtime.rng)
-        players = CellInpainter(**sizes), CellDetector(**sizes), regions
-    return *players, X
-
-
-@pytest.mark.parametrize("n_channels", [1, 3])
-@pytest.mark.parametrize(("widths", "first_skip"), [((4, 8), 0), ((3, 4, 5, 6), 2), ((4, 4, 4), 9)])
-def test_unets_see_nothing_that_is_hidden(runtime, n_channels, widths, first_skip):
-    unet = make_unet(runtime, n_channels, widths, first_skip).eval()
-    assert unet.stride == 2 ** (len(widths) - 1)
-    x, other = torch.randn(2, 3, n_channels, 16, 24)
-    mask = torch.zeros(1, 1, 16, 24)
-    mask[..., 3:9, 5:20] = 1
-    inpainted = unet(x, mask)
-    assert inpainted.shape == x.shape
-    assert torch.equal(unet(torch.where(mask > 0, other, x), mask), inpainted)
-    assert (unet(torch.where(mask > 0, x, other), mask) != inpainted).any()
-    assert (unet(x, 1 - mask) != inpainted).any()  # and knows what is hidden
-    torch.testing.assert_close(unet(x, mask.expand(3, -1, -1, -1)), inpainted)
-
-
-def test_cell_inpainters_see_nothing_that_is_hidden(runtime):
-    inpainter = CellInpainter(n_features=5, hidden=(8,), rng=runtime.rng)
-    x, other = torch.randn(2, 7, 5)
-    mask = torch.tensor([[0.0, 1, 0, 1, 0]])
-    guess = inpainter(x, mask)
-    assert guess.shape == x.shape
-    assert torch.equal(inpainter(torch.where(mask > 0, other, x), mask), guess)
-    assert (inpainter(torch.where(mask > 0, x, other), mask) != guess).any()
-    assert (inpainter(torch.zeros_like(x), mask) != inpainter(torch.zeros_like(x), 0 * mask)).any()
-    torch.testing.assert_close(inpainter(x, mask.expand(7, -1)), guess)
-
-
-def test_skips_are_where_they_are_asked_for(runtime):
-    sizes = [
-        sum(p.numel() for p in make_unet(runtime, 1, (4, 6, 8), skip).parameters())
-        for skip in (0, 1, 2)
-    ]
-    # A skip doubles what the first convolution of a decoder level takes in: 3 x 3 kernels.
-    assert sizes[0] - sizes[1] == 9 * 4 * 4
-    assert sizes[1] - sizes[2] == 9 * 6 * 6
-
-
-@pytest.mark.parametrize(
-    ("layers", "stride"),
-    [(((4, 3, 1),), 1), (((4, 11, 4), (4, 1, 1), (4, 3, 2), (4, 5, 2)), 16), (((4, 4, 2),) * 3, 8)],
-)
-@pytest.mark.parametrize("normalize", [False, True])
-def test_patch_detectors_judge_every_region(runtime, layers, stride, normalize):
-    detector = make_patch_detector(runtime, 2, layers, normalize).eval()
-    assert detector.stride == stride
-    x = torch.randn(3, 2, 64, 32, requires_grad=True)
-    logits = detector(x)
-    assert logits.shape == (3, 1, 64 // stride, 32 // stride)
-    logits.sum().backward()
-    assert (x.grad != 0).float().mean() > 0.9
-    # A logit tells of its own surroundings.
-    x.grad = None
-    detector(x)[:, :, -1, -1].sum().backward()
-    assert x.grad[:, :, -stride:, -stride:].abs().sum() > 0
-    assert x.grad[:, :, 0, 0].abs().sum() == 0
-
-
-@pytest.mark.parametrize("kind", ["images", "table"])
-def test_inpainting_networks_pickle_as_numpy(runtime, kind):
-    inpainter, detector, _, X = make_players(runtime, kind)
-    X = X[:, :, :16, :16] if kind == "images" else X
-    inpainter(X, torch.zeros_like(X[:1]))  # moves the averages of batch norm
-    detector(X)
-    for network, x in ((inpainter, (X, torch.zeros_like(X[:1]))), (detector, (X,))):
-        stored = pickle.dumps(network)
-        assert b"torch._utils" not in stored
-        assert torch.equal(pickle.loads(stored)(*x), network.eval()(*x))
-
-
-@pytest.mark.parametrize("kind", ["images", "table"])
-def test_inpainting_networks_of_one_seed_are_equal_and_leave_the_global_one_alone(kind):
-    before = torch.get_rng_state()
-    first, same, other = (
-        make_players(Runtime.create("cpu", "float32", seed), kind)[:2] for seed in (0, 0, 1)
-    )
-    assert torch.equal(torch.get_rng_state(), before)
-    for network, its_equal, another in zip(first, same, other, strict=True):
-        weights = weights_of(network)
-        for name, value in weights_of(its_equal).items():
-            np.testing.assert_array_equal(value, weights[name])
-        assert any((weights_of(another)[name] != weights[name]).any() for name in weights)
-
-
 # Trainers
+
+
+def make_session(runtime, train=None):
+    """What a detector hands to its parts, with training as there but for callbacks."""
+
+    def train_all(name, trainer, max_steps, *, remedy, current=None):
+        training = Training(trainer, max_steps)
+        training.run(never, remedy=remedy)
+        return record(name, training)
+
+    return Session(runtime, np.random.RandomState(0), train or train_all)
+
+
+def make_space(shape, bound=float("inf"), fraction_inside=lambda points: 0.0):
+    return Space(shape, bound, fraction_inside)
+
+
+def fit_gan(runtime, X, shape, **params):
+    gan = WassersteinGAN(**params)
+    gan.fit_in(X.flatten(1).double().numpy(), make_session(runtime), make_space(shape))
+    return gan
 
 
 def test_wgan_learns_a_distribution(runtime):
     X = torch.randn(1000, 2) * 0.3 + torch.tensor([2.0, -1.0])
-    generator = make_generator(runtime, n_features=2, skip=False)
-    critic = EnsembleMLP(2, (2, 32, 32, 1), runtime.rng)
-    settings = WGANSettings(batch_size=64, n_critic=3, gradient_penalty=10, learning_rate=1e-3)
-    before = generator.sample(500, runtime.rng).detach().mean((0, 1))
-    trainer = WGAN(generator, critic, X, settings, runtime)
-    losses = [trainer.step() for _ in range(800)]
-    after = generator.sample(500, runtime.rng).detach().mean((0, 1))
-    assert (after - X.mean(0)).norm() < 0.25 * (before - X.mean(0)).norm()
-    assert set(losses[0]) == {"critic_loss", "generator_loss"}
-    early = max(step["generator_loss"] for step in losses[:100])
-    assert losses[-1]["generator_loss"] < 0.5 * early
+    gan = fit_gan(
+        runtime,
+        X,
+        (2,),
+        max_steps=300,
+        n_critic=3,
+        learning_rate=2e-3,
+        n_members=4,
+        latent_dim=16,
+        hidden_layer_sizes=(32, 32),
+        spread=0.0,
+        tail=0.0,
+    )
+    before, after = (gan.draw(500, runtime.rng, [gan.snapshots_[i]]).mean(axis=0) for i in (0, -1))
+    mean = X.mean(0).numpy()
+    assert np.linalg.norm(after - mean) < 0.5 * np.linalg.norm(before - mean)
+    assert set(gan.history_) == {"critic_loss", "generator_loss"}
+    losses = gan.history_["generator_loss"]
+    assert losses[-1] < 0.6 * losses[:100].max()
 
 
 def test_wgan_learns_images(runtime):
     X = torch.full((200, 1, 8, 8), -0.8)
     X[..., 4:] = 0.8
-    X = (X + 0.1 * torch.randn(X.shape)).clamp(-1, 1).flatten(1)
-    generator = make_conv_generator(runtime, (1, 8, 8), n_members=1, width=8)
-    critic = make_conv_network(runtime, (1, 8, 8), n_members=1)
-    settings = WGANSettings(batch_size=16, n_critic=2, gradient_penalty=10, learning_rate=5e-3)
-    before = generator.sample(100, runtime.rng).detach().mean((0, 1))
-    trainer = WGAN(generator, critic, X, settings, runtime)
-    for _ in range(60):
-        trainer.step()
-    after = generator.sample(100, runtime.rng).detach().mean((0, 1))
-    assert (after - X.mean(0)).norm() < 0.5 * (before - X.mean(0)).norm()
+    X = (X + 0.1 * torch.randn(X.shape)).clamp(-1, 1)
+    gan = fit_gan(
+        runtime,
+        X,
+        (1, 8, 8),
+        max_steps=60,
+        batch_size=16,
+        n_critic=2,
+        learning_rate=5e-3,
+        n_members=1,
+        latent_dim=6,
+        generator_network=ConvGenerator(channels=8),
+        critic_network=ConvNetwork(channels=4),
+    )
+    before, after = (gan.draw(100, runtime.rng, [gan.snapshots_[i]]).mean(axis=0) for i in (0, -1))
+    mean = X.flatten(1).mean(0).numpy()
+    assert np.linalg.norm(after - mean) < 0.5 * np.linalg.norm(before - mean)
 
 
-def test_classifier_never_sees_what_a_member_is_blind_to(runtime):
-    normal, generated = torch.randn(40, 2), torch.randn(60, 2) + 4
-    blind = torch.zeros(2, 40, dtype=torch.bool)
-    blind[0, ::2] = blind[1, 1::2] = True
-    normal[::2] = float("nan")  # member 1 meets these rows, member 0 must not
-    network = EnsembleMLP(2, (2, 8, 2), runtime.rng)
-    settings = ClassifierSettings(batch_size=16, optimizer="sgd", learning_rate=0.01)
-    ClassifierTrainer(network, normal, generated, blind, settings, runtime).step()
-    first_layer = network.layers[0].weight
-    assert torch.isfinite(first_layer[0]).all()
-    assert not torch.isfinite(first_layer[1]).all()
+def test_a_critic_of_the_users_trains_like_ours(runtime):
+    """Its penalty's gradient, by differentiating twice, is the analytic one."""
+
+    class Alike(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 8), torch.nn.Linear(8, 1)])
+
+        def forward(self, x):
+            return self.layers[1](torch.nn.functional.leaky_relu(self.layers[0](x), 0.2))
+
+    X = torch.randn(100, 2)
+    settings = {"max_steps": 5, "n_members": 1, "hidden_layer_sizes": (8,), "latent_dim": 16}
+    trainers = [
+        captured_trainer(WassersteinGAN(critic_network=critic, **settings), X, seed=0)
+        for critic in ("perceptron", lambda shape, n_outputs: Alike())
+    ]
+    ours, theirs = (trainer.critic for trainer in trainers)
+    with torch.no_grad():
+        for mine, own in zip(ours.layers, theirs.members[0].layers, strict=True):
+            own.weight.copy_(mine.weight[0].T)
+            own.bias.copy_(mine.bias[0, 0])
+    state = trainers[0].generator.state_dict()
+    trainers[1].generator.load_state_dict(state)
+    trainers[1].runtime.rng.set_state(trainers[0].runtime.rng.get_state())
+    # The seed of users' modules is drawn first.
+    torch.randint(2**62, (1,), generator=trainers[0].runtime.rng)
+    losses = [[float(loss) for loss in trainer.step().values()] for trainer in trainers]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    weights = [ours.layers[0].weight[0].T, theirs.members[0].layers[0].weight]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+class Listener(torch.nn.Module):
+    """A linear network that keeps the first columns of what it is given in training."""
+
+    def __init__(self, n_in, n_outputs):
+        super().__init__()
+        self.linear = torch.nn.Linear(n_in, n_outputs)
+        self.heard = set()
+
+    def forward(self, x):
+        if self.training:
+            self.heard |= set(x[:, 0].tolist())
+        return self.linear(x)
+
+
+def test_a_member_of_the_classifier_never_sees_its_fold(runtime):
+    built = []
+
+    def listen(shape, n_outputs):
+        built.append(Listener(*shape, n_outputs))
+        return built[-1]
+
+    rows = np.column_stack([np.arange(40.0), np.zeros(40)])
+    classifier = NetworkClassifier(n_members=6, max_steps=60, batch_size=32, network=listen)
+    held_out = classifier.fit_in(rows, -1 - rows, make_session(runtime), (2,))
+    for i, network in enumerate(built[:6]):
+        normal = {value for value in network.heard if value >= 0}
+        assert normal == {float(row) for row in range(40) if row % 4 != i % 4}
+        assert network.heard - normal == set(-1 - np.arange(40.0))
+    # By hand: members 0 and 4 have not seen row 0, member 3 alone has not seen row 3.
+    odds = classifier.log_odds(rows)
+    assert odds.shape == (6, 40)
+    np.testing.assert_allclose(held_out[0], odds[[0, 4], 0].mean())
+    np.testing.assert_allclose(held_out[3], odds[3, 3])
+
+
+@pytest.mark.parametrize(("n_members", "n_rows"), [(1, 40), (8, 3)])
+def test_a_single_classifier_or_few_rows_are_seen_whole(runtime, n_members, n_rows):
+    rows = np.random.default_rng(0).normal(size=(n_rows, 2))
+    classifier = NetworkClassifier(n_members=n_members, max_steps=5)
+    held_out = classifier.fit_in(rows, rows + 3, make_session(runtime), (2,))
+    np.testing.assert_allclose(held_out, classifier.log_odds(rows).mean(axis=0))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_classifier_separates(runtime, optimizer):
-    normal, generated = torch.randn(200, 2), torch.randn(200, 2) + 5
-    network = EnsembleMLP(2, (2, 8, 2), runtime.rng)
-    settings = ClassifierSettings(batch_size=32, optimizer=optimizer, learning_rate=0.01)
-    blind = torch.zeros(2, 200, dtype=torch.bool)
-    trainer = ClassifierTrainer(network, normal, generated, blind, settings, runtime)
-    losses = [float(trainer.step()["classifier_loss"]) for _ in range(200)]
+    normal, generated = np.random.default_rng(0).normal(size=(2, 200, 2))
+    classifier = NetworkClassifier(
+        (8,), n_members=2, max_steps=200, batch_size=32, optimizer=optimizer, learning_rate=0.01
+    )
+    held_out = classifier.fit_in(normal, generated + 5, make_session(runtime), (2,))
+    losses = classifier.history_["classifier_loss"]
     assert losses[-1] < 0.2 * losses[0]
+    assert held_out.min() > classifier.log_odds(generated + 5).mean(axis=0).max()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", lambda finished: 1 - finished])
+def test_schedules_are_those_of_torch(runtime, schedule):
+    part = NetworkClassifier(n_members=2, max_steps=40, learning_rate=0.5, schedule=schedule)
+    trainer = captured_trainer(part, torch.randn(20, 3), seed=0)
+    reference = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), 0.5)
+    lr_scheduler = torch.optim.lr_scheduler
+    expected = {
+        "constant": lambda: lr_scheduler.ConstantLR(reference, factor=1.0),
+        "cosine": lambda: lr_scheduler.CosineAnnealingLR(reference, T_max=40),
+    }.get(schedule, lambda: lr_scheduler.LinearLR(reference, 1.0, 0.0, total_iters=40))()
+    for _ in range(40):
+        trainer.step()
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected.get_last_lr()[0])
+        reference.step()
+        expected.step()
 
 
 class Descent(Trainer):
@@ -565,634 +569,76 @@ def test_an_early_stop_holds_through_a_retry(runtime):
 
 def all_trainers(seed):
     """Name every trainer, each with networks and optimisers of its own."""
-    for kind in ("images", "table"):
-        for settings in (SETTINGS, replace(SETTINGS, detector_every=3), PUBLISHED):
-            runtime = Runtime.create("cpu", "float32", seed)
-            *players, X = make_players(runtime, kind)
-            name = f"{kind}, published={settings.published}, every {settings.detector_every}"
-            yield name, InpaintingGame(*players, X[10:], X[:10], 90, settings, runtime)
-    settings = WGANSettings(batch_size=8, n_critic=2, gradient_penalty=10, learning_rate=1e-3)
-    runtime = Runtime.create("cpu", "float32", seed)
-    critic, X = EnsembleMLP(2, (3, 8, 1), runtime.rng), torch.linspace(-1, 1, 60).reshape(20, 3)
-    yield "WGAN", WGAN(make_generator(runtime), critic, X, settings, runtime)
-    runtime = Runtime.create("cpu", "float32", seed)
-    networks = make_conv_generator(runtime), make_conv_network(runtime)
-    X = torch.linspace(-1, 1, 540).reshape(5, 108)
-    yield "convolutions", WGAN(*networks, X, settings, runtime)
-    for optimizer in ("adamw", "sgd"):
-        runtime = Runtime.create("cpu", "float32", seed)
-        network = EnsembleMLP(2, (3, 8, 2), runtime.rng)
-        settings = ClassifierSettings(batch_size=8, optimizer=optimizer, learning_rate=0.01)
-        blind = torch.zeros(2, 5, dtype=torch.bool)
-        rows = torch.linspace(-1, 1, 15).reshape(5, 3)
-        yield optimizer, ClassifierTrainer(network, rows, rows + 1, blind, settings, runtime)
+    gan = {"batch_size": 8, "n_critic": 2, "n_members": 2, "max_steps": 90, "latent_dim": 6}
+    convolutions = {
+        "generator_network": ConvGenerator(channels=4),
+        "critic_network": ConvNetwork(channels=4),
+    }
+    own = {"generator_network": make_own_generator, "critic_network": make_own_network}
+    rows, images = torch.linspace(-1, 1, 60).reshape(20, 3), torch.linspace(-1, 1, 540)
+    images = images.reshape(5, 1, 9, 12)
+    classifier = {"batch_size": 8, "learning_rate": 0.01, "n_members": 2, "max_steps": 90}
+    parts = {
+        "WGAN": (WassersteinGAN(hidden_layer_sizes=(8,), **gan), rows),
+        "convolutions": (WassersteinGAN(**convolutions, **gan), images),
+        "own GAN": (WassersteinGAN(**own, **gan), rows),
+        "AdamW": (NetworkClassifier((8,), **classifier), rows),
+        "SGD": (NetworkClassifier((8,), optimizer="sgd", schedule="cosine", **classifier), rows),
+        "own": (NetworkClassifier(network=make_own_network, **classifier), rows),
+    }
+    for name, (part, X) in parts.items():
+        yield name, captured_trainer(part, X, seed)
 
 
-def as_arrays(value):
-    """Turn the tensors of a state into arrays, as reading it from a file does."""
-    if isinstance(value, dict):
-        return {key: as_arrays(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_arrays(item) for item in value]
-    return value.numpy().copy() if isinstance(value, torch.Tensor) else value
+def make_own_generator(latent_dim, shape):
+    return torch.nn.Sequential(
+        torch.nn.Linear(latent_dim, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, *shape)
+    )
 
 
-def assert_equal_states(first, second):
-    np.testing.assert_equal(as_arrays(first), as_arrays(second))
+def make_own_network(shape, n_outputs):
+    return torch.nn.Sequential(
+        torch.nn.Linear(*shape, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, n_outputs)
+    )
+
+
+class Captured(Exception):  # noqa: N818
+    """Ends a fit at the beginning of its training."""
+
+
+def fit_part(part, X, session):
+    rows = X.flatten(1).double().numpy()
+    if isinstance(part, WassersteinGAN):
+        part.fit_in(rows, session, make_space(tuple(X.shape[1:]), bound=8.0))
+    else:
+        part.fit_in(rows, rows + 1, session, tuple(X.shape[1:]))
+
+
+def captured_trainer(part, X, seed):
+    """Give the trainer with which a part is about to train."""
+
+    def capture(name, trainer, max_steps, **kwargs):
+        raise Captured(trainer)
+
+    with pytest.raises(Captured) as captured:
+        fit_part(part, X, make_session(Runtime.create("cpu", "float32", seed), capture))
+    return captured.value.args[0]
 
 
 @pytest.mark.parametrize("at", [0, 4])
 def test_every_trainer_goes_on_from_its_state_in_every_bit(at):
-    for (name, trainer), (_, other) in zip(all_trainers(seed=0), all_trainers(seed=1), strict=True):
-        for _ in range(at):
-            trainer.step()
-        state = trainer.state_dict()
-        kept = as_arrays(state)
-        losses = [trainer.step() for _ in range(5)]
-        assert_equal_states(state, kept)  # a copy, which training does not touch
-        after = trainer.state_dict()
-        other.step()
-        for loaded, into in ((state, trainer), (kept, other), (kept, trainer)):
-            into.load_state_dict(loaded)
-            assert_equal_states(into.state_dict(), kept)
-            again = [into.step() for _ in range(5)]
-            assert_equal_states(again, losses)
-            assert_equal_states(into.state_dict(), after)
-        assert trainer.is_finite(), name
+    for (_, trainer), (_, other) in zip(all_trainers(seed=0), all_trainers(seed=1), strict=True):
+        trainer_checks.check_goes_on_from_its_state(trainer, other, at)
 
 
 def test_every_trainer_finds_what_is_not_finite():
-    for name, trainer in all_trainers(seed=0):
-        for _ in range(2):
-            trainer.step()
-        good = trainer.state_dict()
-        assert trainer.is_finite(), name
-        for network in good["networks"]:
-            for value in (np.nan, np.inf):
-                bad = as_arrays(good)
-                arrays = bad["networks"][network].values()
-                next(a for a in arrays if a.dtype.kind == "f")[...] = value
-                trainer.load_state_dict(bad)
-                assert not trainer.is_finite(), (name, network)
-        bad = as_arrays(good)
-        next(iter(bad["optimizers"][0][0].values()))[...] = np.inf
-        trainer.load_state_dict(bad)
-        assert not trainer.is_finite(), name
+    for _, trainer in all_trainers(seed=0):
+        trainer_checks.check_finds_what_is_not_finite(trainer)
 
 
 def test_the_rate_of_every_trainer_can_be_lowered():
-    for name, trainer in all_trainers(seed=0):
-        trainer.step()
-        state = trainer.state_dict()
-        moves = []
-        for factor in (1.0, 0.5, 0.0):
-            trainer.load_state_dict(state)
-            trainer.rate_factor = factor
-            trainer.step()
-            after = as_arrays(trainer.state_dict())["networks"]
-            before = as_arrays(state)["networks"]
-            moved_by = [
-                np.abs(after[key][parameter] - before[key][parameter]).max()
-                for key, network in before.items()
-                for parameter in network
-                if "kept" not in key and "running" not in parameter and "num" not in parameter
-            ]
-            moves.append(max(moved_by))
-        assert moves[2] == 0, name
-        assert 0.3 < moves[1] / moves[0] < 0.7, name
-
-
-# What is hidden, exchanged and judged
-
-
-@pytest.mark.parametrize("size", [(24, 24), (17, 30), (5, 64)])
-@pytest.mark.parametrize("region_size", [2, 5, 12, 16])
-def test_a_partition_of_an_image_hides_every_pixel_once(size, region_size):
-    x = torch.zeros(2, 3, *size)
-    masks = ImageRegions(region_size, size).partition(x)
-    assert all(mask.shape == (1, 1, *size) for mask in masks)
-    assert torch.equal(sum(masks), torch.ones(1, 1, *size))
-    assert {float(value) for mask in masks for value in mask.unique()} <= {0, 1}
-    # Something near is seen of whatever is hidden.
-    assert all(ndimage.distance_transform_edt(mask[0, 0]).max() <= region_size for mask in masks)
-
-
-@pytest.mark.parametrize("n_features", [1, 2, 3, 4, 5, 6, 7, 23])
-def test_a_partition_of_a_row_hides_every_cell_equally_often(runtime, n_features):
-    regions = TableRegions.create(n_features, runtime.rng)
-    x = torch.zeros(2, n_features)
-    masks = regions.partition(x)
-    assert all(mask.shape == (1, n_features) for mask in masks)
-    times = sum(masks)
-    assert (times == times[0, 0]).all()
-    assert times[0, 0] >= 1
-    assert max(float(mask.sum()) for mask in masks) <= np.ceil(n_features / min(n_features, 5))
-
-
-@pytest.mark.parametrize("share", [0.3, 0.5])
-@pytest.mark.parametrize("regions", [ImageRegions(6, (24, 30)), TableRegions(np.ones((1, 9)))])
-def test_masks_hide_about_their_share(runtime, regions, share):
-    x = torch.zeros(50, 2, 24, 30) if isinstance(regions, ImageRegions) else torch.zeros(500, 9)
-    masks = torch.stack([regions.mask(x, share, runtime.rng) for _ in range(40)])
-    assert masks.shape[1:] == (x[:, :1].shape if x.ndim == 4 else x.shape)
-    assert set(masks.unique().tolist()) == {0, 1}
-    assert abs(masks.mean() - share) < 0.02
-    # Everywhere alike, and not the same for all samples.
-    assert (masks.mean((0, 1)) - share).abs().max() < 0.08
-    assert masks.mean((0, *range(2, masks.ndim))).std() < 0.1
-    assert (masks[:, 0] != masks[:, 1]).any()
-
-
-def test_masks_are_of_whole_blocks(runtime):
-    regions = ImageRegions(10, (40, 40))
-    sizes, edges = set(), set()
-    for _ in range(20):
-        mask = regions.mask(torch.zeros(1, 1, 40, 40), 0.5, runtime.rng)[0, 0]
-        for line in (*mask, *mask.T):
-            changes = np.flatnonzero(np.diff(line))
-            sizes |= set(np.diff(changes).tolist())
-            edges |= set(changes.tolist())
-    # Blocks of 5, 7 or 10 pixels, single or side by side.
-    assert {5, 7, 10} <= sizes
-    assert all(size % 5 == 0 or size % 7 == 0 for size in sizes)
-    assert edges == set(range(39))  # the grid has no fixed origin
-
-
-def test_crops_are_drawn_everywhere_and_at_one_place(runtime):
-    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
-    X = torch.stack([rows, columns]).expand(50, -1, -1, -1).clone()
-    X[:, 1] += 100 * torch.arange(50)[:, None, None]
-    regions = ImageRegions(4, (8, 16))
-    corners, images = set(), set()
-    for _ in range(200):
-        real, elsewhere = regions.draw_pairs(X, 6, None, runtime.rng)
-        assert real.shape == elsewhere.shape == (6, 2, 8, 16)
-        both = torch.cat([real, elsewhere])
-        assert (both[:, 0] == both[0, 0]).all()
-        assert (both[:, 1] % 100 == both[0, 1] % 100).all()
-        corners.add((int(both[0, 0, 0, 0]), int(both[0, 1, 0, 0] % 100)))
-        images |= set((both[:, 1, 0, 0] // 100).tolist())
-    assert {top for top, _ in corners} == set(range(13))
-    assert {left for _, left in corners} == set(range(15))
-    assert len(images) == 50
-    assert regions.draw(X, 3, runtime.rng).shape == (3, 2, 8, 16)
-
-
-def test_other_cells_are_from_their_columns_or_around(runtime):
-    X = torch.arange(3.0) + torch.randint(4, (200, 3), generator=runtime.rng) * 10
-    regions = TableRegions.create(3, runtime.rng)
-    real, other = regions.draw_pairs(X, 4000, regions.range_of(X), runtime.rng)
-    assert all((real == row).all(1).any() for row in X)
-    is_from_its_column = (other % 10 == torch.arange(3.0)) & (other >= 0) & (other <= 32)
-    assert 0.72 < is_from_its_column.float().mean() < 0.78
-    assert (other - real)[is_from_its_column].abs().max() == 30
-    assert (other[:, 0] >= -15).all()
-    assert (other[:, 0] <= 45).all()
-    assert (other < 0).any()
-    assert (other > 32).any()
-
-
-def test_regions_are_labelled_by_what_changed_in_them():
-    before = torch.randn(2, 3, 32, 32)
-    after = before.clone()
-    after[0, :, 8:20, 8:20] += 2
-    after[0, :, 28:, 28:] += 0.6  # something, but little
-    after[1, 0, 8:20, 8:20] += 1e-4  # nothing to speak of
-    like = torch.zeros(2, 1, 8, 8)
-    changed, certain = ImageRegions(4, (32, 32)).compare(before, after, like)
-    assert changed.shape == certain.shape == like.shape
-    (changed, unchanged), (certain, all_certain) = changed[:, 0], certain[:, 0]
-    assert changed[2:5, 2:5].all()
-    assert certain[2:5, 2:5].all()
-    assert not certain[7, 7]
-    assert not changed[7, 7]
-    elsewhere = torch.ones(8, 8, dtype=torch.bool)
-    elsewhere[1:6, 1:6] = elsewhere[6:, 6:] = False
-    assert not changed[elsewhere].any()
-    assert certain[elsewhere].all()
-    assert not unchanged.any()
-    assert all_certain.all()
-
-
-def test_unchanged_images_are_labelled_regular():
-    x = torch.randn(2, 1, 16, 16)
-    changed, certain = ImageRegions(4, (16, 16)).compare(x, x, torch.zeros(2, 1, 4, 4))
-    assert not changed.any()
-    assert certain.all()
-
-
-def test_cells_are_labelled_by_whether_they_changed(runtime):
-    before = torch.randn(5, 4)
-    after = before.clone()
-    after[2, 1] += 1e-3
-    regions = TableRegions.create(4, runtime.rng)
-    changed, certain = regions.compare(before, after, before)
-    assert changed.sum() == changed[2, 1] == 1
-    assert certain is None  # all are
-
-
-# Trainer of I and D
-
-SETTINGS = InpaintingSettings(
-    batch_size=8,
-    corruption="blocks",
-    noise_scale=0.4,
-    reconstruction_weight=1.0,
-    adversarial_weight=0.0,
-    learning_rates=(1e-2, 1e-2),
-    published=False,
-)
-PUBLISHED = replace(
-    SETTINGS,
-    corruption="gaussian",
-    reconstruction_weight=0.0,
-    adversarial_weight=1.0,
-    published=True,
-)
-KINDS = pytest.mark.parametrize("kind", ["images", "table"])
-
-
-def play(runtime, kind, settings, n_steps, stop_after=None):
-    """Losses of a game, its players' weights before, and those of its result."""
-    if kind == "table":
-        settings = replace(settings, batch_size=32)
-    *players, X = make_players(runtime, kind)
-    before = [weights_of(network) for network in players[:2]]
-    game = InpaintingGame(*players, X[10:], X[:10], n_steps, settings, runtime)
-    steps = [game.step() for _ in range(stop_after or n_steps)]
-    losses = [{name: float(value) for name, value in step.items()} for step in steps]
-    return losses, before, [weights_of(network) for network in game.result]
-
-
-def moved(before, after):
-    """How far each kernel moved; biases before batch norm have no reason to."""
-    return [np.abs(after[name] - before[name]).max() for name in before if before[name].ndim > 1]
-
-
-@KINDS
-@pytest.mark.parametrize(
-    "settings",
-    [SETTINGS, replace(SETTINGS, adversarial_weight=1.0), PUBLISHED],
-    ids=["alone", "adversarial", "published"],
-)
-def test_both_players_move(runtime, kind, settings):
-    losses, before, after = play(runtime, kind, settings, 40)
-    for i in range(2):
-        assert min(moved(before[i], after[i])) > 1e-5
-        assert all(np.isfinite(value).all() for value in after[i].values())
-    names = {"reconstruction_loss", "detector_loss"}
-    if settings.adversarial_weight:
-        names.add("adversarial_loss")
-    assert all(set(step) == names for step in losses)
-
-
-@KINDS
-@pytest.mark.parametrize("corruption", ["blocks", "gaussian"])
-def test_losses_of_both_players_fall(runtime, kind, corruption):
-    settings = replace(SETTINGS, corruption=corruption)
-    losses, *_ = play(runtime, kind, settings, 80)
-    for name, at_most in {"reconstruction_loss": 0.7, "detector_loss": 0.9}.items():
-        values = [step[name] for step in losses]
-        assert np.mean(values[-20:]) < at_most * np.mean(values[:10]), name
-
-
-@KINDS
-@pytest.mark.parametrize("settings", [SETTINGS, PUBLISHED], ids=["default", "published"])
-def test_the_inpainter_learns_to_please_a_detector_that_stands_still(runtime, kind, settings):
-    settings = replace(
-        settings,
-        reconstruction_weight=0.0,
-        adversarial_weight=1.0,
-        learning_rates=(1e-2, 0.0),
-    )
-    losses, before, after = play(runtime, kind, settings, 30)
-    assert min(moved(before[0], after[0])) > 1e-5
-    assert max(moved(before[1], after[1])) == 0
-    both_still = replace(settings, learning_rates=(0.0, 0.0))
-    others, *_ = play(Runtime.create("cpu", "float32", seed=0), kind, both_still, 30)
-    learned, unlearned = (
-        np.array([step["adversarial_loss"] for step in steps]) for steps in (losses, others)
-    )
-    assert learned[0] == unlearned[0]
-    assert (learned[-10:] < unlearned[-10:]).all()
-
-
-@KINDS
-def test_without_weight_the_inpainter_stands_still(runtime, kind):
-    settings = replace(SETTINGS, reconstruction_weight=0.0)
-    _, before, after = play(runtime, kind, settings, 5)
-    assert max(moved(before[0], after[0])) == 0
-    assert min(moved(before[1], after[1])) > 1e-5
-
-
-def test_the_detector_learns_from_the_inpainted_only_if_asked():
-    """An inpainter that cannot learn is told from the real without effort."""
-    separation = {}
-    for weight in (0.0, 1.0):
-        runtime = Runtime.create("cpu", "float32", seed=0)
-        inpainter, detector, regions, X = make_players(runtime, "images")
-        settings = replace(SETTINGS, adversarial_weight=weight, learning_rates=(0.0, 1e-2))
-        game = InpaintingGame(inpainter, detector, regions, X, X, 40, settings, runtime)
-        for _ in range(40):
-            game.step()
-        inpainter, detector = game.result
-        x = regions.draw(X, 40, runtime.rng)
-        mask = regions.mask(x, 0.5, runtime.rng)
-        with torch.no_grad():
-            inpainted = torch.where(mask > 0, inpainter(x, mask), x)
-            separation[weight] = float((detector(inpainted) - detector(x)).mean())
-    assert separation[1.0] > max(0, separation[0.0]) + 0.5
-
-
-def test_the_detector_does_not_learn_that_what_i_left_alone_is_irregular():
-    """Of the inpainted counts what came out otherwise than it was: here, nothing."""
-
-    class Copyist(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x, mask):
-            return x + 0 * self.weight
-
-    logits = {}
-    for weight in (0.0, 1.0):
-        runtime = Runtime.create("cpu", "float32", seed=0)
-        _, detector, regions, X = make_players(runtime, "images")
-        settings = replace(SETTINGS, adversarial_weight=weight, learning_rates=(0.0, 1e-2))
-        game = InpaintingGame(Copyist(), detector, regions, X, X, 40, settings, runtime)
-        for _ in range(40):
-            game.step()
-        with torch.no_grad():
-            logits[weight] = float(game.result[1](X).mean())
-    assert logits[1.0] < logits[0.0] + 0.1
-
-
-@KINDS
-def test_a_published_detector_calls_the_inpainted_irregular(runtime, kind):
-    inpainter, detector, regions, X = make_players(runtime, kind)
-    settings = replace(PUBLISHED, batch_size=16, learning_rates=(0.0, 0.05))
-    game = InpaintingGame(inpainter, detector, regions, X, X, 60, settings, runtime)
-    losses = [float(game.step()["detector_loss"]) for _ in range(60)]
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
-    x = regions.draw(X, 40, runtime.rng)
-    with torch.no_grad():
-        inpainted = game.inpainter(x, torch.zeros_like(x[:1, :1]))
-        assert game.detector(inpainted).mean() > game.detector(x).mean() + 0.2
-
-
-def test_published_players_are_kept_at_their_best_moments(runtime, monkeypatch):
-    *players, X = make_players(runtime, "images")
-    game = InpaintingGame(*players, X[10:], X[:10], 6, PUBLISHED, runtime)
-    errors, mistakes = [5, 4, 2, 3, 2, 9], [1.5, 1.2, 1.3, 1.2, 0.5, 1.4]
-    moments = []
-
-    def figures():
-        moments.append([weights_of(network) for network in (game.inpainter, game.detector)])
-        return errors[len(moments) - 1], mistakes[len(moments) - 1]
-
-    monkeypatch.setattr(game, "_figures", figures)
-    for _ in range(6):
-        game.step()
-    assert len(moments) == 6
-    for i, best in ((0, 2), (1, 4)):  # of two equal ones, the earlier
-        kept = weights_of(game.result[i])
-        for name, value in moments[best][i].items():
-            np.testing.assert_array_equal(kept[name], value)
-        assert max(moved(moments[-1][i], kept)) > 0
-
-
-def test_published_figures_are_those_of_section_4_3(runtime):
-    inpainter, detector, regions, X = make_players(runtime, "table")
-    with torch.no_grad():
-        for parameter in (*inpainter.parameters(), *detector.parameters()):
-            parameter.zero_()
-    game = InpaintingGame(inpainter, detector, regions, X, X, 1, PUBLISHED, runtime)
-    game.validation = torch.full((20, 6), 3.0)
-    error, mistakes = game._figures()
-    assert error == pytest.approx(9)  # I says 0
-    assert mistakes == 0  # D does not call anything irregular, nor regular
-    with torch.no_grad():
-        game.detector.perceptron.layers[-1].bias.fill_(1)
-    game.validation = X
-    assert game._figures()[1] == 1  # all regular rows are misjudged, no inpainted one
-
-
-@KINDS
-@pytest.mark.parametrize("settings", [SETTINGS, PUBLISHED], ids=["default", "published"])
-@pytest.mark.parametrize("n_steps", [1, 4])
-def test_an_early_stop_keeps_what_was_learned(runtime, kind, settings, n_steps):
-    losses, before, after = play(runtime, kind, settings, 200, stop_after=n_steps)
-    assert len(losses) == n_steps
-    for i in range(2):
-        assert max(moved(before[i], after[i])) > 0
-
-
-def test_players_are_averaged_over_steps(runtime):
-    *players, X = make_players(runtime, "images")
-    first = weights_of(players[0])
-    game = InpaintingGame(*players, X, X, 60, SETTINGS, runtime)
-    for _ in range(60):
-        game.step()
-    last, average = weights_of(game.inpainter), weights_of(game.result[0])
-    distance = {
-        name: np.sqrt(
-            sum(
-                np.square(average[key] - weights[key]).sum()
-                for key in weights
-                if weights[key].ndim > 1
-            )
-        )
-        for name, weights in (("first", first), ("last", last))
-    }
-    assert 0 < distance["last"] < 0.3 * distance["first"]
-    assert not game.result[0].training
-    assert not game.result[1].training
-
-
-@KINDS
-@pytest.mark.parametrize("settings", [SETTINGS, PUBLISHED], ids=["default", "published"])
-def test_a_game_leaves_global_generators_alone(kind, settings):
-    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
-    results = [
-        play(Runtime.create("cpu", "float32", seed), kind, settings, 4)[2] for seed in (0, 0, 1)
-    ]
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    for first, same, other in zip(*results, strict=True):
-        assert max(moved(first, same)) == 0
-        assert max(moved(first, other)) > 0
-
-
-@KINDS
-def test_a_game_in_bfloat16(kind):
-    settings = replace(SETTINGS, adversarial_weight=0.1)
-    losses, _, after = play(Runtime.create("cpu", "bfloat16", 0), kind, settings, 80)
-    values = [step["reconstruction_loss"] for step in losses]
-    assert np.mean(values[-20:]) < 0.9 * np.mean(values[:20])
-    assert all(
-        value.dtype in (np.float32, np.int64) for weights in after for value in weights.values()
-    )
-
-
-# Canvas
-
-
-@pytest.mark.parametrize("width", [1, 3, 9, 41])
-def test_box_means_are_scipys(width):
-    images = torch.randn(2, 3, 17, 30)
-    found = box_mean(images, width)
-    assert found.shape == images.shape
-    size = (1, 1, width, width)
-    inside = ndimage.uniform_filter(np.ones((1, 1, 17, 30)), size, mode="constant")
-    expected = ndimage.uniform_filter(images.double().numpy(), size, mode="constant") / inside
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def make_canvas(X, region_size, stride=8, even_light=True, region_pixels=(12, 20)):
-    canvas = Canvas(X.shape[1:], region_size, region_pixels, stride, even_light)
-    canvas.fit(X.reshape(len(X), -1))
-    return canvas
-
-
-def uneven_images(n=6, shape=(2, 40, 52)):
-    rng = np.random.default_rng(0)
-    light = np.linspace(1, 5, shape[-1])
-    return 100 + 20 * light * (3 + ndimage.gaussian_filter1d(rng.normal(size=(n, *shape)), 3))
-
-
-@pytest.mark.parametrize(
-    ("region_size", "scaled", "size"),
-    [
-        (12, 12, (40, 52)),
-        (16, 16, (40, 52)),
-        (20, 20, (40, 52)),
-        (8, 16, (80, 104)),
-        (4, 16, (160, 208)),
-        (32, 16, (20, 26)),
-        (40, 16, (16, 21)),
-    ],
-)
-@pytest.mark.parametrize("stride", [4, 16])
-def test_a_canvas_gives_regions_one_size(region_size, scaled, size, stride):
-    X = uneven_images()
-    canvas = make_canvas(X, region_size, stride)
-    assert canvas.region_size == scaled
-    assert all(length % stride == 0 for length in canvas.padded_size)
-    assert all(0 <= a - b < stride for a, b in zip(canvas.padded_size, size, strict=True))
-    drawn = canvas.encode(X.reshape(6, -1))
-    assert drawn.shape == (6, 2, *canvas.padded_size)
-    assert drawn.dtype == torch.float32
-    # What was padded goes on as the border ends.
-    assert (drawn[..., size[0] - 1 :, :] == drawn[..., size[0] - 1 : size[0], :]).all()
-    assert (drawn[..., size[1] - 1 :] == drawn[..., size[1] - 1 : size[1]]).all()
-
-
-@pytest.mark.parametrize("even_light", [False, True])
-@pytest.mark.parametrize("stride", [4, 16])
-@pytest.mark.parametrize(("region_size", "tolerance"), [(16, 1e-6), (6, 0.15), (28, 0.25)])
-def test_images_come_back_from_the_canvas(even_light, stride, region_size, tolerance):
-    X = uneven_images()
-    rows = X.reshape(6, -1)
-    canvas = make_canvas(X, region_size, stride, even_light)
-    back = canvas.decode(canvas.encode(rows), rows)
-    assert back.shape == rows.shape
-    assert back.dtype == np.float64
-    assert np.sqrt(np.mean(np.square(back - rows))) < tolerance * rows.std()
-
-
-@pytest.mark.parametrize("region_size", [16, 8, 32])
-def test_maps_lie_where_the_pixels_are(region_size):
-    X = uneven_images()
-    canvas = make_canvas(X, region_size, 16, even_light=False)
-    marked = np.zeros_like(X)
-    marked[:, :, 8:24, 28:44] = 1e5
-    drawn = canvas.encode(marked.reshape(6, -1))
-    threshold = (drawn.max() + drawn.min()) / 2
-    found = canvas.to_pixels((drawn > threshold).float()) > 0.5
-    np.testing.assert_array_equal(found, marked > 0)
-
-
-def textures(n, seed):
-    """Images whose contrast changes from left to right, and noise for their maps."""
-    rng = np.random.default_rng(seed)
-    images = rng.normal(size=(n, 2, 48, 64)) * np.geomspace(0.2, 5, 64)
-    return torch.from_numpy(images).float(), torch.from_numpy(rng.normal(size=(n, 2, 48, 64)))
-
-
-def test_maps_are_judged_by_what_is_usual_in_such_surroundings():
-    def maps_of(images, noise):
-        contrast = box_mean(images.square().mean(1, keepdim=True), 9).add(0.1).log()
-        return torch.cat([3 * contrast + 1, 5 + contrast.square()], dim=1) + (
-            0.1 * (contrast + 4) * noise
-        )
-
-    scaler = ConditionalScaler(9)
-    batches = [(maps_of(*textures(4, seed)), textures(4, seed)[0]) for seed in range(4)]
-    scaler.fit(batches)
-    images, noise = textures(10, 9)
-    maps = maps_of(images, noise)
-    known = torch.cat([maps for maps, _ in batches])
-    at_all = (maps - known.mean((0, 2, 3), keepdim=True)) / known.std((0, 2, 3), keepdim=True)
-    deviations = scaler.transform(maps, images)
-    assert (deviations > at_all - 0.2).all()
-    # Where little goes on, what is far below the mean is usual, and a little less far is not.
-    calm = deviations[:, 0, :, :12].double()
-    assert abs(calm.mean()) < 0.35
-    assert 0.7 < calm.std() < 1.4
-    maps[:, 0, 20, 5] += 2
-    at_all[:, 0, 20, 5] += 2 / known[:, 0].std()
-    assert (at_all[:, 0, 20, 5] < 0).all()
-    calm = scaler.transform(maps, images)[:, 0, :, :12].flatten(1)
-    assert (calm.argmax(1) == 20 * 12 + 5).all()
-
-
-def test_surroundings_beyond_the_known_count_as_the_last_known():
-    images, noise = textures(8, 0)
-    scaler = ConditionalScaler(9).fit([(noise, images)])
-    beyond, further = (scaler.transform(noise, factor * images) for factor in (1e3, 1e5))
-    assert beyond.isfinite().all()
-    same = (slice(None), slice(None), slice(None), slice(32, None))
-    np.testing.assert_allclose(beyond[same].std(), noise[same].std(), rtol=0.3)
-    assert (beyond - further)[same].abs().mean() < 0.3
-
-
-def test_even_light_hides_the_light_and_nothing_else():
-    rng = np.random.default_rng(0)
-    texture = rng.normal(size=(5, 1, 60, 60))
-    light = np.linspace(1, 4, 60)
-    even, raw = (
-        [
-            make_canvas(X, 12, 4, even_light).encode(X.reshape(5, -1)).numpy()
-            for X in (texture, light * (texture + 3))
-        ]
-        for even_light in (True, False)
-    )
-    assert np.corrcoef(even[0].ravel(), even[1].ravel())[0, 1] > 0.95
-    assert np.corrcoef(raw[0].ravel(), raw[1].ravel())[0, 1] < 0.8
-    assert abs(even[1].mean()) < 0.1
-    assert 0.8 < even[1].std() < 1.1
-
-
-@pytest.mark.parametrize(("brightness", "expected"), [(0, False), (3, True)])
-def test_light_is_evened_if_it_is_uneven(brightness, expected):
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(5, 1, 60, 60)) + brightness * rng.normal(size=(5, 1, 1, 1))
-    drawn = {
-        asked: make_canvas(X, 12, 4, asked).encode(X.reshape(5, -1))
-        for asked in (None, True, False)
-    }
-    assert torch.equal(drawn[None], drawn[expected])
-    assert not torch.equal(drawn[None], drawn[not expected])
-
-
-def test_a_canvas_standardises_channels_and_keeps_their_contrast():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(20, 2, 24, 24)) * [[[1.0]], [[3.0]]] + [[[5.0]], [[-9.0]]]
-    drawn = make_canvas(X, 12, 8, even_light=False).encode(X.reshape(20, -1))
-    torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
-    quiet, loud = drawn.std((0, 2, 3)).tolist()
-    assert loud / quiet == pytest.approx(3, rel=0.05)
+    for _, trainer in all_trainers(seed=0):
+        trainer_checks.check_rates_can_be_lowered(trainer)
 
 
 # Snapshots
@@ -1200,10 +646,48 @@ def test_a_canvas_standardises_channels_and_keeps_their_contrast():
 
 @pytest.mark.parametrize(
     ("max_steps", "n", "expected"),
-    [(160, 6, [0, 10, 20, 40, 80, 160]), (0, 6, [0]), (1, 4, [0, 1]), (100, 1, [0])],
+    [(160, 6, [0, 10, 20, 40, 80, 160]), (0, 6, [0]), (1, 4, [0, 1]), (100, 1, [0, 100])],
 )
-def test_geometric_steps(max_steps, n, expected):
-    assert geometric_steps(max_steps, n) == expected
+def test_geometric_snapshots(runtime, max_steps, n, expected):
+    gan = fit_gan(
+        runtime, torch.randn(50, 2), (2,), max_steps=max_steps, n_snapshots=n, n_members=1
+    )
+    assert [snapshot.step for snapshot in gan.snapshots_] == expected
+
+
+def test_roles_of_geometric_snapshots_follow_their_distance(runtime):
+    """Those whose samples lie among normal points are normal; others make the outliers."""
+    gan = WassersteinGAN(max_steps=8, n_snapshots=4, n_members=1)
+    fractions = iter([0.0, 0.2, 0.9, 0.01])
+    seen = []
+
+    def fraction_inside(points):
+        seen.append(points.shape)
+        return next(fractions)
+
+    rows = np.random.default_rng(0).normal(size=(50, 2))
+    gan.fit_in(rows, make_session(runtime), make_space((2,), fraction_inside=fraction_inside))
+    roles = {snapshot.step: snapshot.role for snapshot in gan.snapshots_}
+    assert roles == {0: "far", 2: "boundary", 4: "normal", 8: "far"}
+    assert len(set(seen)) == 1
+    state = runtime.rng.get_state()
+    outliers = gan.draw(9, runtime.rng)
+    runtime.rng.set_state(state)
+    by_hand = gan.draw(9, runtime.rng, [s for s in gan.snapshots_ if s.role != "normal"])
+    np.testing.assert_array_equal(outliers, by_hand)
+
+
+def test_epochs_of_the_loss_rule(runtime):
+    """A candidate for each epoch: 320 rows are 5 batches of 32 for a critic of 2 steps."""
+    seen = []
+    settings = {"max_steps": 23, "batch_size": 32, "n_critic": 2, "n_members": 1}
+
+    def all_of_them(snapshots):
+        seen.extend(snapshots)
+        return snapshots
+
+    fit_gan(runtime, torch.randn(320, 2), (2,), snapshots=all_of_them, **settings)
+    assert [snapshot.step for snapshot in seen] == [0, 5, 10, 15, 20, 23]
 
 
 def test_roles_follow_the_fall_of_the_loss():
@@ -1236,6 +720,27 @@ def test_selection_helpers():
 
 
 # Runtime
+
+
+def test_global_generators_are_put_back_also_after_an_error(runtime):
+    def draw_and_fail():
+        with globally_seeded(runtime.rng):
+            drawn.append(torch.rand(3))
+            raise ZeroDivisionError
+
+    before, drawn = torch.get_rng_state(), []
+    for _ in range(2):
+        runtime.rng.manual_seed(3)
+        with pytest.raises(ZeroDivisionError):
+            draw_and_fail()
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(5)  # of which nothing depends
+        before = torch.get_rng_state()
+    assert torch.equal(*drawn)
+    with globally_seeded(runtime.rng, 7) as seed:
+        assert seed == 7
+        fixed = torch.rand(3)
+    assert torch.equal(fixed, torch.rand(3, generator=torch.Generator().manual_seed(7)))
 
 
 def test_single_thread_gives_the_threads_back_after_an_error():

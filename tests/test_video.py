@@ -8,8 +8,11 @@ import av
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import (
     check_estimator_cloneable,
     check_estimator_repr,
@@ -17,21 +20,24 @@ from sklearn.utils.estimator_checks import (
 )
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
-from sklearn_g2d.errors import VideoFileError
+from sklearn_g2d.avid import MaskedInpainting, PatchNet, UNet
+from sklearn_g2d.errors import UnsupportedObjectError, VideoFileError
+from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.metrics import outlier_roc_auc_score
 from sklearn_g2d.video import (
+    ClipDetector,
     Foreground,
     ForegroundMotion,
     FramePatches,
     MotionChannels,
     OpticalFlow,
-    PatchDetector,
     PatchMotion,
     read_frames,
     smooth_over_time,
     split_clips,
     stream_channels,
 )
+from sklearn_g2d.video._clips import ClipTransformer
 
 CHANNELS = [MotionChannels(), OpticalFlow(), Foreground(), ForegroundMotion()]
 
@@ -73,8 +79,9 @@ def walkers():
 
 
 def walker_detector(**params):
-    g2d = G2DOutlierDetector(max_steps=2, n_estimators=4, random_state=0)
-    return PatchDetector(
+    classifier = NetworkClassifier(n_members=4, max_steps=100)
+    g2d = G2DOutlierDetector(classifier=classifier, random_state=0)
+    return ClipDetector(
         make_pipeline(PatchMotion(), g2d),
         **{
             "channels": ForegroundMotion(OpticalFlow(lag=1)),
@@ -307,8 +314,28 @@ def test_foreground_motion_joins_both():
     assert joined.shape[1] == 3
     np.testing.assert_array_equal(joined[:, :2], clone(flow).fit_transform(clip))
     np.testing.assert_array_equal(joined[:, 2:], clone(foreground).fit_transform(clip))
-    changed = ForegroundMotion(flow).set_params(flow__lag=3)
-    assert changed._n_previous == 3
+
+
+@pytest.mark.parametrize(
+    ("transformer", "changes"),
+    [
+        (OpticalFlow(), {"output": "velocity", "method": "dis", "lag": 1, "window_size": 5}),
+        (Foreground(), {"low": 30.0, "high": 90.0}),
+        (ForegroundMotion(OpticalFlow()), {"flow__lag": 4, "foreground": Foreground(0, 9)}),
+        (FramePatches(8, 2), {"patch_size": 5, "overlap": 0}),
+        (PatchMotion(), {"squares": (0.2,), "fraction": True}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_parameters_set_after_fit_change_no_channels(transformer, changes):
+    clip = random_clip(9, shape=(2, 20, 24))
+    fitted = clone(transformer).fit(clip)
+    expected = fitted.transform(clip)
+    fitted.set_params(**changes)
+    np.testing.assert_array_equal(fitted.transform(clip), expected)
+    if isinstance(transformer, ClipTransformer):
+        np.testing.assert_array_equal(np.concatenate([*stream_channels(fitted, clip)]), expected)
+    assert not np.array_equal(fitted.fit(clip).transform(clip), expected)
 
 
 # Patches
@@ -330,7 +357,7 @@ def test_patches_are_cut_in_order(patch_size, overlap):
     assert patches.grid_shape_ == (len(rows), len(columns))
     np.testing.assert_array_equal(patches.transform(frames), expected)
     means = np.mean(expected, axis=(2, 3))[:, 1]
-    np.testing.assert_allclose(patches.means(frames[:, 1]), means)
+    np.testing.assert_allclose(patches.means(frames[:, 1]).ravel(), means)
 
     # A pixel of a map has the mean value of the patches that cover it.
     values = np.arange(len(expected), dtype=float)
@@ -341,6 +368,11 @@ def test_patches_are_cut_in_order(patch_size, overlap):
         sums[covered] += value
         counts[covered] += 1
     np.testing.assert_allclose(patches.to_maps(values), sums / counts)
+    by_frame = values.reshape(3, patches.n_patches_)
+    np.testing.assert_array_equal(patches.to_maps(by_frame), patches.to_maps(values))
+    for wrong in (values[1:], by_frame.T):
+        with pytest.raises(ValueError, match="values must be one for each of the"):
+            patches.to_maps(wrong)
 
 
 def test_patches_of_the_paper():
@@ -372,9 +404,9 @@ def test_patch_motion_weighs_speed_by_foreground():
             energy = ((right**2 + down**2) * foreground)[inside, inside].mean()
             weight = foreground[inside, inside].mean() + 0.05
             assert rows[i, column] == pytest.approx(np.sqrt(energy / weight))
-    with_share = PatchMotion(squares=(0.4, 1), share=True).fit_transform(patches)
-    np.testing.assert_array_equal(with_share[:, 1:], rows)
-    np.testing.assert_allclose(with_share[:, 0] ** 2, patches[:, 2].mean(axis=(1, 2)))
+    with_fraction = PatchMotion(squares=(0.4, 1), fraction=True).fit_transform(patches)
+    np.testing.assert_array_equal(with_fraction[:, 1:], rows)
+    np.testing.assert_allclose(with_fraction[:, 0] ** 2, patches[:, 2].mean(axis=(1, 2)))
     # More of a crowd at the same speed is hardly faster, and nothing is still.
     crowd = np.full((3, 2, 10, 10), 0.5)
     crowd[:, 1] = np.array([0, 0.5, 1])[:, None, None]
@@ -392,7 +424,7 @@ def test_patch_motion_weighs_speed_by_foreground():
 
 def test_scores_and_maps_by_hand():
     clips = [random_clip(6, seed=1), random_clip(4, seed=2)]
-    detector = PatchDetector(
+    detector = ClipDetector(
         MeanDetector(), patch_size=8, overlap=4, n_worst=3, n_smoothed=3, contamination=0.2
     ).fit(clips)
     assert detector.estimator_.n_fitted_ == 10 * 4 * 5
@@ -413,9 +445,8 @@ def test_scores_and_maps_by_hand():
     pooled = np.sort(scores, axis=1)[:, :3].mean(axis=1)
     np.testing.assert_allclose(detector.patch_scores(clips), scores)
     np.testing.assert_allclose(detector.score_samples(clips), pooled)
-    np.testing.assert_allclose(
-        detector.anomaly_map(clips), detector.patches_.to_maps(-scores.ravel())
-    )
+    np.testing.assert_allclose(detector.anomaly_map(clips), detector.patches_.to_maps(-scores))
+    np.testing.assert_allclose(detector.calibration_scores_, np.sort(pooled))
     assert detector.offset_ == pytest.approx(np.percentile(pooled, 20))
     predicted = detector.predict(clips)
     np.testing.assert_array_equal(predicted, np.where(pooled < detector.offset_, -1, 1))
@@ -426,13 +457,13 @@ def test_per_location_standardises_each_place():
     clip = random_clip(40).astype(np.float64)
     clip[:, :, :, 12:] *= 5  # bright and lively there, which is usual
     params = {"patch_size": 4, "overlap": 0, "n_worst": 1}
-    detector = PatchDetector(MeanDetector(), per_location=True, **params).fit(clip)
+    detector = ClipDetector(MeanDetector(), per_location=True, **params).fit(clip)
     scores = detector.patch_scores(clip)
     np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-9)
     np.testing.assert_allclose(scores.std(axis=0), 1)
     odd = clip[:6].copy()
     odd[:, :, 4:8, 4:8] = 255  # brighter than it ever is here, but not than it is over there
-    plain = PatchDetector(MeanDetector(), **params).fit(clip)
+    plain = ClipDetector(MeanDetector(), **params).fit(clip)
     worst = detector.patch_scores(odd).argmin(axis=1)
     assert (worst == 1 * 6 + 1).all()
     assert (plain.patch_scores(odd).argmin(axis=1) != 1 * 6 + 1).all()
@@ -443,16 +474,16 @@ def test_empty_patches_are_skipped():
     clip[:, :, :6, :6] = np.linspace(10, 14, 5)[:, None, None, None]
     params: dict = {"patch_size": 6, "overlap": 0, "min_foreground": 5}
     with pytest.raises(ValueError, match="'min_foreground' parameter"):
-        PatchDetector(MeanDetector(), **params).fit(clip)
+        ClipDetector(MeanDetector(), **params).fit(clip)
     params["min_foreground"] = 0.4
     clip /= 20
-    detector = PatchDetector(MeanDetector(), **params).fit(clip)
+    detector = ClipDetector(MeanDetector(), **params).fit(clip)
     assert detector.estimator_.n_fitted_ == 5
     scores = detector.patch_scores(clip)
     np.testing.assert_allclose(scores[:, 0], -clip[:, 0, 0, 0])
     np.testing.assert_allclose(scores[:, 1:], -0.5)  # the best score of the training patches
     with pytest.raises(ValueError, match=r"All patches are empty.*min_foreground=0.9"):
-        PatchDetector(MeanDetector(), **params | {"min_foreground": 0.9}).fit(clip)
+        ClipDetector(MeanDetector(), **params | {"min_foreground": 0.9}).fit(clip)
 
 
 def test_patches_are_drawn_from_all_clips():
@@ -464,12 +495,12 @@ def test_patches_are_drawn_from_all_clips():
             return super().fit(X)
 
     params = {"patch_size": 4, "overlap": 0, "max_patches": 400}
-    means = PatchDetector(Remembering(), random_state=0, **params).fit(clips).estimator_.means_
+    means = ClipDetector(Remembering(), random_state=0, **params).fit(clips).estimator_.means_
     counts = np.bincount(means.astype(int))
     assert counts.sum() == 400
     assert np.abs(counts - 100).max() < 4 * np.sqrt(400 * 0.25 * 0.75)
-    again = PatchDetector(Remembering(), random_state=0, **params).fit(clips).estimator_.means_
-    other = PatchDetector(Remembering(), random_state=1, **params).fit(clips).estimator_.means_
+    again = ClipDetector(Remembering(), random_state=0, **params).fit(clips).estimator_.means_
+    other = ClipDetector(Remembering(), random_state=1, **params).fit(clips).estimator_.means_
     np.testing.assert_array_equal(means, again)
     assert not np.array_equal(means, other)
 
@@ -498,7 +529,6 @@ def test_a_failed_fit_changes_nothing(walkers, fitted):
     detector = copy.copy(fitted).set_params(min_foreground=0.99)
     with pytest.raises(ValueError, match="All patches are empty"):
         detector.fit(random_clip(6, shape=(1, 60, 60)))
-    detector.set_params(min_foreground=fitted.min_foreground)
     np.testing.assert_array_equal(detector.score_samples(fast), before)
 
 
@@ -514,12 +544,164 @@ def test_any_detector_and_nested_parameters(walkers):
 
 def test_avid_pipeline_gives_a_score_for_each_frame(walkers):
     normal, calm, fast, _ = walkers
-    avid = AVIDDetector(region_size=8, max_steps=2, per_location=True, random_state=0, width=4)
+    avid = AVIDDetector(
+        region_size=8,
+        training=MaskedInpainting(max_steps=2),
+        inpainter=UNet(channels=4),
+        detector=PatchNet(channels=4),
+        per_location=True,
+        random_state=0,
+    )
     detector = make_pipeline(MotionChannels(), avid).fit(normal)
     together = detector.score_samples([calm, fast])
     assert together.shape == (24,)
     np.testing.assert_allclose(together[12:], detector.score_samples(fast), rtol=1e-6)
     assert detector[-1].image_shape_ == (3, 48, 64)
+
+
+# What it shares with the other detectors
+
+
+def flatten(patches):
+    return patches.reshape(len(patches), -1)
+
+
+def forest_detector(**params):
+    forest = IsolationForest(n_estimators=10, max_samples=50)
+    params = {"patch_size": 8, "overlap": 4, "n_worst": 3, "random_state": 0, **params}
+    return ClipDetector(make_pipeline(FunctionTransformer(flatten), forest), **params)
+
+
+NOISE = [random_clip(30, seed=1), random_clip(25, seed=2)]
+NEW_NOISE = [random_clip(12, seed=3), random_clip(8, seed=4)]
+
+
+def test_clip_detector_follows_scikit_learn():
+    detector = forest_detector()
+    check_estimator_cloneable("ClipDetector", detector)
+    check_estimator_repr("ClipDetector", detector)
+    check_no_attributes_set_in_init("ClipDetector", detector)
+    with pytest.raises(NotFittedError):
+        detector.score_samples(NOISE)
+    assert detector.fit(NOISE).n_features_in_ == 20 * 24
+    is_outlier = detector.decision_function(NEW_NOISE) < 0
+    np.testing.assert_array_equal(detector.predict(NEW_NOISE), np.where(is_outlier, -1, 1))
+    np.testing.assert_array_equal(detector.fit_predict(NOISE), detector.predict(NOISE))
+    assert (detector.predict(NOISE) == -1).sum() == 3  # a twentieth of 55, by the 5 % quantile
+    same = forest_detector(contamination=0.05).fit(NOISE)
+    assert same.offset_ == detector.offset_
+
+
+def test_calibration_promises_a_rate_for_new_frames():
+    detector = forest_detector().fit(NOISE)
+    scores = detector.score_samples(NEW_NOISE)
+    before = detector.p_values(NEW_NOISE)
+    trained = np.sort(detector.score_samples(NOISE))
+    np.testing.assert_allclose(before, [(1 + (trained <= s).sum()) / 56 for s in scores])
+    assert detector.calibrate(NEW_NOISE, false_alarm_rate=0.1) is detector
+    np.testing.assert_array_equal(detector.calibration_scores_, np.sort(scores))
+    assert detector.offset_ == np.sort(scores)[1]  # the second of 20
+    after = detector.p_values(NEW_NOISE)
+    np.testing.assert_allclose(after, [(1 + (scores <= s).sum()) / 21 for s in scores])
+    with pytest.raises(ValueError, match="needs at least 99 held-out normal"):
+        detector.calibrate(NEW_NOISE, false_alarm_rate=0.01)
+    assert detector.offset_ == np.sort(scores)[1]
+
+
+def test_files_keep_scores_maps_and_streams(walkers, tmp_path):
+    normal, calm, fast, _ = walkers
+    detector = walker_detector(n_smoothed=3, per_location=True).fit(normal).calibrate(calm, 0.2)
+    detector.save(tmp_path / "walkers.skops")
+    loaded = ClipDetector.load(tmp_path / "walkers.skops")
+    for method in ("score_samples", "predict", "p_values", "anomaly_map", "patch_scores"):
+        given = getattr(loaded, method)([calm, fast])
+        np.testing.assert_array_equal(given, getattr(detector, method)([calm, fast]))
+    for (score, one), (expected, map_) in zip(
+        loaded.stream(fast), detector.stream(fast), strict=True
+    ):
+        assert score == expected
+        np.testing.assert_array_equal(one, map_)
+    assert repr(loaded) == repr(detector)
+    with pytest.raises(ValueError, match="ClipDetector, not a G2DOutlierDetector"):
+        G2DOutlierDetector.load(tmp_path / "walkers.skops")
+
+
+def test_what_cannot_be_exported_says_what_can(fitted, tmp_path):
+    with pytest.raises(UnsupportedObjectError, match="Export the detector of patches inside"):
+        fitted.to_onnx(tmp_path / "clips.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+CHANGES = {
+    "estimator": MeanDetector(),
+    "channels": MotionChannels(),
+    "patch_size": 9,
+    "overlap": 2,
+    "min_foreground": 0.999,
+    "max_patches": 100,
+    "n_worst": 2,
+    "n_smoothed": 2,
+    "per_location": True,
+    "contamination": 0.3,
+    "random_state": 1,
+}
+
+
+def test_parameters_set_after_fit_change_no_score():
+    detector = forest_detector(min_foreground=0.5).fit(NOISE)
+
+    def outputs():
+        yield detector.decision_function(NEW_NOISE)
+        yield detector.anomaly_map(NEW_NOISE)
+        yield detector.p_values(NEW_NOISE)
+        yield from detector.stream(NEW_NOISE[0])
+
+    before = pickle.dumps(list(outputs()))
+    assert CHANGES.keys() == detector.get_params(deep=False).keys()
+    for name, value in CHANGES.items():
+        detector.set_params(**{name: value})
+        assert pickle.dumps(list(outputs())) == before, name
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_parameter_matters(name):
+    clips, new = ([clip / 256 for clip in some] for some in (NOISE, NEW_NOISE))
+    plain = forest_detector(max_patches=500).fit(clips)
+    changes = {name: CHANGES[name]} | ({"min_foreground": 0.5} if name == "min_foreground" else {})
+    changed = clone(plain).set_params(**changes).fit(clips)
+    assert not np.array_equal(changed.decision_function(new), plain.decision_function(new))
+
+
+def test_parts_without_a_seed_get_one():
+    class Noisy(MotionChannels):
+        def __init__(self, random_state=None):
+            self.random_state = random_state
+
+        def _channels(self, clip, time):
+            noise = np.random.default_rng(self.random_state).normal(size=clip.shape[2:])
+            return super()._channels(clip, time) + 50 * noise.astype(np.float32)
+
+    def scores(seed):
+        detector = forest_detector(channels=Noisy(), random_state=seed).fit(NOISE)
+        return detector.score_samples(NEW_NOISE)
+
+    np.testing.assert_array_equal(scores(0), scores(0))
+    assert not np.array_equal(scores(0), scores(1))
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    class Wild(MeanDetector):
+        def score_samples(self, X):
+            scores = super().score_samples(X)
+            return np.where(scores < -200, np.nan, scores)
+
+    clip = np.full((6, 1, 12, 12), 20.0)
+    detector = ClipDetector(Wild(), patch_size=4, overlap=0).fit(clip)
+    clip[3, :, :4, :4] = 250
+    with pytest.raises(ValueError, match="Wild gives patches scores that are infinite or NaN"):
+        detector.score_samples(clip)
+    with pytest.raises(ValueError, match="infinite or NaN"):
+        detector.fit(clip)
 
 
 # Streams
@@ -594,6 +776,16 @@ def test_short_and_foreign_streams(walkers, fitted):
     with pytest.raises(ValueError, match="has 3 frames, but MotionChannels needs at least 5"):
         list(stream_channels(MotionChannels().fit(fast), fast[:3]))
     assert list(fitted.stream([])) == []
+    plain = ClipDetector(MeanDetector(), patch_size=8).fit(fast)
+    with pytest.raises(ValueError, match=r"shape \(1, 60, 70\), but ClipDetector was fitted on"):
+        list(plain.stream(random_clip(2, shape=(1, 60, 70))))
+    with pytest.raises(ValueError, match="NaN"):
+        list(plain.stream([*fast[:2], np.full((1, 48, 64), np.nan)]))
+    foreign = FunctionTransformer(np.concatenate, check_inverse=False)
+    foreign = ClipDetector(MeanDetector(), channels=foreign, patch_size=8).fit(fast)
+    np.testing.assert_array_equal(foreign.score_samples(fast), plain.score_samples(fast))
+    with pytest.raises(TypeError, match="FunctionTransformer does not tell how many"):
+        list(foreign.stream(fast))
     with pytest.raises(ValueError, match=r"was fitted on \(1, 48, 64\).*gray"):
         list(fitted.stream(fast.repeat(3, axis=1)))
 

@@ -3,59 +3,76 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import uniform_filter
-from sklearn.callback import CallbackContext, with_callbacks
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch.nn import functional as F
+from torch import nn
 
-from sklearn_g2d._base import BaseDetector
-from sklearn_g2d.avid._models import ImagePlayers, Maps, Players, TablePlayers
-from sklearn_g2d.avid._recipes import AVID_IMAGE_RECIPES, AVID_RECIPES, AVIDRecipe
-from sklearn_g2d.training.history import History, average, extend, n_steps
-from sklearn_g2d.training.runtime import Runtime, single_thread
-from sklearn_g2d.utils.mapped import take
-from sklearn_g2d.utils.recipes import resolve
-from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d._base import NetworkDetector
+from sklearn_g2d.avid._export import ScoringGraph
+from sklearn_g2d.avid._masking import divide_columns
+from sklearn_g2d.avid._models import ImageModel, TableModel
+from sklearn_g2d.avid._networks import (
+    DETECTOR_CONSTRAINT,
+    INPAINTER_CONSTRAINT,
+    CellNetwork,
+    Network,
+    PatchNet,
+    UNet,
+    build_network,
+    common_stride,
+)
+from sklearn_g2d.avid._paper import AdversarialInpainting
+from sklearn_g2d.avid._preprocessing import ImagePreprocessor
+from sklearn_g2d.avid._scoring import MapScorer
+from sklearn_g2d.avid._training import CellInpainting, MaskedInpainting, Training
+from sklearn_g2d.features import SquashingScaler
+from sklearn_g2d.training import parallel
+from sklearn_g2d.training.history import History, extend, n_steps
+from sklearn_g2d.training.session import Session
+from sklearn_g2d.utils.mapped import as_known_dtype, blocks, take
+from sklearn_g2d.utils.parts import clone_part
 
 # Training keeps its images in memory: at most so many values, drawn at random from more.
 MAX_TRAINING_VALUES = 2**26
 MAX_TABLE_ROWS = 50_000  # of a table: more hardly add to what a training looks at
 
-# Share of the training data that is kept from each pair of networks, and the most images, or
+# Fraction of the training data that the networks are not trained on, and the most images, or
 # rows, of it: they tell what maps of new normal data look like.
-_HELD_OUT_SHARE, _MAX_HELD_OUT_IMAGES, _MAX_HELD_OUT_ROWS = 0.2, 100, 2000
+_HELD_OUT_FRACTION, _MAX_HELD_OUT_IMAGES, _MAX_HELD_OUT_ROWS = 0.2, 100, 2000
 
-# Of the bend at which a map begins to count; an infinite one would make ties.
-_SHARPNESS = 3.0
-
-# Of I's map, where D's counts once: D knows fewer ways of being irregular.
-_INPAINTER_WEIGHT = 2.0
-
-# Quantiles of training maps: thresholds of I and D in Eq. 4, and the range of a color scale.
-_MASK_QUANTILES = 0.95, 0.95
+# Quantiles of maps of held-out data: the thresholds of Eq. 4, and the range of a color scale.
+_MASK_QUANTILE = 0.95
 _RANGE_QUANTILES = 0.005, 0.999
 
+# A table's values are bounded at so many standard deviations.
+_BOUND = 8.0
 
-class AVIDDetector(BaseDetector):
-    """Find irregular images and where they are irregular, by inpainting and patch detection.
+Source = Literal["combined", "inpainter", "detector"]
+SOURCES = get_args(Source)
 
-    Two networks are trained on normal images only [1]_: the inpainter I learns to restore
-    what was hidden from it, and the patch detector D to tell real regions from
-    irregular ones. An image is irregular where I restores something else than is there, and
-    where D says so. The default recipe changes what has to be changed for the method to detect: I
-    inpaints erased blocks instead of removing noise, and D learns from regions exchanged
-    between training images. On rows of a table the regions are the cells: the map
-    says which features of a row are odd.
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class AVIDDetector(NetworkDetector):
+    """Find anomalous images and where they are anomalous, by inpainting and patch detection.
+
+    Two networks are trained on normal images only [1]_: the inpainter learns to restore what was
+    hidden from it, and the detector to tell normal regions from others. A place is anomalous where
+    the inpainter restores something else than is there, and where the detector says so. The
+    defaults change what has to be changed for the method to detect: the inpainter fills in hidden
+    blocks instead of removing noise, and the detector learns from regions exchanged between
+    training images. `from_paper` is the published method. On rows of a table the regions are the
+    cells: the map says which features of a row are odd.
 
     Scores are **higher for more normal** images, and `predict` gives **+1 for inliers and -1 for
     outliers**, as everywhere in scikit-learn; maps are **higher where an image is more
@@ -63,52 +80,45 @@ class AVIDDetector(BaseDetector):
 
     Parameters
     ----------
+    region_size : "auto" or int, default="auto"
+        Height and width in pixels of what is judged at once: about the size of the smallest
+        anomaly. "auto" takes an eighth of the shorter side, but at least 8. Images only.
+    training : MaskedInpainting, CellInpainting or AdversarialInpainting, default=None
+        How the networks are trained. None stands for ``MaskedInpainting()`` on images and
+        ``CellInpainting()`` on tables.
+    inpainter : UNet, CellNetwork or callable, default=None
+        Network that inpaints. None stands for ``UNet()`` on images and ``CellNetwork()`` on
+        tables. A callable is given the number of channels, or of columns, and returns a
+        `torch.nn.Module` whose ``forward(x, mask)`` maps x of shape (n, channels, height, width),
+        or (n, n_features), to values of that shape. The mask is 1 where x is hidden; it has one
+        sample or n, and one channel. Sizes of images are multiples of the module's attribute
+        `stride`, if it has one.
+    detector : PatchNet, CellNetwork or callable, default=None
+        Network that judges regions. None stands for ``PatchNet()`` on images and
+        ``CellNetwork()`` on tables. The ``forward(x)`` of a callable's module maps images to
+        logits of shape (n, 1, h, w), or rows to logits of their shape, high = anomalous.
+    combination : {"excess", "minimum", "inpainter", "detector"}, default="excess"
+        How the maps of both networks become one: the mean of what exceeds that of normal data,
+        the inpainter's twice; the lower one, as published; or that of one network.
+    error : {"log", "absolute"}, default="log"
+        What the inpainter's map shows: the logarithm of the squared error, on images averaged
+        over a region; or the absolute error, as published. With "log", both maps of images are
+        also standardised by what is expected at places of the same appearance.
+    top_fraction : float in (0, 1], default=0.2
+        Fraction of the regions, the most anomalous ones, whose mean is the score.
+    per_location : bool, default=False
+        Whether maps are standardised for each location by itself. For a fixed camera or a
+        part that always lies alike; needs some dozens of images. Always so on tables.
+    normalize_illumination : bool or "auto", default="auto"
+        Whether each place is seen relative to the mean and the deviation of a window of two
+        regions around it. "auto": only where such means make up a quarter of the variance of the
+        training images. Images only.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Where `predict` draws the line. A float flags that share of the training images.
+        Where `predict` draws the line. A float flags that fraction of the training images.
         "auto" promises about 5 % false alarms on new normal images, judged by held-out ones.
     image_shape : tuple of int, default=None
         Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of
         shape (n_samples, channels, height, width) need not say so.
-    recipe : "default" or "paper", default="default"
-        What the parameters left at None stand for: what measures best, or the published
-        method with its networks, losses, optimisers and maps.
-    region_size : int, default=None
-        Height and width in pixels of what is judged at once: about the size of the smallest
-        thing that can be irregular. None takes an eighth of the shorter side, but at least 8.
-        Images only.
-    corruption : "blocks" or "gaussian", default=None
-        What I has to repair in training. "blocks" (default recipe): erased blocks; they are
-        erased from new images, too. "gaussian" (paper recipe): noise everywhere, Eq. 2.
-    noise_scale : float, default=None
-        Standard deviation of that noise in units of the pixels', the paper's gamma. Both
-        recipes take .4.
-    reconstruction_weight : float, default=None
-        Weight of I's squared error. The default recipe takes 1, the paper recipe 0.
-    adversarial_weight : float, default=None
-        Weight, in I's loss, of D's judgement of the inpainted. Above 0, D also learns that what
-        came out otherwise than it was is irregular (paper recipe: all that was inpainted). The
-        default recipe takes 0, for it does not help (docs/ablation.md); the paper recipe 1.
-    map : "combined", "inpainter" or "detector", default="combined"
-        Whose map counts: both networks', or that of one, the paper's ablation. May be
-        changed after `fit`; `offset_` stays that of the map it was fitted with.
-    per_location : bool, default=False
-        Whether maps are standardised for each location by itself. For a fixed camera or a
-        part that always lies alike; needs some dozens of images. Always so on tables.
-    max_steps : int, default=None
-        Training steps; 0 leaves the networks untrained. The default recipe takes 4000 on
-        images and 2000 on tables, the paper recipe 1000.
-    batch_size : int, default=None
-        Crops, or rows, in a training step. Both recipes take 16 crops, 128 rows.
-    n_estimators : int, default=None
-        Pairs of networks, trained one after another, whose maps are averaged. Both recipes
-        take 1.
-    width : int, default=None
-        Maps of I at full resolution; those of other layers follow. The default recipe takes
-        16, the paper recipe 8; the authors' 64 wants a GPU. Images only.
-    even_light : bool, default=None
-        Whether each place is seen relative to the mean and the deviation of a window of two
-        regions around it. None leaves it to the training images under the default recipe: only
-        where such means make up a quarter of the variance; the paper recipe does not. Images only.
     device : str, default="auto"
         Device of training: "auto" takes CUDA, then MPS, then the CPU.
     precision : "auto", "float32" or "bfloat16", default="auto"
@@ -122,21 +132,22 @@ class AVIDDetector(BaseDetector):
 
     Attributes
     ----------
-    offset_ : float
-        Threshold: ``decision_function(X) = score_samples(X) - offset_``.
-    alpha_, zeta_ : float
-        Thresholds of Eq. 4 on the standardised maps of I and of D: quantiles of training maps.
-    map_range_ : tuple of float
-        Lowest and highest value of a color scale for maps: quantiles of training maps.
+    training_, inpainter_, detector_ : estimator or callable
+        The parts that were used.
     region_size_ : int
         What `region_size` came to; 1 on tables.
+    offset_ : float
+        Threshold: ``decision_function(X) = score_samples(X) - offset_``.
+    inpainter_threshold_, detector_threshold_ : float
+        Thresholds of Eq. 4 on the standardised maps: quantiles of held-out maps.
+    map_range_ : tuple of float
+        Lowest and highest value of a color scale for maps: quantiles of held-out maps.
     history_ : dict of ndarray
-        Losses by step: "reconstruction_loss" of I, "detector_loss" of D (Eq. 3 under the paper
-        recipe) and, with an adversarial term, "adversarial_loss". After a retry also
-        "networks_retries": the steps from which training was taken up again, each time at half
-        the learning rates.
+        Losses by step: "reconstruction_loss" of the inpainter, "detector_loss" and, where the
+        networks train against each other, "adversarial_loss". "networks_retries" are the steps
+        from which training was taken up again, if it was, each time at half the learning rates.
     n_iter_ : int
-        Training steps taken by each pair of networks.
+        Training steps taken.
     calibration_scores_ : ndarray
         Sorted scores of held-out normal images, on which `p_values` rest.
     device_ : str
@@ -150,7 +161,7 @@ class AVIDDetector(BaseDetector):
 
     See Also
     --------
-    G2DOutlierDetector : Says which images are irregular, in less time, but not where.
+    G2DOutlierDetector : Says which images are outliers, in less time, but not where.
     sklearn_g2d.display.AnomalyMapDisplay : Draws maps over images.
 
     References
@@ -162,201 +173,132 @@ class AVIDDetector(BaseDetector):
     --------
     >>> import numpy as np
     >>> from sklearn_g2d import AVIDDetector
+    >>> from sklearn_g2d.avid import MaskedInpainting
     >>> stripes = np.random.default_rng(0).normal(size=(50, 1, 32, 32)) + np.arange(32) % 4
-    >>> detector = AVIDDetector(max_steps=30, random_state=0).fit(stripes)
-    >>> detector.anomaly_map(stripes[:2]).shape
+    >>> detector = AVIDDetector(training=MaskedInpainting(max_steps=30), random_state=0)
+    >>> detector.fit(stripes).anomaly_map(stripes[:2]).shape
     (2, 32, 32)
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **BaseDetector._parameter_constraints,
-        "recipe": [StrOptions(set(AVID_RECIPES))],
-        "region_size": [Interval(Integral, 2, None, closed="left"), None],
-        "corruption": [StrOptions({"blocks", "gaussian"}), None],
-        "noise_scale": [Interval(Real, 0, None, closed="neither"), None],
-        "reconstruction_weight": [Interval(Real, 0, None, closed="left"), None],
-        "adversarial_weight": [Interval(Real, 0, None, closed="left"), None],
-        "map": [StrOptions({"combined", "inpainter", "detector"})],
-        "per_location": ["boolean"],
-        "even_light": ["boolean", None],
-        "width": [Interval(Integral, 2, None, closed="left"), None],
+    _n_stages = 1
+
+    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {
+        "training": MaskedInpainting,
+        "inpainter": UNet,
+        "detector": PatchNet,
     }
 
-    n_iter_: int
-    region_size_: int
-    alpha_: float
-    zeta_: float
-    map_range_: tuple[float, float]
-    history_: dict[str, NDArray[Any]]
-    _players: list[Players]
-    _map_means: Maps
-    _map_deviations: Maps
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **NetworkDetector._parameter_constraints,
+        "region_size": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left")],
+        "training": [Training, None],
+        "inpainter": INPAINTER_CONSTRAINT,
+        "detector": DETECTOR_CONSTRAINT,
+        "combination": [StrOptions({"excess", "minimum", "inpainter", "detector"})],
+        "error": [StrOptions({"log", "absolute"})],
+        "top_fraction": [Interval(Real, 0, 1, closed="right")],
+        "per_location": ["boolean"],
+        "normalize_illumination": [StrOptions({"auto"}), "boolean"],
+    }
 
-    def __init__(
-        self,
-        *,
-        contamination: float | Literal["auto"] = "auto",
-        image_shape: Sequence[int] | None = None,
-        recipe: Literal["default", "paper"] = "default",
-        region_size: int | None = None,
-        corruption: Literal["blocks", "gaussian"] | None = None,
-        noise_scale: float | None = None,
-        reconstruction_weight: float | None = None,
-        adversarial_weight: float | None = None,
-        map: Literal["combined", "inpainter", "detector"] = "combined",
-        per_location: bool = False,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        n_estimators: int | None = None,
-        width: int | None = None,
-        even_light: bool | None = None,
-        device: str = "auto",
-        precision: Literal["auto", "float32", "bfloat16"] = "auto",
-        warm_start: bool = False,
-        verbose: int = 0,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.contamination = contamination
-        self.image_shape = image_shape
-        self.recipe = recipe
-        self.region_size = region_size
-        self.corruption = corruption
-        self.noise_scale = noise_scale
-        self.reconstruction_weight = reconstruction_weight
-        self.adversarial_weight = adversarial_weight
-        self.map = map
-        self.per_location = per_location
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.n_estimators = n_estimators
-        self.width = width
-        self.even_light = even_light
-        self.device = device
-        self.precision = precision
-        self.warm_start = warm_start
-        self.verbose = verbose
-        self.random_state = random_state
+    region_size: int | Literal["auto"] = "auto"
+    training: Training | None = None
+    inpainter: Network | Callable[[int], nn.Module] | None = None
+    detector: Network | Callable[[int], nn.Module] | None = None
+    combination: Literal["excess", "minimum", "inpainter", "detector"] = "excess"
+    error: Literal["log", "absolute"] = "log"
+    top_fraction: float = 0.2
+    per_location: bool = False
+    normalize_illumination: bool | Literal["auto"] = "auto"
+    contamination: float | Literal["auto"] = "auto"
+    image_shape: Sequence[int] | None = None
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    warm_start: bool = False
+    verbose: int = 0
+    random_state: int | np.random.RandomState | None = None
 
-    @unchanged_on_failure
-    @with_callbacks
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Learn what normal images, or rows, look like.
+    @classmethod
+    def from_paper(
+        cls, data: Literal["images", "tables"] = "images", **changes: Any
+    ) -> AVIDDetector:
+        """Give the published method, every setting visible.
+
+        Channels of the networks are the authors' at an eighth, for theirs take a GPU. The paper
+        does not treat tables; there both networks are perceptrons.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Normal images or rows, at least two.
-        y : ignored
-            Accepted for scikit-learn's sake. Labels are not used: give normal data only.
+        data : {"images", "tables"}, default="images"
+            What the detector is for.
+        **changes
+            Parameters to set, also of parts: ``training__max_steps=20``.
 
         Returns
         -------
-        self
+        AVIDDetector
+            Not fitted.
 
-        Raises
-        ------
-        ValueError
-            If a parameter is out of range, or `X` holds NaN, infinity, text, complex or
-            sparse data, or fewer than two samples.
-        TrainingDivergedError
-            If training diverges, and three retries at lower learning rates do, too. Whatever is
-            raised, also by an interrupt, the estimator keeps the state that it had before.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If training diverged, but a retry did not; `history_` says where.
+        Examples
+        --------
+        >>> from sklearn_g2d import AVIDDetector
+        >>> AVIDDetector.from_paper("images", training__gamma=0.2).error
+        'absolute'
         """
-        self._validate_params()
-        n_pairs = self.n_estimators or AVID_RECIPES[self.recipe].n_estimators
-        context = self._init_callback_context(max_subtasks=n_pairs)
-        rows = self._validate_training(X)
-        random_state = self._begin(rows, context)
-        with single_thread() if self.image_shape_ is None else nullcontext():
-            self._fit(rows, random_state, context)
-        context.call_on_fit_task_end(estimator=self, X=rows)
-        return self
+        if data == "images":
+            ones = ((1.5, 1, 1),) * 2
+            layers = ((1.5, 11, 4), *ones, (1.5, 3, 2), *ones, (4, 5, 2), (8, 1, 1), (16, 1, 1))
+            parts: dict[str, Any] = {
+                "training": AdversarialInpainting(),
+                "inpainter": UNet(channels=8, first_skip=0),
+                "detector": PatchNet(8, layers, False, 0.0, region_pixels=(18, 22)),
+                "normalize_illumination": False,
+            }
+        elif data == "tables":
+            parts = {
+                "training": AdversarialInpainting(batch_size=128),
+                "inpainter": CellNetwork(),
+                "detector": CellNetwork(),
+            }
+        else:
+            raise ValueError(f'data must be "images" or "tables", got {data!r}.')
+        detector = cls(combination="minimum", error="absolute", top_fraction=0.1, **parts)
+        return detector.set_params(**changes)
 
-    def _fit(
-        self, X: NDArray[Any], random_state: np.random.RandomState, context: CallbackContext
-    ) -> None:
-        recipe = self._resolve_recipe()
-        self.region_size_ = self._resolve_region_size()
-        seed = int(random_state.randint(np.iinfo(np.int32).max))
-        runtime = Runtime.create(
-            self.device, self.precision, seed, prefer_bfloat16=self.image_shape_ is not None
-        )
-        self.device_ = str(runtime.device)
-        # More samples than fit into memory are drawn from at random.
-        most = self._max_samples(X.shape[1])
-        rows = self._pooled(X, most, random_state)
-        chosen = random_state.permutation(len(rows))[:most]
-        rows = take(rows, np.sort(chosen))
-        order = np.argsort(np.argsort(chosen))
-        if all(np.array_equal(rows[i], rows[order[0]]) for i in order[1:]):
-            warnings.warn(
-                "All training samples are alike: D has nothing to exchange between them, and any "
-                "deviation will count as irregular. Pass samples that differ as normal ones do.",
-                UserWarning,
-                stacklevel=5,
-            )
-        self._players = self._make_players(rows, recipe, runtime)
-        histories, held_out_maps = [], []
-        for pair, held_out in zip(self._players, self._held_out(order, recipe), strict=True):
-            histories.append(self._train_pair(pair, rows, held_out, recipe, runtime, context))
-            pair.learn_usual(rows[held_out])
-            held_out_maps.append(pair.maps(rows[held_out]))
-        history = average(histories)
-        if self.warm_start and hasattr(self, "history_"):
-            history = extend(self.history_, history)
-        self.history_, self.n_iter_ = history, n_steps(history)
-        self._learn_thresholds(X, held_out_maps)
-
-    def _train_pair(
-        self,
-        pair: Players,
-        X: NDArray[Any],
-        held_out: NDArray[np.intp],
-        recipe: AVIDRecipe,
-        runtime: Runtime,
-        context: CallbackContext,
-    ) -> History:
-        """Train I and D against each other, section 3.3; returns the losses."""
-        trained_on = np.setdiff1d(np.arange(len(X)), held_out)
-        if not len(trained_on):  # of very few samples, none are spared
-            trained_on = held_out
-        game = pair.game(X[trained_on], X[held_out], recipe, runtime)
-        remedy = "Lower reconstruction_weight, adversarial_weight or max_steps."
-        losses = self._train("networks", game, recipe.max_steps, context, remedy=remedy)
-        pair.adopt(game)
-        return losses
-
-    def anomaly_map(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Say where images, or rows, are irregular; **higher = more anomalous**.
+    def anomaly_map(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.float64]:
+        """Say where images, or rows, are anomalous; **higher = more anomalous**.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Images or rows.
+        source : {"combined", "inpainter", "detector"}, default="combined"
+            Whose map: that of the `combination` of `fit`, or one network's.
 
         Returns
         -------
         ndarray of shape (n_samples, height, width), or (n_samples, n_features) of a table
-            How far I and D deviate, in standard deviations, from what they say of normal images,
-            at all or where these look alike, whichever is further (of a table, of the same column).
-            Never adjusted to an image, so that values of different images compare. Of
-            both together only what exceeds the usual counts: the mean excess, I's twice.
-        """
-        check_is_fitted(self)
-        return self._map_validated(self._validate(X, reset=False))
+            How far the networks deviate, in standard deviations, from what they say of normal
+            data. Never adjusted to an image, so that values of different images compare.
 
-    def region_scores(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Say which regions are irregular; **higher = more anomalous**.
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If the source is unknown, or `X` is not what the detector was fitted on.
+        """
+        return self._in_blocks(X, partial(self._map, source=source), source)
+
+    def region_scores(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.float64]:
+        """Say which regions are anomalous; **higher = more anomalous**.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        X : array-like, as for `anomaly_map`
             Images or rows.
+        source : {"combined", "inpainter", "detector"}, default="combined"
+            As for `anomaly_map`.
 
         Returns
         -------
@@ -364,203 +306,294 @@ class AVIDDetector(BaseDetector):
             Means of `anomaly_map` over windows of `region_size_`, half of it apart. Of a table,
             the map itself.
         """
-        return self._regions_of(self.anomaly_map(X))
 
-    def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
-        """Segment what is irregular, Eq. 4 of the paper.
+        def regions(block: NDArray[Any]) -> NDArray[np.float64]:
+            return self._scorer.regions(self._map(block, source))
+
+        return self._in_blocks(X, regions, source)
+
+    def predict_mask(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.bool_]:
+        """Segment what is anomalous, Eq. 4 of the paper.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        X : array-like, as for `anomaly_map`
             Images or rows.
+        source : {"combined", "inpainter", "detector"}, default="combined"
+            Who has to find a place anomalous: both networks, unless the `combination` of `fit`
+            is one network's map; or one network.
 
         Returns
         -------
         ndarray of shape (n_samples, height, width), or (n_samples, n_features) of a table
-            True where I's map reaches `alpha_` and D's reaches `zeta_`; with another `map` than
-            "combined", where the one map does.
+            True where the inpainter's map reaches `inpainter_threshold_` and the detector's
+            reaches `detector_threshold_`.
         """
-        check_is_fitted(self)
-        by_inpainter, by_detector = self._standard_maps(self._validate(X, reset=False))
-        irregular = np.ones(by_inpainter.shape, dtype=bool)
-        if self.map != "detector":
-            irregular &= by_inpainter >= self.alpha_
-        if self.map != "inpainter":
-            irregular &= by_detector >= self.zeta_
-        return irregular
+
+        def mask(block: NDArray[Any]) -> NDArray[np.bool_]:
+            by_inpainter, by_detector = self._standard_maps(block)
+            asked = self._scorer.combination if source == "combined" else source
+            anomalous = np.ones(by_inpainter.shape, dtype=bool)
+            if asked != "detector":
+                anomalous &= by_inpainter >= self.inpainter_threshold_
+            if asked != "inpainter":
+                anomalous &= by_detector >= self.detector_threshold_
+            return anomalous
+
+        return self._in_blocks(X, mask, source)
 
     def inpaint(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Show what I expects instead of each region, given its surroundings.
+        """Show what the inpainter expects instead of each region, given its surroundings.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        X : array-like, as for `anomaly_map`
             Images or rows.
 
         Returns
         -------
         ndarray of the shape of `X`
-            In its units. Under ``corruption="gaussian"`` the restored image, as in the paper.
+            In its units. After `AdversarialInpainting`, which hides nothing, the restored image.
         """
-        check_is_fitted(self)
-        rows = self._validate(X, reset=False)
-        return self._as_given(np.mean([pair.inpaint(rows) for pair in self._players], axis=0))
+        return self._as_given(self._in_blocks(X, lambda block: self._model.inpaint(block)))
 
-    # Parameters and data
+    # Fitting
 
-    def _resolve_recipe(self) -> AVIDRecipe:
-        given = {
-            "n_estimators": self.n_estimators,
-            "max_steps": self.max_steps,
-            "batch_size": self.batch_size,
-            "corruption": self.corruption,
-            "noise_scale": self.noise_scale,
-            "reconstruction_weight": self.reconstruction_weight,
-            "adversarial_weight": self.adversarial_weight,
-        }
+    def _build_parts(self, random_state: np.random.RandomState) -> None:
+        defaults: dict[str, Callable[[], Any]] = self._default_parts
         if self.image_shape_ is None:
-            return resolve(AVID_RECIPES[self.recipe], **given)
-        return resolve(
-            AVID_IMAGE_RECIPES[self.recipe],
-            width=self.width,
-            even_light=self.even_light,
-            **given,
-        )
+            defaults = {
+                "training": CellInpainting,
+                "inpainter": CellNetwork,
+                "detector": CellNetwork,
+            }
+
+        def build(name: str) -> Any:
+            part = getattr(self, name)
+            self._check_kind(name, part, defaults[name])
+            return defaults[name]() if part is None else clone_part(part, random_state)
+
+        self.training_: Training = build("training")
+        self.inpainter_, self.detector_ = build("inpainter"), build("detector")
+        self.training_.validate()
+        self.region_size_ = self._resolve_region_size()
+
+    def _check_kind(self, name: str, part: Any, right: Any) -> None:
+        """Refuse a part that is for other data, or a network that is already built."""
+        if isinstance(part, nn.Module):
+            raise ValueError(
+                f"{name} must be a callable that builds a torch.nn.Module, for every fit starts "
+                f"anew; got the module {type(part).__name__}(...)."
+            )
+        if not isinstance(part, Training | Network):
+            return  # None, or the user's own factory
+        data = "tables" if self.image_shape_ is None else "images"
+        if data not in part.data:
+            hint = "" if self.image_shape_ else ", or image_shape if the rows are pixels of images"
+            raise ValueError(
+                f"{name}={type(part).__name__}(...) is not for {data}: pass {right.__name__}(...)"
+                f"{hint}."
+            )
 
     def _resolve_region_size(self) -> int:
         if self.image_shape_ is None:
+            for name in ("region_size", "normalize_illumination"):
+                if getattr(self, name) not in ("auto", False):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} is for images, but X is a table. Leave it "
+                        "out, or pass image_shape if the rows are pixels of images."
+                    )
             return 1
         _, height, width = self.image_shape_
         shorter = min(height, width)
-        if self.region_size is not None and self.region_size > shorter:
+        if self.region_size == "auto":
+            return max(shorter // 8, min(8, -(-shorter // 2)))
+        if self.region_size > shorter:
             raise ValueError(
                 f"region_size={self.region_size} is larger than the images, which have "
                 f"{height} x {width} pixels. Lower it; an eighth of the shorter side is usual."
             )
-        return self.region_size or max(shorter // 8, min(8, -(-shorter // 2)))
+        return int(self.region_size)
 
-    def _max_samples(self, n_features: int) -> int:
-        most = max(2, MAX_TRAINING_VALUES // n_features)
-        return min(most, MAX_TABLE_ROWS) if self.image_shape_ is None else most
+    def _fit(self, X: NDArray[Any], session: Session) -> None:
+        """Train both networks, section 3.3 of the paper, and learn what their maps look like."""
+        rows, held_out, trained_on = self._split(X, session.random_state)
+        model = self._make_model(rows, session)
+        trainer = self.training_.make_trainer(
+            model,
+            model.encode(rows[trained_on]).to(session.runtime.device),
+            model.encode(rows[held_out]).to(session.runtime.device),
+            session.runtime,
+        )
 
-    def _held_out(self, order: NDArray[np.intp], recipe: AVIDRecipe) -> list[NDArray[np.intp]]:
-        """Which samples each pair is not trained on; all of very few, which none can be spared."""
-        most = _MAX_HELD_OUT_ROWS if self.image_shape_ is None else _MAX_HELD_OUT_IMAGES
-        n = min(int(_HELD_OUT_SHARE * len(order)), most)
-        if n < 2:
-            n = len(order)
-        return [np.roll(order, -n * i)[:n] for i in range(recipe.n_estimators)]
+        def current() -> dict[str, Any]:
+            networks = copy.deepcopy(trainer.result)  # which train on
+            detector = copy.copy(self)
+            with parallel.alone():
+                detector._learn_maps(copy.copy(model).load(networks), X, rows[held_out])
+            return dict(vars(detector))
 
-    def _make_players(self, X: NDArray[Any], recipe: AVIDRecipe, runtime: Runtime) -> list[Players]:
-        earlier = self._to_continue()
-        if earlier is not None:
-            self._check_continues(recipe)
-            return copy.deepcopy(earlier)  # for the former state has to survive a failure
-        self._architecture = self._describe_architecture(recipe)
+        history = session.train(
+            "networks",
+            trainer,
+            self.training_.max_steps,
+            remedy="Lower the learning_rates of training.",
+            current=current,
+        )
+        self._learn_maps(model.load(trainer.result), X, rows[held_out])
+        if self.warm_start and hasattr(self, "history_"):
+            history = extend(self.history_, history)
+        self.history_: History = history
+        self.n_iter_ = n_steps(history)
+
+    def _split(
+        self, X: NDArray[Any], random_state: np.random.RandomState
+    ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp]]:
+        """Draw the rows to train with; returns them, those to hold out, and the others.
+
+        More samples than fit into memory are drawn from at random. Of very few none is spared: all
+        are trained on and held out.
+        """
+        most = max(2, MAX_TRAINING_VALUES // X.shape[1])
+        most_held_out = _MAX_HELD_OUT_IMAGES
         if self.image_shape_ is None:
-            return [TablePlayers(X, recipe, runtime) for _ in range(recipe.n_estimators)]
-        return [
-            ImagePlayers(X, self.image_shape_, self.region_size_, recipe, runtime)
-            for _ in range(recipe.n_estimators)
-        ]
+            most, most_held_out = min(most, MAX_TABLE_ROWS), _MAX_HELD_OUT_ROWS
+        rows = self._pooled(X, most, random_state)
+        chosen = random_state.permutation(len(rows))[:most]
+        rows = take(rows, np.sort(chosen))
+        order = np.argsort(np.argsort(chosen))
+        if all(np.array_equal(rows[i], rows[order[0]]) for i in order[1:]):
+            warnings.warn(
+                "All training samples are alike: there is nothing to exchange between them, and "
+                "any deviation will count as anomalous. Pass samples that differ as normal ones "
+                "do.",
+                UserWarning,
+                stacklevel=6,
+            )
+        n = min(int(_HELD_OUT_FRACTION * len(order)), most_held_out)
+        if n < 2:
+            return rows, order, order
+        return rows, order[:n], np.setdiff1d(np.arange(len(rows)), order[:n])
 
-    def _to_continue(self) -> list[Players] | None:
-        return getattr(self, "_players", None) if self.warm_start else None
+    def _make_model(self, X: NDArray[Any], session: Session) -> ImageModel | TableModel:
+        """Build the networks and what precedes them, or continue those of the previous fit."""
+        architecture = self._describe_architecture()
+        if session.earlier is not None:
+            for name, now in architecture.items():
+                before = self._architecture[name]
+                if before != now:
+                    raise ValueError(
+                        f"warm_start=True continues networks fitted with {name}={before}, but "
+                        f"{name} is now {now}. Change it back, or set warm_start=False."
+                    )
+            model = copy.deepcopy(session.earlier)  # for the former state has to survive a failure
+        else:
+            self._architecture: dict[str, str] = architecture
+            model = self._make_new_model(X, session.runtime.rng)
+        # What may change between fits that continue.
+        model.error = self.error
+        if isinstance(model, ImageModel):
+            model.bfloat16 = session.runtime.bfloat16
+            if isinstance(self.training_, MaskedInpainting):
+                region_size = model.preprocessor.region_size
+                model.hidden_block = self.training_.hidden_block(region_size)
+        return model
 
-    def _describe_architecture(self, recipe: AVIDRecipe) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe,
+    def _make_new_model(self, X: NDArray[Any], rng: torch.Generator) -> ImageModel | TableModel:
+        shape = self.image_shape_
+        n_inputs = X.shape[1] if shape is None else shape[0]
+        inpainter = build_network(self.inpainter_, n_inputs, rng, takes_mask=True)
+        detector = build_network(self.detector_, n_inputs, rng, takes_mask=False)
+        if shape is None:
+            scaler = SquashingScaler(_BOUND, range_weight=0.0).fit(X)
+            # Drawn also where nothing is hidden, so that one seed draws one set of batches.
+            groups = divide_columns(n_inputs, rng)
+            return TableModel(inpainter, detector, self.error, scaler, groups, self.training_.hides)
+        stride = common_stride(inpainter, detector, n_inputs)
+        preprocessor = ImagePreprocessor(
+            shape,
+            self.region_size_,
+            getattr(self.detector_, "region_pixels", PatchNet.region_pixels),
+            stride,
+            self.normalize_illumination,
+        )
+        return ImageModel(inpainter, detector, self.error, preprocessor.fit(X), stride)
+
+    def _to_continue(self) -> ImageModel | TableModel | None:
+        return getattr(self, "_model", None) if self.warm_start else None
+
+    def _describe_architecture(self) -> dict[str, str]:
+        described: dict[str, Any] = {
             "image_shape": self.image_shape_,
             "n_features": self.n_features_in_,
+            "training": type(self.training_).__name__,
+            "inpainter": self.inpainter_,
+            "detector": self.detector_,
             "region_size": self.region_size_,
-            "width": recipe.width,
-            "n_estimators": recipe.n_estimators,
-            "corruption": recipe.corruption,
+            "normalize_illumination": self.normalize_illumination,
         }
-
-    def _check_continues(self, recipe: AVIDRecipe) -> None:
-        for name, now in self._describe_architecture(recipe).items():
-            before = self._architecture[name]
-            if before != now:
-                raise ValueError(
-                    f"warm_start=True continues networks fitted with {name}={before!r}, but {name} "
-                    f"is now {now!r}. Change it back, or set warm_start=False."
-                )
+        # Without places in memory, which differ from process to process.
+        places = re.compile(" at 0x[0-9a-fA-F]+")
+        return {name: places.sub("", repr(value)) for name, value in described.items()}
 
     # Maps and scores
 
-    def _learn_thresholds(self, X: NDArray[Any], held_out_maps: list[Maps]) -> None:
-        """Learn what maps of normal data look like, from data that I and D have not seen."""
-        raw = [np.concatenate(maps) for maps in zip(*held_out_maps, strict=True)]
-        statistics = [self._statistics(maps) for maps in raw]
-        self._map_means, self._map_deviations = (tuple(s) for s in zip(*statistics, strict=True))
-        by_inpainter, by_detector = self._standardised(raw)
-        self.alpha_ = float(np.quantile(by_inpainter, _MASK_QUANTILES[0]))
-        self.zeta_ = float(np.quantile(by_detector, _MASK_QUANTILES[1]))
-        combined = self._combined(by_inpainter, by_detector)
+    def _learn_maps(
+        self, model: ImageModel | TableModel, X: NDArray[Any], held_out: NDArray[Any]
+    ) -> None:
+        """Learn what maps of normal data are, from data that the networks have not seen."""
+        model.fit_normalizer(held_out)
+        maps = model.maps(held_out)
+        region_size = None if self.image_shape_ is None else self.region_size_
+        self._model = model
+        self._scorer = MapScorer(
+            self.combination, region_size, self.top_fraction, self.per_location
+        ).fit(maps)
+        by_inpainter, by_detector = self._scorer.standardize(maps)
+        self.inpainter_threshold_ = float(np.quantile(by_inpainter, _MASK_QUANTILE))
+        self.detector_threshold_ = float(np.quantile(by_detector, _MASK_QUANTILE))
+        combined = self._scorer.combine(by_inpainter, by_detector)
         low, high = np.quantile(combined, _RANGE_QUANTILES)
         self.map_range_ = (float(low), float(high))
-        self._set_threshold(X, self._scores_of(combined))
+        self._set_threshold(X, self._scorer.scores(self._scorer.regions(combined)))
 
-    def _statistics(self, maps: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Mean and deviation of maps; for each location if asked, smoothed over half a region."""
-        if not self.per_location and self.image_shape_ is not None:
-            mean, deviation = np.mean(maps), np.std(maps)
-        else:
-            mean, deviation = maps.mean(axis=0), maps.std(axis=0)
-            if self.image_shape_ is not None:
-                width = 2 * (self.region_size_ // 4) + 1
-                mean, deviation = (
-                    uniform_filter(figure, width, mode="nearest") for figure in (mean, deviation)
-                )
-        # Where all maps agree, a deviation far below the usual would make noise an alarm.
-        least = 0.1 * np.std(maps)
-        deviation = np.maximum(deviation, least if least > 0 else 1.0)
-        return np.asarray(mean), np.asarray(deviation)
+    def _in_blocks(
+        self, X: ArrayLike, function: Callable[[NDArray[Any]], Any], source: str = "combined"
+    ) -> NDArray[Any]:
+        """Check rows and map them by a function, few at a time: maps take memory."""
+        check_is_fitted(self)
+        if source not in SOURCES:
+            raise ValueError(f"source must be one of {SOURCES}, got {source!r}.")
+        return self._map_blocks(self._validate(X, reset=False), function)
 
-    def _standardised(self, maps: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-        scales = zip(maps, self._map_means, self._map_deviations, strict=True)
-        return [(values - mean) / deviation for values, mean, deviation in scales]
+    def _map_blocks(
+        self, X: NDArray[Any], function: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> NDArray[Any]:
+        size = self._model.batch_size
+        for i, block in enumerate(blocks(X, size)):
+            values = function(as_known_dtype(block))
+            if i == 0:
+                found = np.empty((len(X), *values.shape[1:]), dtype=values.dtype)
+            found[i * size : i * size + len(values)] = values
+        return found
 
     def _standard_maps(self, X: NDArray[Any]) -> list[NDArray[np.float64]]:
-        """I's and D's maps of validated rows, averaged over pairs."""
-        by_pair = [self._standardised(pair.maps(X)) for pair in self._players]
-        return [np.mean(maps, axis=0) for maps in zip(*by_pair, strict=True)]
+        """Give the inpainter's and the detector's maps of checked rows."""
+        return self._scorer.standardize(self._model.maps(X))
 
-    def _combined(
-        self, by_inpainter: NDArray[np.float64], by_detector: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        if self.map != "combined":
-            return by_inpainter if self.map == "inpainter" else by_detector
-        if self.recipe == "paper":
-            # Eq. 4 keeps what both find; as both thresholds rise, that is the lower one.
-            return np.minimum(by_inpainter, by_detector)
-        # What one finds more regular than usual must not outweigh what the other suspects: D is
-        # surest of what could not have been exchanged unnoticed, be it never so irregular.
-        total = _INPAINTER_WEIGHT * _excess(by_inpainter) + _excess(by_detector)
-        return total / (1 + _INPAINTER_WEIGHT)
-
-    def _map_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        return self._combined(*self._standard_maps(X))
-
-    def _regions_of(self, maps: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.image_shape_ is None:
-            return maps
-        size = self.region_size_
-        windows = F.avg_pool2d(torch.from_numpy(maps)[:, None], size, max(1, size // 2))
-        return windows[:, 0].numpy()
-
-    def _scores_of(self, maps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Minus the mean of the most irregular regions."""
-        regions = np.sort(self._regions_of(maps).reshape(len(maps), -1), axis=1)
-        share = AVID_RECIPES[self.recipe].top_share
-        n_top = max(1, round(share * regions.shape[1]))
-        return -regions[:, -n_top:].mean(axis=1)
+    def _map(self, X: NDArray[Any], source: Source = "combined") -> NDArray[np.float64]:
+        maps = self._standard_maps(X)
+        return self._scorer.combine(*maps) if source == "combined" else maps[source == "detector"]
 
     def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        return self._scores_of(self._map_validated(X))
+        return self._scorer.scores(self._scorer.regions(self._map(X)))
 
+    def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        return self._map_blocks(X, self._score_batch)
 
-def _excess(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far values lie above 0, smoothly, so that those below still differ."""
-    return np.logaddexp(0, _SHARPNESS * deviations) / _SHARPNESS
+    def _export_module(self) -> ScoringGraph:
+        return ScoringGraph(self._model, self._scorer, self.offset_)
+
+    @property
+    def _is_convolutional(self) -> bool:
+        return self.image_shape_ is not None

@@ -1,287 +1,319 @@
-"""AVID's two players, the inpainter I and the detector D: built, trained, asked for maps."""
+"""AVID's networks for one kind of data, with what precedes them: from rows to two maps."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import InitVar, dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import gen_batches
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklearn_g2d.avid._appearance import ConditionalScaler
-from sklearn_g2d.avid._masking import ImageRegions, Regions, TableRegions
-from sklearn_g2d.avid._networks import CellDetector, CellInpainter, PatchDetector, UNet
-from sklearn_g2d.avid._preprocessing import Canvas, box_mean
-from sklearn_g2d.avid._recipes import AVIDRecipe
-from sklearn_g2d.avid._training import InpaintingGame
+from sklearn_g2d.avid._masking import divide_image
+from sklearn_g2d.avid._networks import check_networks
+from sklearn_g2d.avid._preprocessing import ImagePreprocessor, box_mean, odd
+from sklearn_g2d.avid._scoring import AppearanceNormalizer, Maps
 from sklearn_g2d.features import SquashingScaler
-from sklearn_g2d.training.runtime import Runtime, computes_in_bfloat16
-from sklearn_g2d.utils.images import ImageShape
+from sklearn_g2d.training.ensemble import StorableModule
+from sklearn_g2d.training.runtime import computes_in_bfloat16
+from sklearn_g2d.utils.state import Stored
 
 # Training looks at crops of so many regions in height and width.
 _CROP_REGIONS = 4
 
-# Pixels of the canvas that are scored at once.
-_SCORING_PIXELS = 2**17
+# Pixels, as the networks see them, and rows of tables that are scored at once.
+_SCORING_PIXELS, _SCORING_ROWS = 2**17, 8192
 
-# Squared errors below this share of the data's variance are alike: kept from the logarithm.
+# Squared errors below this, in the data's variance, are alike: the logarithm would spread them.
 _LEAST_ERROR = 0.1
 
-# A table's values are bounded at so many standard deviations.
-_BOUND = 8.0
-
-Maps = tuple[NDArray[np.float64], NDArray[np.float64]]
+Figures = Mapping[str, Mapping[str, Tensor]]  # constants by part and name
 
 
-class Players(ABC):
-    """I and D for one kind of data."""
+@dataclass(eq=False, repr=False)
+class Model(Stored, ABC):
+    """An inpainter and a detector for one kind of data; `error` is "log" or "absolute"."""
 
-    inpainter: UNet | CellInpainter
-    detector: PatchDetector | CellDetector
-    regions: Regions
+    inpainter: StorableModule
+    detector: StorableModule
+    error: str
 
-    def game(
-        self,
-        X: NDArray[Any],
-        held_out: NDArray[Any],
-        recipe: AVIDRecipe,
-        runtime: Runtime,
-    ) -> InpaintingGame:
-        """Prepare training on the rows `X`, from where the players are."""
-        return InpaintingGame(
-            self.inpainter,
-            self.detector,
-            self.regions,
-            self.encode(X).to(runtime.device),
-            self.encode(held_out).to(runtime.device),
-            recipe.max_steps,
-            recipe.training,
-            runtime,
-        )
+    dtype: ClassVar[torch.dtype] = torch.float32  # of the networks when they score
 
-    def adopt(self, game: InpaintingGame) -> None:
-        """Go on with what a game made of the players."""
-        self.inpainter, self.detector = (network.cpu() for network in game.result)
+    @property
+    def rounds(self) -> bool:
+        """Whether the networks score in a lower precision than an exported graph."""
+        return False
 
+    @property
     @abstractmethod
-    def learn_usual(self, X: NDArray[Any]) -> None:
-        """Learn, for `maps`, what is usual from normal rows that were not trained on."""
+    def batch_size(self) -> int:
+        """How many samples are scored at once."""
+
+    def load(self, networks: tuple[StorableModule, StorableModule]) -> Self:
+        """Take trained networks."""
+        self.inpainter, self.detector = (network.to("cpu", self.dtype) for network in networks)
+        return self
 
     @abstractmethod
     def encode(self, X: NDArray[Any]) -> Tensor:
-        """Map rows to what the networks see."""
+        """Map rows to what the networks see, float32."""
+
+    @abstractmethod
+    def fit_normalizer(self, X: NDArray[Any]) -> None:
+        """Learn, for `maps`, from normal rows that were not trained on."""
 
     @abstractmethod
     def maps(self, X: NDArray[Any]) -> Maps:
-        """Say what I, and what D, finds irregular in rows: a value a pixel, high where it is."""
+        """Give both maps of rows, higher = more anomalous: a value for each pixel, or cell."""
 
     @abstractmethod
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Replace every place of rows by I's guess from its surroundings."""
+        """Replace every place of rows by the inpainter's guess."""
+
+    @abstractmethod
+    def _constants(self) -> dict[str, dict[str, ArrayLike]]:
+        """Give what `_compute` takes, by part and name."""
+
+    def _tensors(self) -> Figures:
+        return {
+            part: {name: torch.tensor(np.asarray(value)) for name, value in values.items()}
+            for part, values in self._constants().items()
+        }
+
+    def _guesses(self, x: Tensor, c: Figures, at_once: bool) -> Iterable[tuple[Tensor, Tensor]]:
+        """Let the inpainter guess under each mask; gives guesses, and where they count.
+
+        All `at_once` is one batch, with a copy of every sample for each mask: graphs are smaller
+        so, but batches of another size change the last digits.
+        """
+        masks, counted = c["masks"]["hidden"], c["masks"]["counted"]
+        if not at_once:
+            guesses: Iterable[Tensor] = (self.inpainter(x, mask) for mask in masks)
+        else:
+            copies, hidden = (
+                values.expand(len(masks), x.shape[0], *values.shape[2:]).flatten(0, 1)
+                for values in (x[None], masks)
+            )
+            guesses = self.inpainter(copies, hidden).unflatten(0, (len(masks), -1)).unbind(0)
+        return zip(guesses, counted, strict=True)
 
 
-class ImagePlayers(Players):
-    """U-Net and patch detector.
+class Resizing(NamedTuple):
+    """How images, logits and maps change their size; graphs do it by matrix products."""
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, n_pixels)
-        Training images, from which the canvas learns its scale.
-    image_shape : tuple of int
-        Channels, height, width.
-    region_size : int
-        In pixels.
-    recipe : AVIDRecipe
-        Architecture and training.
-    runtime : Runtime
-        Device, precision and random numbers.
+    images: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]
+    maps: Callable[[Tensor], Tensor]
+
+
+@dataclass(eq=False, repr=False)
+class ImageModel(Model):
+    """Networks of a common `stride` for images, whose maps have the size of these.
+
+    The map of the inpainter is the logarithm of the squared error, averaged over a region, and
+    maps are standardised by an `AppearanceNormalizer`; or it is ``|X - I(X)|``, as in the paper.
     """
 
-    def __init__(
-        self,
-        X: NDArray[Any],
-        image_shape: ImageShape,
-        region_size: int,
-        recipe: AVIDRecipe,
-        runtime: Runtime,
-    ) -> None:
-        channels = image_shape[0]
-        self.inpainter = UNet(
-            n_channels=channels,
-            widths=tuple(recipe.width * width for width in recipe.inpainter_widths),
-            first_skip=recipe.first_skip,
-            rng=runtime.rng,
-        )
-        self.detector = PatchDetector(
-            n_channels=channels,
-            layers=tuple(
-                (round(recipe.width * width), kernel, stride)
-                for width, kernel, stride in recipe.detector_layers
-            ),
-            normalize=recipe.normalize_detector,
-            negative_slope=recipe.detector_slope,
-            rng=runtime.rng,
-        )
-        stride = max(self.inpainter.stride, self.detector.stride)
-        self.canvas = Canvas(
-            image_shape, region_size, recipe.region_pixels, stride, recipe.even_light
-        )
-        self.canvas.fit(X)
-        crop = -(-_CROP_REGIONS * self.canvas.region_size // stride) * stride
-        height, width = self.canvas.padded_size
-        self.regions = ImageRegions(self.canvas.region_size, (min(crop, height), min(crop, width)))
-        self.scaler: ConditionalScaler | None = None
-        self.repairs_noise = recipe.corruption == "gaussian"
-        self.published = recipe.published
-        self.bfloat16 = runtime.bfloat16
+    preprocessor: ImagePreprocessor
+    stride: InitVar[int]
+    hidden_block: int | None = None  # its pixels, hidden when the inpainter guesses
+    bfloat16: bool = False  # for scoring, on processors that have it
+    normalizer: AppearanceNormalizer | None = None
+
+    def __post_init__(self, stride: int) -> None:
+        crop = -(-_CROP_REGIONS * self.preprocessor.region_size // stride) * stride
+        height, width = self.preprocessor.padded_size
+        self.crop = min(crop, height), min(crop, width)
+        shape = 2, self.preprocessor.image_shape[0], *self.crop
+        check_networks(self.inpainter, self.detector, shape)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the networks score in a lower precision than an exported graph."""
+        return self.bfloat16 and computes_in_bfloat16(torch.device("cpu"))
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are scored at once."""
+        return max(1, _SCORING_PIXELS // math.prod(self.preprocessor.padded_size))
 
     def encode(self, X: NDArray[Any]) -> Tensor:
-        """Map rows to canvases."""
-        batch = self._batch_images()
-        return torch.cat([self.canvas.encode(X[rows]) for rows in gen_batches(len(X), batch)])
+        """Map rows to images."""
+        batches = gen_batches(len(X), self.batch_size)
+        return torch.cat([self.preprocessor.encode(X[rows]) for rows in batches])
 
-    def learn_usual(self, X: NDArray[Any]) -> None:
-        """Learn what maps usually say where images look alike; not if as published."""
-        if self.published:
-            return
-        batches = (
-            (self._raw_maps(images)[: len(rows)], images[: len(rows)])
-            for rows, images in self._batches(X)
-        )
-        self.scaler = ConditionalScaler(_odd(self.canvas.region_size)).fit(batches)
+    def fit_normalizer(self, X: NDArray[Any]) -> None:
+        """Learn what maps are expected to be; not of absolute errors, as published."""
+        self.normalizer = None
+        if self.error == "log":
+            window = odd(self.preprocessor.region_size)
+            self.normalizer = AppearanceNormalizer(window).fit(
+                (maps[: len(rows)], images[: len(rows)]) for rows, images, maps in self._raw_maps(X)
+            )
 
     def maps(self, X: NDArray[Any]) -> Maps:
-        """Say what I, and what D, finds irregular: two arrays (n, height, width)."""
-        by_player = []
-        for rows, images in self._batches(X):
-            maps = self._raw_maps(images)
-            if self.scaler is not None:
-                maps = self.scaler.transform(maps, images)
-            by_player.append(self.canvas.to_pixels(maps)[: len(rows)].double().numpy())
-        by_inpainter, by_detector = np.concatenate(by_player).swapaxes(0, 1)
+        """Give both maps: arrays (n, height, width)."""
+        c, resizing = self._tensors(), self.resizing()
+        with torch.autocast("cpu", enabled=False):  # also if the caller's is on
+            found = [
+                self._finish(images, maps, c, resizing)[: len(rows)].double().numpy()
+                for rows, images, maps in self._raw_maps(X)
+            ]
+        by_inpainter, by_detector = np.concatenate(found).swapaxes(0, 1)
         return by_inpainter, by_detector
 
     @torch.no_grad()
-    def _raw_maps(self, images: Tensor) -> Tensor:
-        """I's and D's maps of canvases: (n, 2, h, w)."""
-        with self._autocast():
-            inpainted, logits = self._inpainted(images), self.detector(images).float()
-        logits = F.interpolate(logits, images.shape[2:], mode="bilinear")
-        return torch.cat([self._irregularity(images, inpainted), logits], dim=1)
-
-    @torch.no_grad()
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Replace every block of rows of pixels by I's guess from its surroundings."""
-        inpainted = []
+        """Replace every block of images by the inpainter's guess."""
+        c, found = self._tensors(), []
         for rows, images in self._batches(X):
             with self._autocast():
-                guessed = self._inpainted(images)[: len(rows)]
-            inpainted.append(self.canvas.decode(guessed, rows))
-        return np.concatenate(inpainted)
+                guessed = self._inpainted(images, c)[: len(rows)]
+            found.append(self.preprocessor.decode(guessed, rows))
+        return np.concatenate(found)
 
-    def _inpainted(self, images: Tensor) -> Tensor:
-        if self.repairs_noise:
-            return self.inpainter(images, torch.zeros_like(images[:1, :1])).float()
-        masks = self.regions.partition(images)
-        return sum(self.inpainter(images, mask).float() * mask for mask in masks)
+    def resizing(self) -> Resizing:
+        """Give the changes of size of which `_compute` takes this or other versions."""
+        size = self.preprocessor.padded_size
+        to_images = partial(F.interpolate, size=size, mode="bilinear")
+        return Resizing(self.preprocessor.resize, to_images, self.preprocessor.to_pixels)
 
-    def _irregularity(self, images: Tensor, inpainted: Tensor) -> Tensor:
-        """Give |X - I(X)| as the paper has it; or the logarithm of its square, averaged locally."""
-        if self.published:
-            return (images - inpainted).abs().mean(1, keepdim=True)
-        error = (images - inpainted).square().mean(1, keepdim=True)
-        # Single pixels are noise: the mean over a region tells more.
-        return (box_mean(error, _odd(self.canvas.region_size)) + _LEAST_ERROR).log()
+    def _constants(self) -> dict[str, dict[str, ArrayLike]]:
+        if self.hidden_block is None:
+            hidden = self.preprocessor.blank()[:, None, :1].numpy()
+            counted = 1 - hidden
+        else:
+            hidden = divide_image(self.preprocessor.padded_size, self.hidden_block).numpy()
+            counted = hidden
+        return {
+            "preprocessor": self.preprocessor._constants(),
+            "masks": {"hidden": hidden, "counted": counted},
+            "normalizer": {} if self.normalizer is None else self.normalizer._constants(),
+        }
 
-    def _batch_images(self) -> int:
-        height, width = self.canvas.padded_size
-        return max(1, _SCORING_PIXELS // (height * width))
+    def _compute(self, rows: Tensor, c: Figures, *functions: Any) -> tuple[Tensor, ...]:
+        """Map rows of pixels, float64, to both maps, as graphs do."""
+        resizing = Resizing(*functions)
+        images = self.preprocessor._compute(rows, c["preprocessor"], resizing.images)
+        inpainted = self._inpainted(images, c, at_once=True)
+        raw = self._raw(images, inpainted, self.detector(images), resizing)
+        return self._finish(images, raw, c, resizing).unbind(1)
 
-    def _batches(self, X: NDArray[Any]) -> Any:
-        """Rows, and canvases filled up to batches of one size.
+    def _inpainted(self, images: Tensor, c: Figures, at_once: bool = False) -> Tensor:
+        guesses = self._guesses(images, c, at_once)
+        return sum(guess.float() * counted for guess, counted in guesses)  # type: ignore[return-value]
+
+    def _raw(self, images: Tensor, inpainted: Tensor, logits: Tensor, resizing: Resizing) -> Tensor:
+        """Give the error of what was inpainted, and the logits, as maps (n, 2, h, w)."""
+        if self.error == "absolute":
+            error = (images - inpainted).abs().mean(1, keepdim=True)
+        else:
+            error = (images - inpainted).square().mean(1, keepdim=True)
+            # Single pixels are noise: the mean over a region tells more.
+            error = (box_mean(error, odd(self.preprocessor.region_size)) + _LEAST_ERROR).log()
+        return torch.cat([error, resizing.logits(logits)], dim=1)
+
+    def _finish(self, images: Tensor, maps: Tensor, c: Figures, resizing: Resizing) -> Tensor:
+        """Standardise maps by the images' appearance, and bring them to the pixels."""
+        if self.normalizer is not None:
+            maps = self.normalizer._compute(maps, images, c["normalizer"])
+        return resizing.maps(maps)
+
+    @torch.no_grad()
+    def _raw_maps(self, X: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Tensor, Tensor]]:
+        """Give batches of rows, their images, and the raw maps of these."""
+        c, resizing = self._tensors(), self.resizing()
+        for rows, images in self._batches(X):
+            with self._autocast():
+                inpainted = self._inpainted(images, c)
+                logits = self.detector(images).float()
+            yield rows, images, self._raw(images, inpainted, logits, resizing)
+
+    def _batches(self, X: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Tensor]]:
+        """Give rows, and images filled up to batches of one size.
 
         Convolutions differ in their last digits from one size of batch to another, and an
         image's score must not depend on its neighbours.
         """
-        n_images = self._batch_images()
-        for batch in gen_batches(len(X), n_images):
-            rows = X[batch]
-            images = self.canvas.encode(rows)
-            yield rows, F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_images - len(rows)))
+        for batch in gen_batches(len(X), self.batch_size):
+            images = self.preprocessor.encode(X[batch])
+            yield X[batch], F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(images)))
 
     def _autocast(self) -> torch.autocast:
         """Score in the precision of training, if this processor has it."""
-        enabled = self.bfloat16 and computes_in_bfloat16(torch.device("cpu"))
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.rounds)
 
 
-class TablePlayers(Players):
-    """Multilayer perceptrons, whose regions are the cells of a row.
+@dataclass(eq=False, repr=False)
+class TableModel(Model):
+    """Networks for rows of a table, whose regions are the cells.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, n_features)
-        Training rows, from which the scaler learns.
-    recipe : AVIDRecipe
-        Architecture and training.
-    runtime : Runtime
-        Device, precision and random numbers.
+    Each row of `groups` (n_groups, n_features) says which cells are hidden together, if any are
+    when the inpainter guesses. Its map is the logarithm, or the root, of the mean squared error.
     """
 
-    def __init__(self, X: NDArray[Any], recipe: AVIDRecipe, runtime: Runtime) -> None:
-        sizes: dict[str, Any] = {"n_features": X.shape[1], "hidden": recipe.hidden}
-        self.inpainter = CellInpainter(**sizes, rng=runtime.rng)
-        self.detector = CellDetector(**sizes, rng=runtime.rng)
-        self.regions = TableRegions.create(X.shape[1], runtime.rng)
-        self.scaler = SquashingScaler(_BOUND).fit(X)
-        self.repairs_noise = recipe.corruption == "gaussian"
-        self.published = recipe.published
+    scaler: SquashingScaler
+    groups: NDArray[np.bool_]
+    hides: bool
+
+    # Products in float32 depend on the batch, and a row's score must not.
+    dtype: ClassVar[torch.dtype] = torch.float64
+
+    def __post_init__(self) -> None:
+        check_networks(self.inpainter, self.detector, (2, self.groups.shape[1]))
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows are scored at once."""
+        return _SCORING_ROWS
 
     def encode(self, X: NDArray[Any]) -> Tensor:
         """Map rows to scaled ones."""
         return torch.from_numpy(self.scaler.transform(X)).float()
 
-    def adopt(self, game: InpaintingGame) -> None:
-        """Go on with what a game made of the players."""
-        super().adopt(game)
-        # Products in float32 depend on the batch, and a row's score must not.
-        self.inpainter, self.detector = self.inpainter.double(), self.detector.double()
-
-    def learn_usual(self, X: NDArray[Any]) -> None:
-        """Learn nothing: each column is standardised by itself, and that is the estimator's."""
+    def fit_normalizer(self, X: NDArray[Any]) -> None:
+        """Learn nothing: a `MapScorer` standardises each column by itself."""
 
     @torch.no_grad()
     def maps(self, X: NDArray[Any]) -> Maps:
-        """Say what I, and what D, finds irregular: two arrays (n, n_features)."""
+        """Give both maps: arrays (n, n_features)."""
         rows = torch.from_numpy(self.scaler.transform(X))
-        error, n_hidden = self._guesses(rows, of_error=True)
-        error = error / n_hidden
-        by_inpainter = error.sqrt() if self.published else (error + _LEAST_ERROR).log()
-        return by_inpainter.numpy(), self.detector(rows).numpy()
+        by_inpainter, by_detector = self._compute(rows, self._tensors(), at_once=False)
+        return by_inpainter.numpy(), by_detector.numpy()
 
     @torch.no_grad()
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Replace every cell by I's guess from other cells of its row."""
-        rows = torch.from_numpy(self.scaler.transform(X))
-        guesses, n_hidden = self._guesses(rows, of_error=False)
-        return self.scaler.inverse_transform((guesses / n_hidden).numpy())
+        """Replace every cell by the inpainter's guess from other cells of its row."""
+        rows, c = torch.from_numpy(self.scaler.transform(X)), self._tensors()
+        guessed = _mean(self._guesses(rows, c, at_once=False), c)
+        return self.scaler.inverse_transform(guessed.numpy())
 
-    def _guesses(self, rows: Tensor, *, of_error: bool) -> tuple[Tensor, Tensor]:
-        """Add up guesses, or their squared errors, over masks; and count these by cell."""
-        if self.repairs_noise:
-            guess = self.inpainter(rows, torch.zeros_like(rows[:1]))
-            return (guess - rows).square() if of_error else guess, torch.ones_like(rows[:1])
-        total, n_hidden = torch.zeros_like(rows), torch.zeros_like(rows[:1])
-        for mask in self.regions.partition(rows):
-            guess = self.inpainter(rows, mask)
-            total += ((guess - rows).square() if of_error else guess) * mask
-            n_hidden += mask
-        return total, n_hidden
+    def _constants(self) -> dict[str, dict[str, ArrayLike]]:
+        hidden = counted = self.groups[:, None].astype(np.float64)
+        if not self.hides:
+            hidden, counted = np.zeros_like(counted[:1]), np.ones_like(counted[:1])
+        return {
+            "masks": {"hidden": hidden, "counted": counted, "times": counted.sum(axis=0)},
+            "error": {"least": _LEAST_ERROR},
+        }
+
+    def _compute(self, rows: Tensor, c: Figures, at_once: bool = True) -> tuple[Tensor, ...]:
+        """Map scaled rows, float64, to both maps."""
+        guesses = self._guesses(rows, c, at_once)
+        error = _mean((((guess - rows).square(), counted) for guess, counted in guesses), c)
+        least = c["error"]["least"]
+        by_inpainter = error.sqrt() if self.error == "absolute" else (error + least).log()
+        return by_inpainter, self.detector(rows)
 
 
-def _odd(size: int) -> int:
-    return 2 * (size // 2) + 1
+def _mean(values: Iterable[tuple[Tensor, Tensor]], c: Figures) -> Tensor:
+    """Average what there is for each mask over the masks that count it."""
+    return sum(value * counted for value, counted in values) / c["masks"]["times"]

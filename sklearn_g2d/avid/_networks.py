@@ -1,81 +1,245 @@
-"""I and D of AVID: what inpaints regions, and what judges them, for images and for tables.
+"""The networks of AVID: what inpaints and what judges, for images and for rows of a table.
 
-Both kinds have one interface. I maps what it may see, and the mask of what it may not, to
-values of the same shape; D maps values to one logit for each region, high = irregular.
+`UNet`, `PatchNet` and `CellNetwork` are what a user passes to `AVIDDetector`; they build modules.
+An inpainter maps values, and the mask of what it may not see, to values of the same shape. A
+detector maps values to one logit for each region, high = anomalous.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_g2d.training.convolutions import LAYOUT, initialize
-from sklearn_g2d.training.ensemble import EnsembleMLP, StorableModule
+from sklearn_g2d.training.ensemble import EnsembleMLP, OwnModules, StorableModule
+from sklearn_g2d.training.runtime import globally_seeded
 
-# (maps, kernel, stride) of every layer of D but the last, in units of its width.
-Layers = Sequence[tuple[int, int, int]]
+# Side of the images by which the stride of a user's own detector is found.
+_PROBE_PIXELS = 64
 
 
-class UNet(StorableModule):
-    """I for images: an encoder and a decoder with skips between their halves [1]_.
+@dataclass(eq=False, repr=False)
+class UNet(BaseEstimator):
+    """An inpainter of images: an encoder and a decoder with skips between their halves [1]_.
 
     Parameters
     ----------
-    n_channels : int
-        Of the images.
-    widths : sequence of int
-        Maps at full resolution, at a half, at a quarter, and so on.
-    first_skip : int
-        Level, counted from full resolution, above which there is no skip: fine detail of the
-        surroundings does not help to guess what is hidden, and skips at full
-        resolution let a network copy its input.
-    rng : torch.Generator, optional
-        Source of the initial weights; without it they are left to be loaded.
+    channels : int, default=16
+        Channels at full resolution. The authors of AVID have 64, which wants a GPU.
+    multipliers : sequence of float, default=(1, 2, 4, 4)
+        Channels at full resolution, at a half, at a quarter and so on, in units of `channels`.
+    first_skip : int, default=2
+        First level with a skip; 0 is full resolution. Fine detail of the surroundings does not
+        help to guess what is hidden, and skips at full resolution let a network copy its input.
 
     References
     ----------
     .. [1] O. Ronneberger, P. Fischer, T. Brox, "U-Net: Convolutional Networks for
        Biomedical Image Segmentation", MICCAI 2015.
+
+    Examples
+    --------
+    >>> from sklearn_g2d import AVIDDetector
+    >>> from sklearn_g2d.avid import UNet
+    >>> detector = AVIDDetector(inpainter=UNet(channels=8))
     """
+
+    channels: int = 16
+    multipliers: Sequence[float] = (1, 2, 4, 4)
+    first_skip: int = 2
+
+    data: ClassVar[tuple[str, ...]] = ("images",)
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "channels": [Interval(Integral, 1, None, closed="left")],
+        "multipliers": ["array-like"],
+        "first_skip": [Interval(Integral, 0, None, closed="left")],
+    }
+
+    def build(self, n_channels: int, rng: torch.Generator) -> UNetModule:
+        """Build an inpainter of images with `n_channels` channels."""
+        self._validate_params()
+        multipliers = check_numbers(self, "multipliers", least=1 / self.channels)
+        channels = tuple(round(self.channels * multiplier) for multiplier in multipliers)
+        return UNetModule(
+            n_channels=n_channels, channels=channels, first_skip=self.first_skip, rng=rng
+        )
+
+
+@dataclass(eq=False, repr=False)
+class PatchNet(BaseEstimator):
+    """A detector of images: convolutions that judge every region at once (Fig. 2 of the paper).
+
+    Parameters
+    ----------
+    channels : int, default=16
+        Unit of the channels in `layers`.
+    layers : sequence of (multiplier, kernel, stride)
+        Every convolution but the last, which is 1 x 1 and gives the logit: its channels in units
+        of `channels`, the side of its kernel, its stride.
+    normalize : bool, default=True
+        Whether batch norm follows each convolution but the first and the last.
+    negative_slope : float, default=0.1
+        Slope of the activation below zero.
+    region_pixels : tuple of int, default=(12, 20)
+        Least and greatest side of a region in pixels. Images with smaller or larger regions are
+        resized before they reach the networks, for a layer sees so many pixels and no more.
+
+    Examples
+    --------
+    >>> from sklearn_g2d import AVIDDetector
+    >>> from sklearn_g2d.avid import PatchNet
+    >>> detector = AVIDDetector(detector=PatchNet(channels=8))
+    """
+
+    channels: int = 16
+    layers: Sequence[tuple[float, int, int]] = (
+        *((1, 3, 1), (2, 4, 2), (2, 3, 1)),
+        *((4, 4, 2), (4, 3, 1), (4, 1, 1)),
+    )
+    normalize: bool = True
+    negative_slope: float = 0.1
+    region_pixels: tuple[int, int] = (12, 20)
+
+    data: ClassVar[tuple[str, ...]] = ("images",)
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "channels": [Interval(Integral, 1, None, closed="left")],
+        "layers": ["array-like"],
+        "normalize": ["boolean"],
+        "negative_slope": [Interval(Real, 0, None, closed="left")],
+        "region_pixels": ["array-like"],
+    }
+
+    def build(self, n_channels: int, rng: torch.Generator) -> PatchNetModule:
+        """Build a detector of images with `n_channels` channels."""
+        self._validate_params()
+        sizes = np.array(self.layers, dtype=float)
+        if sizes.ndim != 2 or sizes.shape[1] != 3:
+            sizes = np.zeros((1, 3))
+        sizes[:, 0] = np.round(self.channels * sizes[:, 0])
+        if (sizes < 1).any() or (sizes % 1).any():
+            raise ValueError(
+                "layers of PatchNet must be a sequence of (multiplier, kernel, stride), with at "
+                f"least one channel, pixel and step each; got {self.layers!r}."
+            )
+        region_pixels = check_numbers(self, "region_pixels", least=2)
+        if len(region_pixels) != 2 or region_pixels[0] > region_pixels[1]:
+            raise ValueError(
+                "region_pixels of PatchNet must be two numbers, the smaller first; got "
+                f"{self.region_pixels!r}."
+            )
+        return PatchNetModule(
+            n_channels=n_channels,
+            layers=tuple((int(n_out), int(kernel), int(step)) for n_out, kernel, step in sizes),
+            normalize=bool(self.normalize),
+            negative_slope=float(self.negative_slope),
+            rng=rng,
+        )
+
+
+@dataclass(eq=False, repr=False)
+class CellNetwork(BaseEstimator):
+    """An inpainter, or a detector, of rows of a table: a multilayer perceptron.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=(128, 128)
+        Widths of the hidden layers.
+
+    Examples
+    --------
+    >>> from sklearn_g2d import AVIDDetector
+    >>> from sklearn_g2d.avid import CellNetwork
+    >>> detector = AVIDDetector(inpainter=CellNetwork(), detector=CellNetwork((64,)))
+    """
+
+    hidden_layer_sizes: Sequence[int] = (128, 128)
+
+    data: ClassVar[tuple[str, ...]] = ("tables",)
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"hidden_layer_sizes": ["array-like"]}
+
+    def build(
+        self, n_features: int, rng: torch.Generator, *, takes_mask: bool = False
+    ) -> CellNetworkModule:
+        """Build a network for rows of `n_features`: an inpainter, if it takes a mask."""
+        self._validate_params()
+        sizes = check_numbers(self, "hidden_layer_sizes", least=1, kind=Integral, n_least=0)
+        return CellNetworkModule(
+            n_features=n_features, hidden=tuple(sizes), takes_mask=takes_mask, rng=rng
+        )
+
+
+# The networks of this package, and what `AVIDDetector` may be given as either of its own.
+Network = UNet | PatchNet | CellNetwork
+INPAINTER_CONSTRAINT: list[Any] = [UNet, CellNetwork, callable, None]
+DETECTOR_CONSTRAINT: list[Any] = [PatchNet, CellNetwork, callable, None]
+
+
+def check_numbers(
+    part: Any, name: str, *, least: float, kind: Any = Real, n_least: int = 1
+) -> list[Any]:
+    """Give a parameter as a list; ValueError unless its numbers are of the `kind` and `least`."""
+    given = getattr(part, name)
+    numbers: Any = np.asarray(given, dtype=object).tolist()
+    is_list = isinstance(numbers, list) and len(numbers) >= n_least
+    if not (is_list and all(isinstance(v, kind) and least <= v < math.inf for v in numbers)):
+        what = "integers" if kind is Integral else "numbers"
+        raise ValueError(
+            f"{name} of {type(part).__name__} must be a sequence of {what} of at least {least:g}, "
+            f"got {given!r}."
+        )
+    return [int(v) if kind is Integral else float(v) for v in numbers]
+
+
+# Modules. Without a generator their weights are left to be loaded.
+
+
+class UNetModule(StorableModule):
+    """What `UNet` builds, with so many channels at each resolution."""
 
     def __init__(
         self,
         *,
         n_channels: int,
-        widths: Sequence[int],
+        channels: Sequence[int],
         first_skip: int,
         rng: torch.Generator | None = None,
     ) -> None:
-        super().__init__(n_channels=n_channels, widths=widths, first_skip=first_skip)
+        super().__init__(n_channels=n_channels, channels=channels, first_skip=first_skip)
         self.first_skip = first_skip
-        self.stride = 2 ** (len(widths) - 1)
-        levels = list(zip(widths[:-1], widths[1:], strict=True))
-        self.first = _convolution(n_channels + 1, widths[0])
+        self.stride = 2 ** (len(channels) - 1)
+        levels = list(zip(channels[:-1], channels[1:], strict=True))
+        self.first = _convolution(n_channels + 1, channels[0])
         self.encoder = nn.ModuleList(
             nn.Sequential(_convolution(above, below, 4, 2), _convolution(below, below))
             for above, below in levels
         )
-        # Maps become fewer before they become larger, which costs a quarter of the reverse.
+        # Channels become fewer before they become larger, which costs a quarter of the reverse.
         self.reducers = nn.ModuleList(_convolution(below, above) for above, below in levels)
         self.decoder = nn.ModuleList(
             _convolution(above * (1 + (level >= first_skip)), above)
             for level, (above, _) in enumerate(levels)
         )
-        self.last = nn.Conv2d(widths[0], n_channels, 1, device="meta")
+        self.last = nn.Conv2d(channels[0], n_channels, 1, device="meta")
         initialize(self, rng)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Inpaint `x` (n, C, H, W) where `mask` (n or 1, 1, H, W) is 1.
-
-        Height and width have to be multiples of `stride`.
-        """
+        """Inpaint `x` (n, C, H, W) where `mask` (n or 1, 1, H, W) is 1; `stride` divides H, W."""
         hidden = mask.expand(x.shape[0], -1, -1, -1)
         h = torch.cat([x * (1 - mask), hidden], dim=1).contiguous(memory_format=LAYOUT)
-        h = self.first(h)
-        skips = []
+        h, skips = self.first(h), []
         for down in self.encoder:
             skips.append(h)
             h = down(h)
@@ -87,46 +251,27 @@ class UNet(StorableModule):
         return self.last(h)
 
 
-class PatchDetector(StorableModule):
-    """D for images: a fully convolutional network that scores every region at once (Fig. 2).
-
-    Parameters
-    ----------
-    n_channels : int
-        Of the images.
-    layers : sequence of (maps, kernel, stride)
-        All convolutions but the last, which is 1 x 1 and gives the logit.
-    normalize : bool
-        Whether batch norm follows each convolution but the first and the last.
-    negative_slope : float
-        Slope of the activation below zero.
-    rng : torch.Generator, optional
-        Source of the initial weights; without it they are left to be loaded.
-    """
+class PatchNetModule(StorableModule):
+    """What `PatchNet` builds: layers of (channels, kernel, stride), and one of 1 x 1."""
 
     def __init__(
         self,
         *,
         n_channels: int,
-        layers: Layers,
+        layers: Sequence[tuple[int, int, int]],
         normalize: bool,
         negative_slope: float,
         rng: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            n_channels=n_channels,
-            layers=layers,
-            normalize=normalize,
-            negative_slope=negative_slope,
-        )
-        self.stride = 1
-        blocks: list[nn.Module] = []
-        n_in = n_channels
-        for i, (n_out, kernel, stride) in enumerate(layers):
-            bn = normalize and i > 0
-            blocks.append(_convolution(n_in, n_out, kernel, stride, bn, negative_slope))
-            n_in, self.stride = n_out, self.stride * stride
-        self.layers = nn.Sequential(*blocks, nn.Conv2d(n_in, 1, 1, device="meta"))
+        config = {"layers": layers, "normalize": normalize, "negative_slope": negative_slope}
+        super().__init__(n_channels=n_channels, **config)
+        self.stride = math.prod(stride for *_, stride in layers)
+        channels = [n_channels, *(n_out for n_out, *_ in layers)]
+        blocks = [
+            _convolution(n_in, *layer, normalize and i > 0, negative_slope)
+            for i, (n_in, layer) in enumerate(zip(channels[:-1], layers, strict=True))
+        ]
+        self.layers = nn.Sequential(*blocks, nn.Conv2d(channels[-1], 1, 1, device="meta"))
         initialize(self, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,53 +279,93 @@ class PatchDetector(StorableModule):
         return self.layers(x.contiguous(memory_format=LAYOUT))
 
 
-class CellInpainter(StorableModule):
-    """I for rows of a table: a multilayer perceptron that guesses masked cells.
-
-    Parameters
-    ----------
-    n_features : int
-        Length of a row.
-    hidden : sequence of int
-        Widths of the hidden layers.
-    rng : torch.Generator, optional
-        Source of the initial weights; without it they are left to be loaded.
-    """
+class CellNetworkModule(StorableModule):
+    """What `CellNetwork` builds: it inpaints if it takes a mask, and judges if it does not."""
 
     def __init__(
-        self, *, n_features: int, hidden: Sequence[int], rng: torch.Generator | None = None
+        self,
+        *,
+        n_features: int,
+        hidden: Sequence[int],
+        takes_mask: bool,
+        rng: torch.Generator | None = None,
     ) -> None:
-        super().__init__(n_features=n_features, hidden=hidden)
-        self.perceptron = EnsembleMLP(1, (2 * n_features, *hidden, n_features), rng)
+        super().__init__(n_features=n_features, hidden=hidden, takes_mask=takes_mask)
+        n_inputs = 2 * n_features if takes_mask else n_features
+        self.perceptron = EnsembleMLP(1, (n_inputs, *hidden, n_features), rng)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Guess the cells of `x` (n, d) where `mask` (n or 1, d) is 1."""
-        seen = torch.cat([x * (1 - mask), mask.expand_as(x)], dim=1)
-        return self.perceptron(seen[None])[0]
-
-
-class CellDetector(StorableModule):
-    """D for rows of a table: a multilayer perceptron that gives each cell a logit.
-
-    Parameters
-    ----------
-    n_features : int
-        Length of a row.
-    hidden : sequence of int
-        Widths of the hidden layers.
-    rng : torch.Generator, optional
-        Source of the initial weights; without it they are left to be loaded.
-    """
-
-    def __init__(
-        self, *, n_features: int, hidden: Sequence[int], rng: torch.Generator | None = None
-    ) -> None:
-        super().__init__(n_features=n_features, hidden=hidden)
-        self.perceptron = EnsembleMLP(1, (n_features, *hidden, n_features), rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map rows (n, d) to logits (n, d)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Guess the cells of `x` (n, d) where `mask` (n or 1, d) is 1, or give each a logit."""
+        if mask is not None:
+            x = torch.cat([x * (1 - mask), mask.expand_as(x)], dim=1)
         return self.perceptron(x[None])[0]
+
+
+class OwnNetwork(OwnModules):
+    """A network of the user's."""
+
+    @property
+    def stride(self) -> int:
+        """Of which height and width of images have to be multiples."""
+        stride = getattr(self.members[0], "stride", 1)
+        return max(stride) if isinstance(stride, tuple) else int(stride)  # of a convolution
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Call the module."""
+        return self.members[0](*inputs)
+
+
+def build_network(
+    part: Any, n_inputs: int, rng: torch.Generator, *, takes_mask: bool
+) -> StorableModule:
+    """Build an inpainter, which takes a mask, or a detector for so many channels, or columns."""
+    if isinstance(part, CellNetwork):
+        return part.build(n_inputs, rng, takes_mask=takes_mask)
+    if isinstance(part, UNet | PatchNet):
+        return part.build(n_inputs, rng)
+    return OwnNetwork(factory=part, arguments=(n_inputs,), rng=rng)
+
+
+def common_stride(inpainter: Any, detector: Any, n_channels: int) -> int:
+    """Give what height and width of images have to be multiples of, for both networks."""
+    stride = detector.stride
+    if isinstance(detector, OwnNetwork) and not hasattr(detector.members[0], "stride"):
+        # It need not tell: the pixels from one logit to the next.
+        n_logits, n_more = (
+            _try(detector, (1, n_channels, side, side)).shape[2]
+            for side in (_PROBE_PIXELS, 2 * _PROBE_PIXELS)
+        )
+        stride = _PROBE_PIXELS // max(1, n_more - n_logits) if n_more > n_logits else 1
+    return math.lcm(inpainter.stride, max(1, stride))
+
+
+def check_networks(inpainter: Any, detector: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if networks of the user's do not map a batch of this shape as they must."""
+    if isinstance(inpainter, OwnNetwork):
+        found = tuple(_try(inpainter, shape, takes_mask=True).shape)
+        if found != shape:
+            raise ValueError(
+                f"The inpainter must return values of the shape of its input, {shape}; got {found}."
+            )
+    if isinstance(detector, OwnNetwork):
+        _try(detector, shape)
+
+
+@torch.no_grad()
+def _try(network: OwnNetwork, shape: tuple[int, ...], takes_mask: bool = False) -> Tensor:
+    """Call a network of the user's; raises ValueError if a detector gives no logits of regions."""
+    x = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    mask = x[:1, :1] if x.ndim == 4 else x[:1]
+    with globally_seeded(torch.Generator(), 0):
+        output = network.eval()(x, mask) if takes_mask else network.eval()(x)
+    wanted = "(n, 1, height, width)" if x.ndim == 4 else "(n, n_features)"
+    expected = (len(x), 1, *output.shape[2:]) if x.ndim == 4 else shape
+    if not takes_mask and (output.shape != expected or output.ndim != x.ndim):
+        raise ValueError(
+            f"The detector must return logits of shape {wanted}; got {tuple(output.shape)} for "
+            f"input of shape {shape}."
+        )
+    return output
 
 
 def _convolution(

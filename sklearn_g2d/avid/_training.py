@@ -1,142 +1,296 @@
-"""I + D of AVID: an inpainter and a detector of regions, trained against each other."""
+"""How AVID's networks are trained: what all ways share, and those by hiding and exchanging.
+
+`AdversarialInpainting`, the published way, is in `_paper.py`.
+"""
 
 from __future__ import annotations
 
 import copy
-import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sklearn_g2d.avid._masking import Regions
-from sklearn_g2d.avid._networks import CellDetector, CellInpainter, PatchDetector, UNet
+from sklearn_g2d.avid._masking import Blocks, Cells, block_pixels
+from sklearn_g2d.avid._models import ImageModel, Model
+from sklearn_g2d.avid._networks import check_numbers
 from sklearn_g2d.training import parallel
+from sklearn_g2d.training.ensemble import StorableModule
+from sklearn_g2d.training.optimizers import (
+    OPTIMIZER_CONSTRAINT,
+    SCHEDULE_CONSTRAINT,
+    Optimizer,
+    Schedule,
+    make_optimizer,
+    rate_factor,
+)
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses, State, Trainer
 
-# Share of the places that are hidden from I, and exchanged before D.
-_HIDDEN, _EXCHANGED = 0.5, 0.3
-
+_BETAS = 0.9, 0.99  # of Adam
 _WARM_UP_STEPS = 50
-_DECAY = 0.99  # of the average over steps
-
-# How often in a training the paper recipe looks for the best moments of I and D.
-_CHECKS = 20
 
 
-@dataclass(frozen=True)
-class InpaintingSettings:
-    """How the inpainter and the detector are trained.
+@dataclass(eq=False, repr=False)
+class Training(BaseEstimator, ABC):
+    """What all ways of training the networks share: steps, batches and learning rates."""
 
-    Attributes
-    ----------
-    batch_size : int
-        Samples, or crops, a step.
-    corruption : "blocks" or "gaussian"
-        What I has to repair: hidden blocks, or noise everywhere (Eq. 2).
-    noise_scale : float
-        The paper's gamma: the noise's standard deviation, in that of the data.
-    reconstruction_weight : float
-        Weight of I's squared error.
-    adversarial_weight : float
-        Weight, in I's loss, of what D makes of the inpainted; with 0 D is not shown it. D is told
-        that it is irregular where it changed, as much as with exchanged regions.
-    learning_rates : tuple of float
-        Of I and of D.
-    published : bool
-        Whether to train as the paper does: D learns from the inpainted alone, by Eq. 3 and
-        SGD, and both networks are kept at their best moments. Otherwise exchanged regions are
-        what D learns from, by Adam, and networks are averaged over steps.
-    detector_every : int, default=1
-        D takes a step after so many of I's.
-    """
+    max_steps: int = 1000
+    batch_size: int = 16
+    learning_rates: tuple[float, float] = (2e-3, 2e-3)
+    optimizer: Optimizer = "adam"
+    schedule: Schedule = "cosine"
 
-    batch_size: int
-    corruption: str
-    noise_scale: float
-    reconstruction_weight: float
-    adversarial_weight: float
-    learning_rates: tuple[float, float]
-    published: bool
+    data: ClassVar[tuple[str, ...]]  # kinds of it that this is for
+    hides: ClassVar[bool]  # whether places are hidden from the inpainter, also in scoring
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "max_steps": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "learning_rates": ["array-like"],
+        "optimizer": OPTIMIZER_CONSTRAINT,
+        "schedule": SCHEDULE_CONSTRAINT,
+    }
+
+    def validate(self) -> None:
+        """Raise ValueError if a parameter is out of range."""
+        self._validate_params()
+        if len(check_numbers(self, "learning_rates", least=0)) != 2:
+            raise ValueError(
+                "learning_rates must be two numbers, the inpainter's and the detector's; got "
+                f"{self.learning_rates!r}."
+            )
+
+    @abstractmethod
+    def make_trainer(
+        self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
+    ) -> NetworksTrainer:
+        """Prepare the training of a model's networks on what they see, `X`."""
+
+
+@dataclass(eq=False, repr=False)
+class _Inpainting(Training):
+    """What the two ways of hiding and exchanging share."""
+
     detector_every: int = 1
+    reconstruction_weight: float = 1.0
+    adversarial_weight: float = 0.0
+    hidden_fraction: float = 0.5
+    exchanged_fraction: float = 0.3
+    averaging_decay: float = 0.99
+
+    hides: ClassVar[bool] = True
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **Training._parameter_constraints,
+        "detector_every": [Interval(Integral, 1, None, closed="left")],
+        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
+        "adversarial_weight": [Interval(Real, 0, None, closed="left")],
+        "hidden_fraction": [Interval(Real, 0, 1, closed="right")],
+        "exchanged_fraction": [Interval(Real, 0, 1, closed="right")],
+        "averaging_decay": [Interval(Real, 0, 1, closed="left")],
+    }
 
 
-class InpaintingGame(Trainer):
-    """Training of `inpainter` and `detector` on normal data.
+@dataclass(eq=False, repr=False)
+class MaskedInpainting(_Inpainting):
+    """Inpaint hidden blocks of images, and detect blocks exchanged between them.
 
-    Of the losses, "reconstruction_loss" is the mean squared error where I had to repair,
-    "detector_loss" what D minimises, and "adversarial_loss" what I minimises besides.
+    The default of `AVIDDetector` on images. Both networks see crops of images. The inpainter
+    learns to restore blocks that are hidden from it; they are hidden from new images, too. The
+    detector learns which regions were exchanged with another image's at the same place.
 
     Parameters
     ----------
-    inpainter : UNet or CellInpainter
-        The paper's I.
-    detector : PatchDetector or CellDetector
-        The paper's D; its logits are high for irregular regions.
-    regions : Regions
-        What is hidden, exchanged and judged.
-    X : Tensor of shape (n, ...)
-        Samples to train on.
-    validation : Tensor of shape (m, ...)
-        Further ones, by which the paper recipe finds the best moments.
-    max_steps : int
-        Steps that the training is going to have, unless it is stopped.
-    settings : InpaintingSettings
-        How to train.
-    runtime : Runtime
-        Device, precision and random numbers.
+    max_steps : int, default=4000
+        0 leaves the networks untrained.
+    batch_size : int, default=16
+        Crops in a step.
+    learning_rates : tuple of float, default=(4e-3, 3e-3)
+        Of the inpainter and of the detector.
+    optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
+        Adam with betas of .9 and .99, SGD with a momentum of .9, or a callable that is given
+        parameters and a learning rate and returns a `torch.optim.Optimizer`.
+    schedule : {"constant", "cosine"} or callable, default="cosine"
+        Of both learning rates. "cosine" rises over 50 steps, then falls to 0. A callable is given
+        the finished fraction of the training and returns a factor.
+    detector_every : int, default=3
+        The detector takes a step after so many of the inpainter's: it is easier to train, and more
+        steps let it see edges only.
+    reconstruction_weight : float, default=1.0
+        Weight of the squared error in the inpainter's loss.
+    adversarial_weight : float, default=0.0
+        Weight, in the inpainter's loss, of how anomalous the detector finds what was inpainted.
+        Above 0 the detector also learns that what came out otherwise than it was is anomalous. It
+        does not help (docs/ablation.md).
+    hidden_fraction : float, default=0.5
+        Fraction of the pixels that are hidden from the inpainter.
+    exchanged_fraction : float, default=0.3
+        Fraction of the pixels that are exchanged before the detector.
+    averaging_decay : float, default=0.99
+        Decay of the average over steps that is taken of the networks; 0 keeps the last ones.
+    block_sizes : sequence of float, default=(0.5, 0.7, 1.0)
+        Sides of hidden and exchanged blocks, in regions; each batch has one of them. The smallest
+        are hidden in scoring.
+
+    Examples
+    --------
+    >>> from sklearn_g2d import AVIDDetector
+    >>> from sklearn_g2d.avid import MaskedInpainting
+    >>> detector = AVIDDetector(training=MaskedInpainting(max_steps=1000))
+    """
+
+    max_steps: int = 4000
+    learning_rates: tuple[float, float] = (4e-3, 3e-3)
+    detector_every: int = 3
+    block_sizes: Sequence[float] = (0.5, 0.7, 1.0)
+
+    data: ClassVar[tuple[str, ...]] = ("images",)
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **_Inpainting._parameter_constraints,
+        "block_sizes": ["array-like"],
+    }
+
+    def validate(self) -> None:
+        """Raise ValueError if a parameter is out of range."""
+        super().validate()
+        check_numbers(self, "block_sizes", least=0.01)
+
+    def hidden_block(self, region_size: int) -> int:
+        """Give the pixels of the blocks that scoring hides."""
+        return block_pixels(region_size, min(self.block_sizes))
+
+    def make_trainer(
+        self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
+    ) -> InpaintingTrainer:
+        """Prepare the training of a model's networks on images `X`."""
+        assert isinstance(model, ImageModel)
+        blocks = Blocks(X, model.crop, model.preprocessor.region_size, self.block_sizes)
+        return InpaintingTrainer(self, model.inpainter, model.detector, blocks, runtime)
+
+
+@dataclass(eq=False, repr=False)
+class CellInpainting(_Inpainting):
+    """Inpaint hidden cells of a table's rows, and detect cells exchanged between them.
+
+    The default of `AVIDDetector` on tables. The inpainter learns to restore cells that are hidden
+    from it; they are hidden in new rows, too. The detector learns which cells have another row's
+    value.
+
+    Parameters
+    ----------
+    max_steps : int, default=2000
+    batch_size : int, default=128
+    learning_rates : tuple of float, default=(2e-3, 2e-3)
+    optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
+    schedule : {"constant", "cosine"} or callable, default="cosine"
+    detector_every : int, default=1
+    reconstruction_weight : float, default=1.0
+    adversarial_weight : float, default=0.0
+    averaging_decay : float, default=0.99
+        As for `MaskedInpainting`.
+    hidden_fraction : float, default=0.5
+        Fraction of the cells that are hidden from the inpainter, on average; at most .5.
+    exchanged_fraction : float, default=0.3
+        Fraction of the cells that are exchanged before the detector, on average; at most .5.
+    far_fraction : float, default=0.25
+        Fraction of the exchanged cells whose new value is not another row's, but drawn from far
+        around the column.
+
+    Examples
+    --------
+    >>> from sklearn_g2d import AVIDDetector
+    >>> from sklearn_g2d.avid import CellInpainting
+    >>> detector = AVIDDetector(training=CellInpainting(max_steps=500))
+    """
+
+    max_steps: int = 2000
+    batch_size: int = 128
+    far_fraction: float = 0.25
+
+    data: ClassVar[tuple[str, ...]] = ("tables",)
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **_Inpainting._parameter_constraints,
+        "hidden_fraction": [Interval(Real, 0, 0.5, closed="right")],
+        "exchanged_fraction": [Interval(Real, 0, 0.5, closed="right")],
+        "far_fraction": [Interval(Real, 0, 1, closed="both")],
+    }
+
+    def make_trainer(
+        self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
+    ) -> InpaintingTrainer:
+        """Prepare the training of a model's networks on rows `X`."""
+        cells = Cells(X, self.far_fraction)
+        return InpaintingTrainer(self, model.inpainter, model.detector, cells, runtime)
+
+
+class NetworksTrainer(Trainer):
+    """An inpainter and a detector in training, and modules that `keep` what is to be used."""
+
+    def __init__(
+        self,
+        training: Training,
+        inpainter: StorableModule,
+        detector: StorableModule,
+        keep: Callable[[StorableModule], Any],
+        runtime: Runtime,
+    ) -> None:
+        networks = inpainter, detector
+        self.inpainter, self.detector = (net.float().to(runtime.device) for net in networks)
+        self._kept_inpainter, self._kept_detector = keep(self.inpainter), keep(self.detector)
+        self.inpainter.train()
+        self.detector.train()
+        self.inpainter_optimizer, self.detector_optimizer = (
+            make_optimizer(training.optimizer, list(net.parameters()), rate, _BETAS)
+            for net, rate in zip(networks, training.learning_rates, strict=True)
+        )
+        self.batch_size = parallel.batch_share(training.batch_size)
+        self._training = training
+        trained = {"inpainter": self.inpainter, "detector": self.detector}
+        kept = {"kept_inpainter": self._kept_inpainter, "kept_detector": self._kept_detector}
+        optimizers = self.inpainter_optimizer, self.detector_optimizer
+        super().__init__(trained | kept, optimizers, runtime)
+
+    @property
+    def result(self) -> tuple[StorableModule, StorableModule]:
+        """The inpainter and the detector to be used, in evaluation mode."""
+        return self._kept_inpainter.network.eval(), self._kept_detector.network.eval()
+
+    def _schedule(self) -> float:
+        training = self._training
+        return rate_factor(training.schedule, self.n_steps, training.max_steps, _WARM_UP_STEPS)
+
+
+class InpaintingTrainer(NetworksTrainer):
+    """Training by hiding and exchanging what `samples` say.
+
+    The "reconstruction_loss" is the mean squared error where the inpainter had to guess.
     """
 
     def __init__(
         self,
-        inpainter: UNet | CellInpainter,
-        detector: PatchDetector | CellDetector,
-        regions: Regions,
-        X: Tensor,
-        validation: Tensor,
-        max_steps: int,
-        settings: InpaintingSettings,
+        training: _Inpainting,
+        inpainter: StorableModule,
+        detector: StorableModule,
+        samples: Blocks | Cells,
         runtime: Runtime,
     ) -> None:
-        self.inpainter = inpainter.float().to(runtime.device)
-        self.detector = detector.float().to(runtime.device)
-        self.regions = regions
-        self.X, self.validation = X, validation
-        self._range = regions.range_of(X)
-        self.max_steps = max_steps
-        self.settings = parallel.share_of(settings)
-        keep: type[_BestMoment] | type[_Average]
-        keep = _BestMoment if settings.published else _Average
-        self._kept_inpainter, self._kept_detector = keep(self.inpainter), keep(self.detector)
-        self.inpainter.train()
-        self.detector.train()
-        self._inpainter_optimizer, self._detector_optimizer = (
-            _optimizer(network, rate, settings.published)
-            for network, rate in zip(
-                (self.inpainter, self.detector), settings.learning_rates, strict=True
-            )
-        )
-        self._detector_losses: Losses = {}  # of D's last step
-        super().__init__(
-            {
-                "inpainter": self.inpainter,
-                "detector": self.detector,
-                "kept_inpainter": self._kept_inpainter,
-                "kept_detector": self._kept_detector,
-            },
-            (self._inpainter_optimizer, self._detector_optimizer),
-            runtime,
-        )
-
-    @property
-    def result(self) -> tuple[Any, Any]:
-        """The inpainter and the detector to be used, in evaluation mode."""
-        return self._kept_inpainter.network.eval(), self._kept_detector.network.eval()
+        self.training = training
+        self.samples = samples
+        self._detector_losses: Losses = {}  # of the detector's last step
+        keep = partial(_Average, decay=training.averaging_decay)
+        super().__init__(training, inpainter, detector, keep, runtime)
 
     def state_dict(self) -> State:
         """Copy all that further steps depend on, but for the data and the settings."""
@@ -152,99 +306,53 @@ class InpaintingGame(Trainer):
 
     def _step(self) -> Losses:
         losses, x, inpainted = self._inpainter_step()
-        if self.n_steps % self.settings.detector_every == 0:
+        if self.n_steps % self.training.detector_every == 0:
             self._detector_losses = self._detector_step(x, inpainted)
-        if not self.settings.published:
-            self._keep(0.0, 0.0)
-        elif self.n_steps % max(1, self.max_steps // _CHECKS) == 0 or (
-            self.n_steps == self.max_steps - 1
-        ):
-            self._keep(*self._figures())
+        self._kept_inpainter.update(self.inpainter, self.n_steps)
+        self._kept_detector.update(self.detector, self.n_steps)
         return losses | self._detector_losses
 
-    def _schedule(self) -> float:
-        """Warm up, then decay like a cosine; the paper's rate is constant."""
-        if self.settings.published:
-            return 1.0
-        warm_up = min(1.0, (self.n_steps + 1) / _WARM_UP_STEPS)
-        return warm_up * (1 + math.cos(math.pi * self.n_steps / self.max_steps)) / 2
-
     def _inpainter_step(self) -> tuple[Losses, Tensor, Tensor]:
-        settings, rng = self.settings, self.runtime.rng
-        x = self.regions.draw(self.X, settings.batch_size, rng)
-        if settings.corruption == "gaussian":
-            noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x)
-            seen, hidden = x + settings.noise_scale * noise, torch.zeros_like(x[:1, :1])
-            counted = torch.ones_like(x[:, :1])
-        else:
-            hidden = counted = self.regions.mask(x, _HIDDEN, rng)
-            seen = x
+        """Restore what is hidden; returns losses, and samples before and after."""
+        training, rng = self.training, self.runtime.rng
+        x = self.samples.draw(self.batch_size, rng)
+        hidden = self.samples.mask(x, training.hidden_fraction, rng)
         with self.runtime.autocast():
-            inpainted = self.inpainter(seen, hidden).float()
-        inpainted = torch.where(counted > 0, inpainted, x)
-        error = (inpainted - x).square().sum() / (x.numel() * counted.mean()).clamp(min=1)
-        loss, losses = settings.reconstruction_weight * error, {"reconstruction_loss": error}
-        if settings.adversarial_weight:
+            guess = self.inpainter(x, hidden).float()
+        inpainted = torch.where(hidden > 0, guess, x)
+        error = (inpainted - x).square().sum() / (x.numel() * hidden.mean()).clamp(min=1)
+        loss, losses = training.reconstruction_weight * error, {"reconstruction_loss": error}
+        if training.adversarial_weight:
             with self.runtime.autocast():
                 logits = self.detector(inpainted).float()
-            if settings.published:
-                adversarial = _log_square(torch.sigmoid(logits))  # 1 - D(I(X)) of Eq. 3
-            else:
-                adversarial = F.softplus(logits).mean()
-            loss = loss + settings.adversarial_weight * adversarial
+            adversarial = F.softplus(logits).mean()
+            loss = loss + training.adversarial_weight * adversarial
             losses["adversarial_loss"] = adversarial
-        self._update(self._inpainter_optimizer, loss)
+        self._update(self.inpainter_optimizer, loss)
         return {name: value.detach() for name, value in losses.items()}, x, inpainted.detach()
 
     def _detector_step(self, x: Tensor, inpainted: Tensor) -> Losses:
-        n, rng = self.settings.batch_size, self.runtime.rng
-        if self.settings.published:
-            real = self.regions.draw(self.X, n, rng)
-            with self.runtime.autocast():
-                irregular = torch.sigmoid(self.detector(torch.cat([real, inpainted])).float())
-            # Eq. 3, which D maximises: regular real regions, irregular inpainted ones.
-            loss = -_log_square(1 - irregular[:n]) - _log_square(irregular[n:])
-        else:
-            real, elsewhere = self.regions.draw_pairs(self.X, n, self._range, rng)
-            mask = self.regions.mask(real, _EXCHANGED, rng)
-            before, after = real, torch.where(mask > 0, elsewhere, real)
-            if self.settings.adversarial_weight:
-                before, after = torch.cat([before, x]), torch.cat([after, inpainted])
-            with self.runtime.autocast():
-                logits = self.detector(torch.cat([real, after])).float()
-            changed, certain = self.regions.compare(before, after, logits[n:])
-            labels = torch.zeros_like(logits)
-            labels[n:] = changed
-            if certain is None:
-                loss = F.binary_cross_entropy_with_logits(logits, labels)
-            else:
-                weights = torch.ones_like(logits)
-                weights[n:] = certain
-                loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
-                loss = loss / weights.sum()
-        self._update(self._detector_optimizer, loss)
-        return {"detector_loss": loss.detach()}
-
-    def _keep(self, error: float, mistakes: float) -> None:
-        self._kept_inpainter.update(self.inpainter, self.n_steps, error)
-        self._kept_detector.update(self.detector, self.n_steps, mistakes)
-
-    @torch.no_grad()
-    def _figures(self) -> tuple[float, float]:
-        """Section 4.3: I's error on normal data, and how badly D tells real from inpainted."""
-        x = self.regions.draw(self.validation, self.settings.batch_size, self.runtime.rng)
-        self.inpainter.eval()
-        self.detector.eval()
+        """Tell regions of normal samples from exchanged ones, and from inpainted ones if asked."""
+        n, rng = self.batch_size, self.runtime.rng
+        real, elsewhere = self.samples.draw_pairs(n, rng)
+        mask = self.samples.mask(real, self.training.exchanged_fraction, rng)
+        before, after = real, torch.where(mask > 0, elsewhere, real)
+        if self.training.adversarial_weight:
+            before, after = torch.cat([before, x]), torch.cat([after, inpainted])
         with self.runtime.autocast():
-            inpainted = self.inpainter(x, torch.zeros_like(x[:1, :1])).float()
-            real, fake = self.detector(x), self.detector(inpainted)
-        self.inpainter.train()
-        self.detector.train()
-        mistakes = (real > 0).float().mean() + (fake < 0).float().mean()
-        figures = torch.stack([(inpainted - x).square().mean(), mistakes])
-        parallel.average([figures])  # lest processes find their best moments at different steps
-        error, mistaken = figures.tolist()
-        return error, mistaken
+            logits = self.detector(torch.cat([real, after])).float()
+        changed, certain = self.samples.compare(before, after, logits[n:])
+        labels = torch.zeros_like(logits)
+        labels[n:] = changed
+        if certain is None:
+            loss = F.binary_cross_entropy_with_logits(logits, labels)
+        else:
+            weights = torch.ones_like(logits)
+            weights[n:] = certain
+            loss = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+            loss = loss / weights.sum()
+        self._update(self.detector_optimizer, loss)
+        return {"detector_loss": loss.detach()}
 
 
 _averaging = lru_cache(maxsize=1)(get_ema_multi_avg_fn)  # both networks' decay is the same
@@ -253,9 +361,12 @@ _averaging = lru_cache(maxsize=1)(get_ema_multi_avg_fn)  # both networks' decay 
 class _Average(nn.Module):
     """The average of a network over the steps of its training."""
 
-    def __init__(self, network: nn.Module) -> None:
+    network: StorableModule
+
+    def __init__(self, network: StorableModule, decay: float) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network)
+        self.network = copy.deepcopy(network).to(next(network.parameters()).device)
+        self.decay = decay
         # Found once: PyTorch's own `AveragedModel` walks through the modules at every step, which
         # takes a tenth of it where networks are small.
         self._averages, self._values = (
@@ -263,35 +374,7 @@ class _Average(nn.Module):
             for net in (self.network, network)
         )
 
-    def update(self, network: nn.Module, n_before: int, figure: float) -> None:
+    def update(self, network: nn.Module, n_before: int) -> None:
         # Over the last tenth at first, so that short trainings forget their start too.
-        decay = min(_DECAY, (1 + n_before) / (10 + n_before)) if n_before else 0.0
+        decay = min(self.decay, (1 + n_before) / (10 + n_before)) if n_before else 0.0
         _averaging(decay)(self._averages, self._values, n_before)
-
-
-class _BestMoment(nn.Module):
-    """A network as it was when a figure was lowest."""
-
-    lowest: Tensor
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network)
-        device = next(network.parameters()).device
-        self.register_buffer("lowest", torch.tensor(math.inf, device=device))
-
-    def update(self, network: nn.Module, n_before: int, figure: float) -> None:
-        if figure < self.lowest:
-            self.lowest.fill_(figure)
-            self.network.load_state_dict(network.state_dict())
-
-
-def _optimizer(network: nn.Module, learning_rate: float, published: bool) -> torch.optim.Optimizer:
-    if published:
-        return torch.optim.SGD(network.parameters(), learning_rate, momentum=0.9, fused=True)
-    return torch.optim.Adam(network.parameters(), learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def _log_square(share: Tensor) -> Tensor:
-    """Mean over samples of log ||.||^2 of the matrix of their regions' likelihoods, Eq. 3."""
-    return share.flatten(1).square().mean(1).add(1e-12).log().mean()

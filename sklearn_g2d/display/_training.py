@@ -1,28 +1,31 @@
-"""Plots of a fit: its losses, and what the generator made on the way."""
+"""Plots of a fit: its losses, and samples of the generator from its first step to its last."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d.display._axes import new_axes
-from sklearn_g2d.display._pictures import as_pictures
+from sklearn_g2d.display._drawing import as_pictures, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sklearn_g2d.g2d._snapshots import Snapshot
+    from sklearn_g2d.g2d import Snapshot
 
 _BRIGHTNESS_QUANTILES = 0.01, 0.99
 
+_LOSS_COLORS = ("tab:blue", "tab:gray", "tab:purple", "tab:brown")
 _ROLE_COLORS = {"far": "tab:red", "boundary": "tab:orange", "normal": "tab:green"}
 
 
-class LossCurveDisplay:
+@dataclass(kw_only=True, eq=False, repr=False)
+class LossCurveDisplay:  # numpydoc ignore=PR02
     """Losses of a training; of a generator and its critic with the generators that were kept.
 
     Use `from_estimator` to make one.
@@ -30,8 +33,8 @@ class LossCurveDisplay:
     Parameters
     ----------
     history : mapping of str to ndarray of shape (n_steps,)
-        Losses by step. Where there are a "generator_loss" and a "critic_loss" these are
-        drawn, otherwise all.
+        Losses by step. Where there are a "generator_loss" and a "critic_loss" these are drawn,
+        otherwise all: without a `WassersteinGAN` those of the classifier alone.
     snapshots : sequence of Snapshot, default=()
         Generators to mark, each with its step, loss and role.
     name : str, default=None
@@ -45,39 +48,28 @@ class LossCurveDisplay:
         Marked snapshots by role: "far", "boundary" or "normal".
     texts_ : list of Annotation
         The steps, beside the markers, in the order of `snapshots`.
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
+    ax_, figure_ : matplotlib Axes and Figure
 
     Examples
     --------
     >>> import numpy as np
     >>> from sklearn_g2d import G2DOutlierDetector
     >>> from sklearn_g2d.display import LossCurveDisplay
+    >>> from sklearn_g2d.g2d import WassersteinGAN
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> detector = G2DOutlierDetector(max_steps=20, n_estimators=1, random_state=0).fit(X)
+    >>> generator = WassersteinGAN(max_steps=20, n_members=1)
+    >>> detector = G2DOutlierDetector(generator=generator, random_state=0).fit(X)
     >>> sorted(LossCurveDisplay.from_estimator(detector).lines_)
     ['critic_loss', 'generator_loss']
     """
 
-    def __init__(
-        self,
-        *,
-        history: Mapping[str, NDArray[Any]],
-        snapshots: Sequence[Snapshot] = (),
-        name: str | None = None,
-    ) -> None:
-        self.history = history
-        self.snapshots = snapshots
-        self.name = name
+    history: Mapping[str, NDArray[Any]]
+    snapshots: Sequence[Snapshot] = ()
+    name: str | None = None
 
     @classmethod
     def from_estimator(
-        cls,
-        estimator: Any,
-        *,
-        name: str | None = None,
-        ax: Axes | None = None,
-        **kwargs: Any,
+        cls, estimator: Any, *, name: str | None = None, ax: Axes | None = None, **kwargs: Any
     ) -> Self:
         """Plot the training of a fitted detector.
 
@@ -87,10 +79,7 @@ class LossCurveDisplay:
             Fitted, with `history_` and perhaps `snapshots_`.
         name : str, default=None
             Title of the plot; None takes the estimator's class.
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-        **kwargs : dict
-            Passed to ``Axes.plot`` for each loss.
+        ax, **kwargs : as in `plot`
 
         Returns
         -------
@@ -98,19 +87,15 @@ class LossCurveDisplay:
 
         Raises
         ------
-        ImportError
-            Without matplotlib.
         NotFittedError
             Before `fit`.
-        ValueError
-            If no loss was recorded.
+        ImportError, ValueError
+            As in `plot`.
         """
         check_is_fitted(estimator, "history_")
-        display = cls(
-            history=estimator.history_,
-            snapshots=getattr(estimator, "snapshots_", ()),
-            name=type(estimator).__name__ if name is None else name,
-        )
+        name = type(estimator).__name__ if name is None else name
+        snapshots = getattr(estimator, "snapshots_", ())
+        display = cls(history=estimator.history_, snapshots=snapshots, name=name)
         return display.plot(ax=ax, **kwargs)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Self:
@@ -118,10 +103,8 @@ class LossCurveDisplay:
 
         Parameters
         ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-        **kwargs : dict
-            Passed to ``Axes.plot`` for each loss.
+        ax : matplotlib Axes, default=None, which makes a figure
+        **kwargs : passed to ``Axes.plot`` for each loss
 
         Returns
         -------
@@ -129,23 +112,24 @@ class LossCurveDisplay:
 
         Raises
         ------
+        ImportError
+            Without matplotlib.
         ValueError
             If the history holds no loss.
         """
         losses = {name: v for name, v in self.history.items() if name.endswith("_loss")}
         if not losses:
             raise ValueError(
-                f"The history holds no loss, only {sorted(self.history)}. Fit with max_steps of at "
-                "least 1."
+                f"The history holds no loss, only {sorted(self.history)}. Fit with a "
+                "NetworkClassifier or a WassersteinGAN, or an AVIDDetector, and with max_steps of "
+                "at least 1."
             )
-        of_gan = {
-            name: losses[name] for name in ("generator_loss", "critic_loss") if name in losses
-        }
-        self.ax_, self.figure_ = new_axes(ax)
+        of_gan = {k: losses[k] for k in ("generator_loss", "critic_loss") if k in losses}
+        self.ax_, self.figure_ = new_axes(ax, self.name)
         self.lines_ = {}
-        colors = ("tab:blue", "tab:gray", "tab:purple")
-        for (name, loss), color in zip((of_gan or losses).items(), colors, strict=False):
-            style = {"label": name.replace("_", " "), "color": color} | kwargs
+        colors = cycle(_LOSS_COLORS)
+        for name, loss in (of_gan or losses).items():
+            style = {"label": name.replace("_", " "), "color": next(colors)} | kwargs
             (self.lines_[name],) = self.ax_.plot(np.arange(1, len(loss) + 1), loss, **style)
         self.markers_: dict[str, Any] = {}
         self.texts_: list[Any] = []
@@ -153,8 +137,6 @@ class LossCurveDisplay:
             self._mark_snapshots(first_loss=float(next(iter(of_gan.values()))[0]))
         self.ax_.margins(y=0.15)  # leaves room for the labels of markers
         self.ax_.set(xlabel="generator step" if of_gan else "step", ylabel="loss")
-        if self.name is not None:
-            self.ax_.set_title(self.name)
         self.ax_.legend()
         return self
 
@@ -167,28 +149,21 @@ class LossCurveDisplay:
                 self.markers_[role] = self.ax_.scatter(
                     *np.transpose(chosen), color=color, zorder=3, label=f"snapshot: {role}"
                 )
+        above: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        style: dict[str, Any] = above | {"va": "bottom", "rotation": 90, "fontsize": "small"}
         self.texts_ = [
-            self.ax_.annotate(
-                str(snapshot.step),
-                point,
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                rotation=90,
-                fontsize="small",
-                color=_ROLE_COLORS[snapshot.role],
-            )
-            for snapshot, point in zip(self.snapshots, points, strict=True)
+            self.ax_.annotate(str(s.step), point, color=_ROLE_COLORS[s.role], **style)
+            for s, point in zip(self.snapshots, points, strict=True)
         ]
 
 
-class SnapshotSamplesDisplay:
+@dataclass(kw_only=True, eq=False, repr=False)
+class SnapshotSamplesDisplay:  # numpydoc ignore=PR02
     """Images that the kept generators make, from the first one to the last.
 
     A row of images for each snapshot, from "far" through "boundary" to "normal", as in
-    Fig. 1 and 4 of the paper [1]_. All share a range of brightness, that of 98 % of the last
-    snapshot's pixels; what lies beyond is black or white. Use `from_estimator` to make one.
+    Fig. 1 and 4 of the paper of G2D. All share one range of brightness, that of 98 % of the last
+    snapshot's pixels; values outside it are black or white. Use `from_estimator` to make one.
 
     Parameters
     ----------
@@ -202,35 +177,27 @@ class SnapshotSamplesDisplay:
 
     Attributes
     ----------
-    image_ : AxesImage
-        All samples in one picture.
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
-
-    References
-    ----------
-    .. [1] M. Pourreza, B. Mohammadi, M. Khaki, S. Bouindour, H. Snoussi, M. Sabokrou,
-       "G2D: Generate to Detect Anomalies", WACV 2021.
+    image_ : AxesImage of all samples in one picture
+    ax_, figure_ : matplotlib Axes and Figure
 
     Examples
     --------
     >>> from sklearn.datasets import load_digits
     >>> from sklearn_g2d import G2DOutlierDetector
     >>> from sklearn_g2d.display import SnapshotSamplesDisplay
+    >>> from sklearn_g2d.g2d import WassersteinGAN
     >>> images = load_digits().images[:60, None]
+    >>> generator = WassersteinGAN(max_steps=8, n_members=1, n_snapshots=3)
     >>> detector = G2DOutlierDetector(
-    ...     features="raw", max_steps=8, n_estimators=1, n_snapshots=3, random_state=0
+    ...     features="passthrough", generator=generator, random_state=0
     ... ).fit(images)
     >>> SnapshotSamplesDisplay.from_estimator(detector, n_samples=5).samples.shape
     (3, 5, 1, 8, 8)
     """
 
-    def __init__(
-        self, *, samples: NDArray[Any], snapshots: Sequence[Snapshot], name: str | None = None
-    ) -> None:
-        self.samples = samples
-        self.snapshots = snapshots
-        self.name = name
+    samples: NDArray[Any]
+    snapshots: Sequence[Snapshot]
+    name: str | None = None
 
     @classmethod
     def from_estimator(
@@ -248,18 +215,15 @@ class SnapshotSamplesDisplay:
         Parameters
         ----------
         estimator : G2DOutlierDetector
-            Fitted on images, by features that can be turned back into images: the pixels
-            themselves under ``recipe="paper"`` or ``features="raw"``.
+            Fitted on images with a `WassersteinGAN`, by features that can be turned back into
+            images, such as ``features="passthrough"``.
         n_samples : int, default=10
             Images for each snapshot.
         random_state : int, RandomState instance or None, default=None
             Seed of the samples; None takes the estimator's own.
         name : str, default=None
             Title of the plot; None takes the estimator's class.
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-        **kwargs : dict
-            Passed to ``Axes.imshow``.
+        ax, **kwargs : as in `plot`
 
         Returns
         -------
@@ -272,26 +236,29 @@ class SnapshotSamplesDisplay:
         NotFittedError
             Before `fit`.
         ValueError
-            If the detector was fitted on a table, or its features cannot be inverted.
+            If the detector has no snapshots, was fitted on a table, or its features cannot be
+            inverted.
         """
-        check_is_fitted(estimator, "snapshots_")
+        check_is_fitted(estimator)
+        title = type(estimator).__name__
+        snapshots = getattr(estimator, "snapshots_", None)
+        if snapshots is None:
+            raise ValueError(
+                f"This {title} has no snapshots: only a WassersteinGAN keeps generators. Fit "
+                "a G2DOutlierDetector(generator=WassersteinGAN(...))."
+            )
         if estimator.image_shape_ is None:
             raise ValueError(
-                "Samples of a detector that was fitted on a table are no pictures. Fit it on "
+                "Samples of a detector that was fitted on a table are not pictures. Fit it on "
                 "images, or draw the rows of sample_outliers as you draw your own."
             )
-        shape = (n_samples, *estimator.image_shape_)
         samples = [
-            estimator.sample_outliers(
-                n_samples, snapshots=[snapshot], random_state=random_state
-            ).reshape(shape)
-            for snapshot in estimator.snapshots_
+            estimator.sample_outliers(n_samples, snapshots=[s], random_state=random_state)
+            for s in snapshots
         ]
-        display = cls(
-            samples=np.stack(samples),
-            snapshots=estimator.snapshots_,
-            name=type(estimator).__name__ if name is None else name,
-        )
+        shape = (len(samples), n_samples, *estimator.image_shape_)
+        name = title if name is None else name
+        display = cls(samples=np.reshape(samples, shape), snapshots=snapshots, name=name)
         return display.plot(ax=ax, **kwargs)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Self:
@@ -299,17 +266,15 @@ class SnapshotSamplesDisplay:
 
         Parameters
         ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-        **kwargs : dict
-            Passed to ``Axes.imshow``.
+        ax : matplotlib Axes, default=None, which makes a figure
+        **kwargs : passed to ``Axes.imshow``
 
         Returns
         -------
         self
         """
-        self.ax_, self.figure_ = new_axes(ax, layout="constrained")
-        # Samples of early generators reach so far that the last ones would all look gray.
+        self.ax_, self.figure_ = new_axes(ax, self.name, layout="constrained")
+        # Early generators reach so far that the last one's images would all look gray.
         low, high = np.quantile(self.samples[-1], _BRIGHTNESS_QUANTILES)
         images = as_pictures(self.samples.clip(low, high))
         # A frame of one pixel keeps the images apart.
@@ -320,10 +285,7 @@ class SnapshotSamplesDisplay:
         self.image_ = self.ax_.imshow(picture, **style)
         middles = (np.arange(len(self.snapshots)) + 0.5) * framed.shape[2]
         labels = [f"step {snapshot.step}: {snapshot.role}" for snapshot in self.snapshots]
-        self.ax_.set_yticks(middles, labels)
+        self.ax_.set(xticks=[], yticks=middles, yticklabels=labels)
         for label, snapshot in zip(self.ax_.get_yticklabels(), self.snapshots, strict=True):
             label.set_color(_ROLE_COLORS[snapshot.role])
-        self.ax_.set_xticks([])
-        if self.name is not None:
-            self.ax_.set_title(self.name)
         return self

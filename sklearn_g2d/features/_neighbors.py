@@ -2,69 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import gen_batches
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import validate_data
+
+from sklearn_g2d.features._rows import RowTransformer
+from sklearn_g2d.utils.arrays import float64, namespace
+
+# Squares of larger numbers may be infinite.
+_LIMIT = 1e150
+
+# Neighbours gathered at once, in floats: few enough for the processor's cache.
+_BATCH_FLOATS = 2**20
+
+# Penalty of the mixing weights: the smaller, the farther a mixture reaches beyond its neighbours.
+_RIDGE = 0.3
 
 
-def central_rows(X: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
-    """Mark the most central rows: those with the nearest n/10-th neighbour.
+@dataclass(eq=False, repr=False)
+class NeighborProfile(RowTransformer):
+    """How far a row lies from its nearest reference rows, those of `fit`.
 
-    A neighbour as far down as that lies outside a small cluster of outliers, whose
-    members would vouch for each other in a shorter profile.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows on a common scale.
-    share : float in (0, 1]
-        Share of the rows to mark.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,), bool
-    """
-    if share == 1:
-        return np.ones(len(X), dtype=bool)
-    n_neighbors = max(1, min(max(20, len(X) // 10), len(X) // 2))
-    distances, _ = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors()
-    remoteness = distances[:, -1]
-    return remoteness <= np.quantile(remoteness, share)
-
-
-class NeighborProfile(TransformerMixin, BaseEstimator):
-    """How far a row lies from its nearest reference rows, on the scale of normal rows.
-
-    Logarithms of distances, each standardised by what the reference rows themselves show
-    (every one measured against the others). A reference row equal to the row in question
-    is left out, once, so that ``transform`` treats the rows it was fitted on exactly like
-    new ones.
+    Logarithms of distances, each standardised by what the reference rows show among themselves: 0
+    is what normal rows show on average, higher is farther away. One reference row that equals the
+    row in question is left out, so that `transform` treats the rows of `fit` like new ones.
 
     Parameters
     ----------
     n_neighbors : int, default=20
-        Reference rows to regard. With n of them at most n - 1 are used.
+        Number of nearest reference rows to use; of n reference rows at most n - 1.
     measure : "distance" or "reconstruction", default="distance"
-        "distance" gives the distance to every one of these neighbours. "reconstruction"
-        gives what is left of the row when the nearest fourth, half and all of them are
-        mixed to come as near to it as they can [1]_, which suits rows that lie on a smooth
-        surface, as images of one kind do.
+        "distance" gives the distance to every one of these neighbours. "reconstruction" gives the
+        distance to the best mixture of the nearest fourth, half and all of them [1]_, which suits
+        rows that lie on a smooth surface, as images of one kind do.
 
     Attributes
     ----------
     reference_ : ndarray of shape (n_samples, n_features)
         The rows given to `fit`.
-    n_neighbors_ : int
-        Neighbours in use.
+    n_neighbors_, n_features_in_ : int
+        Neighbours in use, and number of columns.
+    mixture_sizes_ : list of int
+        How many neighbours the mixture of each column has; empty for the measure "distance".
+    resolution_, floor_ : float
+        Distances below the one count as 0; the other is added before the logarithm.
     center_, scale_ : ndarray of shape (n_features_out,)
         Mean and standard deviation of the reference rows' own log-distances.
-    n_features_in_ : int
-        Number of columns.
 
     References
     ----------
@@ -80,148 +72,153 @@ class NeighborProfile(TransformerMixin, BaseEstimator):
     True
     """
 
-    def __init__(
-        self, n_neighbors: int = 20, measure: Literal["distance", "reconstruction"] = "distance"
-    ) -> None:
-        self.n_neighbors = n_neighbors
-        self.measure = measure
+    n_neighbors: int = 20
+    measure: Literal["distance", "reconstruction"] = "distance"
 
-    def fit(self, X: ArrayLike, y: Any = None) -> NeighborProfile:
-        """Keep the rows as the reference.
+    _dtypes: ClassVar[tuple[type, ...]] = (np.float64,)
+    _min_rows: ClassVar[int] = 2
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Normal rows, at least two.
-        y : ignored
-
-        Returns
-        -------
-        self
-        """
-        self.fit_transform(X)
-        return self
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "measure": [StrOptions({"distance", "reconstruction"})],
+    }
 
     def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray[np.float64]:
-        """Keep the rows as the reference and return their own profiles.
+        """Give ``fit(X).transform(X)`` in half the time.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Normal rows, at least two.
         y : ignored
         **fit_params : ignored
 
         Returns
         -------
         ndarray of shape (n_samples, n_features_out)
-            The same as ``fit(X).transform(X)``, in half the time.
         """
-        rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        if self.n_neighbors < 1:
-            raise ValueError(f"n_neighbors must be at least 1, got {self.n_neighbors!r}.")
-        if self.measure not in ("distance", "reconstruction"):
-            raise ValueError(
-                f'measure must be "distance" or "reconstruction", got {self.measure!r}.'
-            )
-        self.reference_ = rows = _bounded(rows)
-        self.n_neighbors_ = min(self.n_neighbors, len(rows) - 1)
-        # Trees win in very few dimensions only; elsewhere a matrix product does.
-        self._search = NearestNeighbors(
-            n_neighbors=self.n_neighbors_ + 1,
-            algorithm="kd_tree" if rows.shape[1] <= 4 else "brute",
-        ).fit(rows)
-        self._resolution = 1e-6 * float(np.linalg.norm(rows, axis=1).max())
-        distances = self._measure(rows)
-        # Duplicates have distance 0; this keeps their logarithm within reach.
-        self._floor = 0.01 * float(np.median(distances[:, -1])) + 1e-6
-        logs = np.log(distances + self._floor)
+        self._validate_params()
+        return self._fit(validate_data(self, X, dtype=np.float64, ensure_min_samples=2))
+
+    def _fit(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        self.reference_ = rows = np.clip(X, -_LIMIT, _LIMIT)
+        self.n_neighbors_ = k = min(self.n_neighbors, len(rows) - 1)
+        is_mixed = self.measure == "reconstruction"
+        self.mixture_sizes_ = sorted({max(1, k // n) for n in (4, 2, 1)}) if is_mixed else []
+        self._search = self._new_search()
+        self.resolution_ = 1e-6 * float(np.linalg.norm(rows, axis=1).max())
+        distances = self._measure(rows, self._constants_of_measure())
+        self.floor_ = 0.01 * float(np.median(distances[:, -1])) + 1e-6
+        logs = np.log(distances + self.floor_)
         self.center_ = logs.mean(axis=0)
         spread = logs.std(axis=0)
         self.scale_ = np.where(spread > 1e-6, spread, 1.0)
         return (logs - self.center_) / self.scale_
 
-    def transform(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Profile of every row.
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_search"}
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "reference_" in state:
+            self._search = self._new_search()
 
-        Returns
-        -------
-        ndarray of shape (n_samples, n_features_out)
-            Standardised log-distances, nearest neighbour or fewest neighbours first; 0 is
-            what normal rows show on average, higher is farther away.
-        """
-        check_is_fitted(self)
-        rows = _bounded(validate_data(self, X, dtype=np.float64, reset=False))
-        return (np.log(self._measure(rows) + self._floor) - self.center_) / self.scale_
-
-    def _measure(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        distances, neighbors = self._search.kneighbors(X)
-        # The search takes differences of large squares, whose rounding would tell equal
-        # rows apart, and differently so in every batch.
-        distances[distances < self._resolution] = 0.0
-        is_reference = distances[:, :1] == 0.0
-        if self.measure == "distance":
-            return np.where(is_reference, distances[:, 1:], distances[:, :-1])
-        neighbors = np.where(is_reference, neighbors[:, 1:], neighbors[:, :-1])
-        sizes = sorted({max(1, self.n_neighbors_ // share) for share in (4, 2, 1)})
-        batch_rows = max(1, _BATCH_FLOATS // (self.n_neighbors_ * X.shape[1]))
-        return np.concatenate(
-            [
-                _reconstruction_distances(X[batch], self.reference_[neighbors[batch]], sizes)
-                for batch in gen_batches(len(X), batch_rows)
-            ]
+    def _new_search(self) -> NearestNeighbors:
+        """Build the search; files do not hold it, because compiled code would trust it."""
+        # Trees win in very few dimensions only; elsewhere a matrix product does.
+        algorithm = "kd_tree" if self.reference_.shape[1] <= 4 else "brute"
+        return NearestNeighbors(n_neighbors=self.n_neighbors_ + 1, algorithm=algorithm).fit(
+            self.reference_
         )
 
+    def _constants_of_measure(self) -> dict[str, ArrayLike]:
+        return {
+            "reference": self.reference_,
+            "limit": _LIMIT,
+            "zero": 0.0,
+            "resolution": self.resolution_,
+            "ridge": _RIDGE,
+            "least_unit": self.resolution_**2 or 1.0,
+        }
 
-def _bounded(X: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cut off what is too large to be squared."""
-    return np.clip(X, -1e150, 1e150)
+    def _constants(self) -> dict[str, ArrayLike]:
+        standard = {"floor": self.floor_, "center": self.center_, "scale": self.scale_}
+        return self._constants_of_measure() | standard
+
+    def _compute(self, X: Any, c: dict[str, Any]) -> Any:
+        xp = namespace(X)
+        rows = xp.clip(float64(X), -c["limit"], c["limit"])
+        return (xp.log(self._measure(rows, c) + c["floor"]) - c["center"]) / c["scale"]
+
+    def _measure(self, X: Any, c: dict[str, Any]) -> Any:
+        """Give distances, before their logarithms: (n, n_features_out)."""
+        xp = namespace(X)
+        distances, neighbors = self._nearest(X, c)
+        # The search takes differences of large squares, whose rounding would tell equal
+        # rows apart, and differently so in every batch.
+        distances = xp.where(distances < c["resolution"], c["zero"], distances)
+        is_reference = distances[:, :1] == 0
+        if not self.mixture_sizes_:
+            return xp.where(is_reference, distances[:, 1:], distances[:, :-1])
+        neighbors = xp.where(is_reference, neighbors[:, 1:], neighbors[:, :-1])
+        batches = [slice(None)]  # a graph has no batches
+        if isinstance(X, np.ndarray):
+            batch_rows = max(1, _BATCH_FLOATS // (self.n_neighbors_ * X.shape[1]))
+            batches = list(gen_batches(len(X), batch_rows))
+        mixed = [self._distances_to_mixtures(X[b], neighbors[b], c) for b in batches]
+        return xp.concatenate(mixed, axis=0)
+
+    def _nearest(self, X: Any, c: dict[str, Any]) -> tuple[Any, Any]:
+        """Find `n_neighbors_` + 1 reference rows, nearest first: distances and indices."""
+        if isinstance(X, np.ndarray):
+            return self._search.kneighbors(X)
+        reference = c["reference"]
+        squared = X.square().sum(1, keepdim=True) + reference.square().sum(1)
+        squared = squared - 2 * X @ reference.T
+        nearest, neighbors = squared.topk(self.n_neighbors_ + 1, 1, largest=False)
+        return nearest.clamp(min=0).sqrt(), neighbors
+
+    def _distances_to_mixtures(self, X: Any, neighbors: Any, c: dict[str, Any]) -> Any:
+        """Measure how far rows lie from the best mixtures of their first neighbours.
+
+        Ridge regression of x - m on the neighbours' own differences from their mean m, the penalty
+        in units of these differences' mean square. The distance is the root of what it minimises,
+        so that extreme weights count as distance too. The neighbours are indices
+        (n, n_neighbors), nearest first.
+        """
+        xp = namespace(X)
+        rows, points = c["reference"][neighbors], X[:, None]
+        columns = []
+        for size in self.mixture_sizes_:
+            mean = rows[:, :size].mean(axis=1, keepdims=True)
+            span, rest = rows[:, :size] - mean, points - mean
+            gram, overlap = span @ span.mT, span @ rest.mT
+            unit = xp.diagonal(gram, 0, 1, 2).mean(axis=1, keepdims=True)
+            # Equal neighbours span nothing, but differ from their mean by its rounding.
+            penalty = c["ridge"] * xp.maximum(unit, c["least_unit"])
+            explained = (overlap * _solve_ridge(gram, penalty, overlap)).sum(axis=(1, 2))
+            squared = xp.square(rest).sum(axis=(1, 2)) - explained
+            columns.append(xp.sqrt(xp.maximum(squared, c["zero"])))
+        return xp.stack(columns, axis=1)
 
 
-# Neighbours gathered at once, in floats: few enough for the processor's cache.
-_BATCH_FLOATS = 2**20
+def _solve_ridge(gram: Any, penalty: Any, overlap: Any) -> Any:
+    """Solve (gram + penalty * identity) weights = overlap; an array `gram` is overwritten.
 
-# Of the mixing weights: the less, the farther a mixture reaches beyond its neighbours.
-_RIDGE = 0.3
-
-
-def _reconstruction_distances(
-    X: NDArray[np.float64], neighbors: NDArray[np.float64], sizes: list[int]
-) -> NDArray[np.float64]:
-    """Distances of rows from the best mixtures of their first neighbours.
-
-    Ridge regression of x - m on the neighbours' own differences from their mean m, the
-    penalty in units of these differences' mean square. The distance is the root of what
-    it minimises, so that far-fetched weights count as distance too.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, n_features)
-        Rows.
-    neighbors : ndarray of shape (n, n_neighbors, n_features)
-        Theirs, nearest first.
-    sizes : list of int
-        How many to mix.
-
-    Returns
-    -------
-    ndarray of shape (n, len(sizes))
+    Of shapes (n, size, size), (n, 1) and (n, size, 1). A graph has no solver. There, in units of
+    the penalty, which is at least `_RIDGE` times the mean of the diagonal, the matrices have
+    eigenvalues from 1 to 1 + size / ridge, so that Newton's iteration for the inverse takes a
+    number of steps that is known beforehand.
     """
-    columns = []
-    for size in sizes:
-        mean = neighbors[:, :size].mean(axis=1)
-        span = neighbors[:, :size] - mean[:, None]
-        rest = X - mean
-        gram = span @ span.transpose(0, 2, 1)
-        diagonal = np.einsum("nii->ni", gram)
-        # The last term is for neighbours that are all equal, and span nothing.
-        diagonal += _RIDGE * diagonal.mean(axis=1, keepdims=True) + np.finfo(float).tiny
-        overlap = span @ rest[:, :, None]
-        weights = np.linalg.solve(gram, overlap)
-        explained = (overlap * weights).sum(axis=(1, 2))
-        columns.append(np.sqrt(np.maximum(np.square(rest).sum(axis=1) - explained, 0)))
-    return np.column_stack(columns)
+    if isinstance(gram, np.ndarray):
+        diagonal = np.einsum("nii->ni", gram)  # a view
+        diagonal += penalty
+        return np.linalg.solve(gram, overlap)
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    penalty = penalty[:, :, None]
+    matrix = gram / penalty + eye
+    largest = 2 + gram.shape[1] / _RIDGE
+    inverse = 2 / largest * eye
+    # Every step squares an error that begins at 1 - 2 / largest.
+    for _ in range(math.ceil(math.log2(18 * largest))):
+        inverse = inverse @ (2 * eye - matrix @ inverse)
+    return inverse @ overlap / penalty

@@ -1,96 +1,246 @@
-"""D of the G2D paper: a binary classifier of normal against generated samples."""
+"""The paper's detector D: classifiers of normal against generated rows, each kept from a fold."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils._param_validation import HasMethods, Interval
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_g2d.g2d._image_networks import ConvNetwork
-from sklearn_g2d.training import parallel
+from sklearn_g2d.g2d._networks import NETWORK_CONSTRAINT, Shape, build_network
+from sklearn_g2d.training import optimizers, parallel
 from sklearn_g2d.training.ensemble import EnsembleMLP
+from sklearn_g2d.training.history import History
 from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Losses, Trainer
+from sklearn_g2d.utils.arrays import Floats
 
-NORMAL, IRREGULAR = 0, 1
+NORMAL, OUTLIER = 0, 1
+
+# Every classifier is kept from the rows of one fold, for honest scores of these rows.
+N_FOLDS = 4
+
+# Samples in a batch of networks that score in float32.
+_FLOAT32_BATCH = 256
 
 
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """How the classifier is trained.
+@dataclass(eq=False, repr=False)
+class NetworkClassifier(BaseEstimator):
+    """An ensemble of networks that tell normal from generated rows, trained by PyTorch.
+
+    The detector D of the paper (section 3.2, Eq. 1). Each member is kept from the rows of one of
+    four folds, so that the threshold rests on scores of rows that a member did not see.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int, default=(16,)
+        Of the perceptrons; ignored by other networks.
+    n_members : int, default=8
+        Networks trained side by side, whose scores are averaged. A single one sees all rows.
+    max_steps, batch_size : int, default=300 and 128
+        Training steps, of which 0 leave the networks untrained, and rows in a step.
+    optimizer : {"adam", "adamw", "sgd"} or callable, default="adamw"
+        A callable is given the parameters and the learning rate and returns a
+        ``torch.optim.Optimizer``.
+    learning_rate : float, default=2e-3
+    schedule : {"constant", "cosine"} or callable, default="constant"
+        Factor of the learning rate; a callable is given the finished fraction of the training.
+    network : "perceptron", ConvNetwork or callable, default="perceptron"
+        A callable is given the shape of a sample, (n_features,) or (channels, height, width), and
+        the number of outputs, 2, and returns a ``torch.nn.Module`` that maps samples
+        ``(n, *shape)`` to logits (n, 2): normal, generated.
 
     Attributes
     ----------
-    batch_size : int
-        Samples a step and member, half of them normal.
-    optimizer : "adamw" or "sgd"
-        SGD runs with momentum .9.
-    learning_rate : float
-        Of either.
+    history_ : dict of ndarray
+        "classifier_loss" (Eq. 1) by step.
+
+    Examples
+    --------
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.g2d import NetworkClassifier
+    >>> detector = G2DOutlierDetector(classifier=NetworkClassifier(hidden_layer_sizes=(32, 32)))
     """
 
-    batch_size: int
-    optimizer: str
-    learning_rate: float
+    hidden_layer_sizes: Sequence[int] = (16,)
+    n_members: int = 8
+    max_steps: int = 300
+    batch_size: int = 128
+    optimizer: optimizers.Optimizer = "adamw"
+    learning_rate: float = 2e-3
+    schedule: optimizers.Schedule = "constant"
+    network: Any = "perceptron"
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": [tuple, list],
+        "n_members": [Interval(Integral, 1, None, closed="left")],
+        "max_steps": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "optimizer": optimizers.OPTIMIZER_CONSTRAINT,
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "schedule": optimizers.SCHEDULE_CONSTRAINT,
+        "network": NETWORK_CONSTRAINT,
+    }
+
+    def fit_in(self, normal: Floats, generated: Floats, session: Session, shape: Shape) -> Floats:
+        """Train, Eq. 1, on normal rows (n_samples, n_values) and generated ones, of a sample shape.
+
+        Returns scores (n_samples,) of the normal rows by members that did not see them, **higher =
+        more normal**.
+        """
+        self._validate_params()
+        held_out = held_out_folds(self.n_members, len(normal))
+        network = build_network(self, self.network, shape, 2, session.runtime.rng)
+        self.history_ = session.train(
+            "classifier",
+            ClassifierTrainer(self, network, normal, generated, held_out, session.runtime),
+            self.max_steps,
+            remedy="Lower the classifier's learning_rate, or check the scale of the features.",
+            current=lambda: {"classifier_": self._current(network)},
+        )
+        self._network = _ready_to_score(network)
+        return held_out_scores(self.log_odds(normal), held_out)
+
+    @torch.no_grad()
+    def log_odds(self, X: Floats) -> Floats:
+        """Give log p(normal) - log p(generated), of shape (n_members, n_samples).
+
+        A row's score must not depend on the other rows, but float32 products depend on the batch.
+        Perceptrons score in float64, and other networks, which would be slow in it, in batches of
+        one size.
+        """
+        if isinstance(self._network, EnsembleMLP):
+            return _log_odds(self._network, torch.from_numpy(X)).numpy()
+        samples = torch.from_numpy(X.astype(np.float32))
+        padded = F.pad(samples, (0, 0, 0, -len(X) % _FLOAT32_BATCH))
+        odds = [_log_odds(self._network, batch) for batch in padded.split(_FLOAT32_BATCH)]
+        return torch.cat(odds, 1)[:, : len(X)].numpy()
+
+    def scoring_module(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """Give the networks, and what maps float64 rows to `log_odds`, for the exported graph."""
+        network = self._network
+
+        def log_odds(rows: Tensor) -> Tensor:
+            return _log_odds(network, rows if isinstance(network, EnsembleMLP) else rows.float())
+
+        return network, log_odds
+
+    def _current(self, network: Any) -> NetworkClassifier:
+        """Give a fitted copy with the networks as they are at this step of their training."""
+        fitted = copy.copy(self)
+        fitted._network = _ready_to_score(copy.deepcopy(network))
+        return fitted
+
+
+@dataclass(eq=False, repr=False)
+class FoldedClassifier(BaseEstimator):
+    """The user's classifier of normal (0) against generated (1) rows, in the place of D.
+
+    Of its fitted clones, `members_`, each is kept from one of the four folds.
+    """
+
+    classifier: Any
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "classifier": [HasMethods(["fit", "predict_proba"])]
+    }
+
+    def fit_in(self, normal: Floats, generated: Floats, session: Session, shape: Shape) -> Floats:
+        """Fit the clones; see `NetworkClassifier.fit_in`."""
+        self._validate_params()
+        self.history_: History = {}
+        self.members_ = []
+        held_out = held_out_folds(N_FOLDS, len(normal))
+        for unseen in held_out:
+            X = np.concatenate([normal[~unseen], generated])
+            y = np.repeat([NORMAL, OUTLIER], [np.sum(~unseen), len(generated)])
+            self.members_.append(clone(self.classifier).fit(X, y))
+        return held_out_scores(self.log_odds(normal), held_out)
+
+    def log_odds(self, X: Floats) -> Floats:
+        """Give log p(normal) - log p(generated), of shape (n_members, n_samples)."""
+        # Trees and neighbours give exact zeros and ones, whose logarithm is infinite.
+        probabilities = [np.clip(m.predict_proba(X), 1e-6, 1 - 1e-6) for m in self.members_]
+        return np.stack([np.log(p[:, NORMAL]) - np.log(p[:, OUTLIER]) for p in probabilities])
 
 
 class ClassifierTrainer(Trainer):
     """Training of D, Eq. 1 of the paper; "classifier_loss" is the mean loss of the members.
 
-    Parameters
-    ----------
-    classifier : EnsembleMLP or ConvNetwork
-        Two outputs, the logits of `NORMAL` and `IRREGULAR`.
-    normal : Tensor of shape (n, n_features)
-        Normal samples.
-    generated : Tensor of shape (m, n_features)
-        Irregular samples.
-    blind : Tensor of shape (n_members, n), bool
-        Normal samples that a member must not be trained on.
-    settings : ClassifierSettings
-        How to train.
-    runtime : Runtime
-        Device, precision and random numbers.
+    `held_out`, of shape (n_members, n), marks normal rows that a member must not be trained on.
     """
 
     def __init__(
         self,
-        classifier: EnsembleMLP | ConvNetwork,
-        normal: Tensor,
-        generated: Tensor,
-        blind: Tensor,
-        settings: ClassifierSettings,
+        settings: NetworkClassifier,
+        network: Any,
+        normal: Floats,
+        generated: Floats,
+        held_out: NDArray[np.bool_],
         runtime: Runtime,
     ) -> None:
-        self.classifier = classifier
-        self.normal, self.generated = normal, generated
-        self.half = max(1, parallel.share_of(settings).batch_size // 2)
-        self.allowed = [torch.nonzero(~member).squeeze(1) for member in blind]
-        labels = torch.tensor([NORMAL, IRREGULAR], device=normal.device)
-        self.labels = labels.repeat_interleave(self.half).repeat(classifier.n_members)
-        self.optimizer: torch.optim.Optimizer
-        if settings.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(
-                classifier.parameters(), settings.learning_rate, momentum=0.9, fused=True
-            )
-        else:
-            self.optimizer = torch.optim.AdamW(
-                classifier.parameters(), settings.learning_rate, fused=True
-            )
-        super().__init__({"classifier": classifier}, [self.optimizer], runtime)
+        self.settings, self.network = settings, network
+        self.normal, self.generated = runtime.tensor(normal), runtime.tensor(generated)
+        self.half = max(1, parallel.batch_share(settings.batch_size) // 2)
+        masks = torch.from_numpy(held_out).to(runtime.device)
+        self.allowed = [torch.nonzero(~member).squeeze(1) for member in masks]
+        labels = torch.tensor([NORMAL, OUTLIER], device=runtime.device)
+        self.labels = labels.repeat_interleave(self.half).repeat(settings.n_members)
+        rate = settings.learning_rate
+        self.optimizer = optimizers.make_optimizer(settings.optimizer, network.parameters(), rate)
+        super().__init__({"classifier": network}, [self.optimizer], runtime)
+
+    def _schedule(self) -> float:
+        return optimizers.rate_factor(self.settings.schedule, self.n_steps, self.settings.max_steps)
 
     def _step(self) -> Losses:
-        n_members, half = self.classifier.n_members, self.half
+        n_members, half = self.settings.n_members, self.half
         rows = torch.stack([seen[self._draw(seen.numel(), half)] for seen in self.allowed])
         generated = self.generated[self._draw(len(self.generated), n_members, half)]
         batch = torch.cat([self.normal[rows], generated], 1)
         with self.runtime.autocast():
-            logits = self.classifier(batch).float()
+            logits = self.network(batch).float()
         loss = F.cross_entropy(logits.flatten(0, 1), self.labels)
         self._update(self.optimizer, loss * n_members)  # a sum, so that members train as if alone
         return {"classifier_loss": loss.detach()}
 
     def _draw(self, n: int, *shape: int) -> Tensor:
         return torch.randint(n, shape, generator=self.runtime.rng, device=self.normal.device)
+
+
+def held_out_folds(n_members: int, n_samples: int) -> NDArray[np.bool_]:
+    """Tell which samples each member must not be trained on: (n_members, n_samples).
+
+    Nothing is held out if there is a single member, or folds would have fewer than two samples.
+    """
+    n_folds = min(N_FOLDS, n_members, n_samples // 2)
+    if n_folds < 2:
+        return np.zeros((n_members, n_samples), dtype=bool)
+    return (np.arange(n_members) % n_folds)[:, None] == np.arange(n_samples) % n_folds
+
+
+def held_out_scores(log_odds: Floats, held_out: NDArray[np.bool_]) -> Floats:
+    """Average the log-odds of members that were not trained on a sample; of all if none."""
+    if not held_out.any():
+        return log_odds.mean(axis=0)
+    return (log_odds * held_out).sum(axis=0) / held_out.sum(axis=0)
+
+
+def _log_odds(network: Any, rows: Tensor) -> Tensor:
+    logits = network(rows.expand(network.n_members, -1, -1)).double()
+    return logits[..., NORMAL] - logits[..., OUTLIER]
+
+
+def _ready_to_score(network: Any) -> Any:
+    network = network.cpu().eval()
+    return network.double() if isinstance(network, EnsembleMLP) else network

@@ -1,41 +1,181 @@
-"""The irregularity generator I for rows of a table."""
+"""Networks of the generator I, the critic C and the detector D, and how to ask for them.
+
+`ConvGenerator` and `ConvNetwork` are what a user passes; they build modules whose tensors have a
+leading axis of ensemble members.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from sklearn_g2d.training.ensemble import EnsembleMLP, StorableModule
+from sklearn_g2d.training.convolutions import LAYOUT, initialize
+from sklearn_g2d.training.ensemble import EnsembleMLP, OwnNetworks, StorableModule
+
+Shape = tuple[int, ...]  # of a sample: (n_features,), or (channels, height, width)
 
 
-class TableGenerator(StorableModule):
-    """Generators that map Gaussian noise to rows: an MLP beside a linear skip.
+@dataclass(eq=False, repr=False)
+class ConvGenerator(BaseEstimator):
+    """Transposed convolutions with batch norm, ReLU and tanh, the generator of the paper's Fig. 3.
 
-    A freshly initialised MLP puts its samples next to the mean of the data, where they
-    would teach a classifier that the centre is irregular. The skip, set by `cover`,
-    starts as a cloud around the data instead.
+    For `WassersteinGAN` on images in [-1, 1], as `GlobalMinMaxScaler` gives them.
 
     Parameters
     ----------
-    n_members : int
-        Number of independent generators.
-    n_features : int
-        Length of a row.
-    latent_dim : int
-        Length of the noise vector.
-    hidden : tuple of int
-        Widths of the MLP's hidden layers.
-    skip : bool
-        Whether there is a linear skip; the paper's generator has none.
-    tail : float
-        Noise vectors are stretched by exp(tail * u**2), u uniform in (0, 1), so that
-        some samples lie far outside.
-    bound : float
-        Samples are squashed into +-bound as `SquashingScaler` does; may be infinite.
-    rng : torch.Generator, optional
-        Source of the initial weights; without it they are left to be loaded.
+    channels : int, default=16
+        Channels of the last hidden layer; each layer before has twice as many. The authors have
+        256, which wants a GPU.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.g2d import ConvGenerator, WassersteinGAN
+    >>> gan = WassersteinGAN(generator_network=ConvGenerator(channels=32))
+    """
+
+    channels: int = 16
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "channels": [Interval(Integral, 1, None, closed="left")]
+    }
+
+    def build(
+        self, n_members: int, latent_dim: int, shape: Shape, rng: torch.Generator
+    ) -> ConvGeneratorModule:
+        """Build generators of images of a shape (channels, height, width)."""
+        self._validate_params()
+        shape = _image_shape(self, shape)
+        return ConvGeneratorModule(n_members, shape, latent_dim, self.channels, rng)
+
+
+@dataclass(eq=False, repr=False)
+class ConvNetwork(BaseEstimator):
+    """Convolutions of stride 2 with instance norm, critic and detector of the paper's Fig. 3.
+
+    Parameters
+    ----------
+    channels : int, default=16
+        Channels of the first layer; each layer after has twice as many. The authors have 256,
+        which wants a GPU.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.g2d import ConvNetwork, NetworkClassifier
+    >>> classifier = NetworkClassifier(network=ConvNetwork(channels=32), n_members=1)
+    """
+
+    channels: int = 16
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "channels": [Interval(Integral, 1, None, closed="left")]
+    }
+
+    def build(
+        self, n_members: int, shape: Shape, n_outputs: int, rng: torch.Generator
+    ) -> ConvNetworkModule:
+        """Build networks that map images of a shape to `n_outputs` numbers."""
+        self._validate_params()
+        shape = _image_shape(self, shape)
+        return ConvNetworkModule(n_members, shape, self.channels, n_outputs, rng)
+
+
+class OwnGenerators(OwnNetworks):
+    """Generators of the user's."""
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw `n` samples from every member: (n_members, n, n_values)."""
+        return self(_noise(self.n_members, n, *self.input_shape, rng=rng))
+
+
+# What parts take for a network.
+GENERATOR_CONSTRAINT: list[Any] = [StrOptions({"perceptron"}), ConvGenerator, callable]
+NETWORK_CONSTRAINT: list[Any] = [StrOptions({"perceptron"}), ConvNetwork, callable]
+
+
+def build_generator(
+    part: Any, X: Tensor, latent_dim: int, shape: Shape, bound: float, rng: torch.Generator
+) -> Any:
+    """Build a part's generators of samples of a shape, around rows X (n, n_features)."""
+    network = part.generator_network
+    if network == "perceptron":
+        generator = PerceptronGenerator(
+            n_members=part.n_members,
+            n_features=X.shape[1],
+            latent_dim=latent_dim,
+            hidden=tuple(part.hidden_layer_sizes),
+            skip=part.spread > 0,
+            tail=part.tail,
+            bound=bound,
+            rng=rng,
+        ).to(X.device)
+        generator.cover(X, part.spread, rng)
+        return generator
+    if isinstance(network, ConvGenerator):
+        return network.build(part.n_members, latent_dim, shape, rng)
+    return OwnGenerators(
+        factory=network,
+        arguments=(latent_dim, shape),
+        n_members=part.n_members,
+        input_shape=(latent_dim,),
+        output_shape=shape,
+        rng=rng,
+    )
+
+
+def build_network(
+    part: Any, network: Any, shape: Shape, n_outputs: int, rng: torch.Generator
+) -> EnsembleMLP | ConvNetworkModule | OwnNetworks:
+    """Build a part's critics (one output) or classifiers (two) of samples of a shape.
+
+    They map rows (n_members, n, n_values) to (n_members, n, n_outputs).
+    """
+    if network == "perceptron":
+        sizes = (math.prod(shape), *part.hidden_layer_sizes, n_outputs)
+        return EnsembleMLP(part.n_members, sizes, rng)
+    if isinstance(network, ConvNetwork):
+        return network.build(part.n_members, shape, n_outputs, rng)
+    own = OwnNetworks(
+        factory=network,
+        arguments=(shape, n_outputs),
+        n_members=part.n_members,
+        input_shape=shape,
+        output_shape=(n_outputs,),
+        rng=rng,
+    )
+    return own.to(rng.device)
+
+
+def _image_shape(network: Any, shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise ValueError(
+            f"{type(network).__name__} needs images, but the samples have shape {shape}. Fit on an "
+            'array (n_samples, channels, height, width) with features="passthrough", or use '
+            '"perceptron" instead of it.'
+        )
+    return shape
+
+
+def _noise(*shape: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=rng, device=rng.device)
+
+
+class PerceptronGenerator(StorableModule):
+    """Generators that map Gaussian noise to rows: a perceptron beside a linear skip.
+
+    A freshly initialised perceptron puts its samples next to the mean of the data, where they
+    would teach a classifier that the centre is anomalous. The skip connection, set by `cover`,
+    starts as a cloud around the data instead; the paper's generator has none.
+
+    Noise vectors are stretched by exp(tail * u**2), u uniform in (0, 1), so that some samples lie
+    far outside. Samples are squashed into +-bound as `SquashingScaler` does.
     """
 
     def __init__(
@@ -50,14 +190,9 @@ class TableGenerator(StorableModule):
         bound: float,
         rng: torch.Generator | None = None,
     ) -> None:
+        config = {"hidden": hidden, "skip": skip, "tail": tail, "bound": bound}
         super().__init__(
-            n_members=n_members,
-            n_features=n_features,
-            latent_dim=latent_dim,
-            hidden=hidden,
-            skip=skip,
-            tail=tail,
-            bound=bound,
+            n_members=n_members, n_features=n_features, latent_dim=latent_dim, **config
         )
         self.n_members, self.n_features, self.latent_dim = n_members, n_features, latent_dim
         self.tail, self.bound = tail, bound
@@ -73,7 +208,7 @@ class TableGenerator(StorableModule):
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """Draw `n` rows from every member: (n_members, n, n_features)."""
-        z = torch.randn(self.n_members, n, self.latent_dim, generator=rng, device=rng.device)
+        z = _noise(self.n_members, n, self.latent_dim, rng=rng)
         if self.tail:
             u = torch.rand(self.n_members, n, 1, generator=rng, device=rng.device)
             z = z * torch.exp(self.tail * u.square())
@@ -100,3 +235,113 @@ class TableGenerator(StorableModule):
         roots = (variances.clamp(min=0).sqrt() * axes).T.to(X.device)
         # The largest variances come last, and first should noise be short of dimensions.
         odd[:, :rank] = spread * roots.flip(0)[:rank]
+
+
+def n_halvings(size: Sequence[int]) -> int:
+    """Count the stride-2 layers: three, as the authors have for 32 x 32, or what fits."""
+    if min(size) < 2:
+        raise ValueError(
+            f"Convolutional networks take images of at least 2 x 2 pixels, got {size[0]} x "
+            f"{size[1]}. Use the perceptrons."
+        )
+    return max(1, min(3, int(math.log2(min(size))) - 1))
+
+
+class ConvGeneratorModule(StorableModule):
+    """Generators that map Gaussian noise to images in [-1, 1], given as rows of pixels.
+
+    Transposed convolutions with batch norm and ReLU, then tanh. The first spans the smallest map,
+    an eighth of the image (more of a small one) rounded up; what the last one makes beyond the
+    image's size is cut off.
+    """
+
+    def __init__(
+        self,
+        n_members: int,
+        image_shape: Shape,
+        latent_dim: int,
+        channels: int,
+        rng: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            n_members=n_members, image_shape=image_shape, latent_dim=latent_dim, channels=channels
+        )
+        self.n_members, self.latent_dim, self.image_shape = n_members, latent_dim, image_shape
+        n_colors, *size = image_shape
+        n_layers = n_halvings(size)
+        smallest = tuple(math.ceil(length / 2**n_layers) for length in size)
+        widths = [channels * 2**i for i in reversed(range(n_layers))]
+
+        def member() -> nn.Sequential:
+            layers: list[nn.Module] = [_up(latent_dim, widths[0], smallest, stride=1, padding=0)]
+            for n_in, n_out in zip(widths, [*widths[1:], n_colors], strict=True):
+                layers += [nn.BatchNorm2d(n_in), nn.ReLU(), _up(n_in, n_out, (4, 4))]
+            return nn.Sequential(*layers, nn.Tanh())
+
+        self.members = nn.ModuleList(member() for _ in range(n_members))
+        initialize(self, rng)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map noise (n_members, n, latent_dim) to rows (n_members, n, n_pixels)."""
+        _, height, width = self.image_shape
+        pairs = zip(self.members, z, strict=True)
+        images = [member(noise[:, :, None, None]) for member, noise in pairs]
+        top, left = (images[0].shape[2] - height) // 2, (images[0].shape[3] - width) // 2
+        return torch.stack(images)[..., top : top + height, left : left + width].flatten(2)
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw `n` images from every member: (n_members, n, n_pixels)."""
+        return self(_noise(self.n_members, n, self.latent_dim, rng=rng))
+
+
+class ConvNetworkModule(StorableModule):
+    """Critics or classifiers of images, given as rows of pixels.
+
+    Convolutions of stride 2 with LeakyReLU, all but the first with affine instance norm, then one
+    convolution that spans the smallest map.
+    """
+
+    def __init__(
+        self,
+        n_members: int,
+        image_shape: Shape,
+        channels: int,
+        n_outputs: int,
+        rng: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            n_members=n_members, image_shape=image_shape, channels=channels, n_outputs=n_outputs
+        )
+        self.n_members, self.image_shape = n_members, image_shape
+        n_colors, *size = image_shape
+        n_layers = n_halvings(size)
+        smallest = tuple(length // 2**n_layers for length in size)
+        widths = [channels * 2**i for i in range(n_layers)]
+
+        def member() -> nn.Sequential:
+            layers: list[nn.Module] = [_down(n_colors, channels), nn.LeakyReLU(0.2)]
+            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+                layers += [_down(n_in, n_out), nn.InstanceNorm2d(n_out, affine=True)]
+                layers += [nn.LeakyReLU(0.2)]
+            head = nn.Conv2d(widths[-1], n_outputs, smallest, device="meta")
+            return nn.Sequential(*layers, head)
+
+        self.members = nn.ModuleList(member() for _ in range(n_members))
+        initialize(self, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map rows (n_members, n, n_pixels) to (n_members, n, n_outputs)."""
+        outputs = []
+        for member, rows in zip(self.members, x, strict=True):
+            images = rows.unflatten(1, self.image_shape).contiguous(memory_format=LAYOUT)
+            outputs.append(member(images).flatten(1))
+        return torch.stack(outputs)
+
+
+def _up(n_in: int, n_out: int, kernel: tuple[int, ...], **geometry: Any) -> nn.Module:
+    geometry = {"stride": 2, "padding": 1} | geometry
+    return nn.ConvTranspose2d(n_in, n_out, kernel, device="meta", **geometry)  # type: ignore[arg-type]
+
+
+def _down(n_in: int, n_out: int) -> nn.Module:
+    return nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, device="meta")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sklearn_g2d.utils.state import Stored
+
 Role = Literal["far", "boundary", "normal"]
+
+# Most generators kept when there is one for each epoch: small tables have short epochs.
+_MAX_EPOCHS_KEPT = 100
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Stored):
     """The generator at one moment of its training.
 
     Attributes
@@ -26,6 +31,12 @@ class Snapshot:
         Where its samples lie relative to normal data (section 3.3 of the paper).
     weights : dict of ndarray
         The generator's parameters.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.g2d import Snapshot
+    >>> Snapshot(step=20, loss=0.7, role="far", weights={})
+    Snapshot(step=20, loss=0.7, role='far')
     """
 
     step: int
@@ -34,39 +45,43 @@ class Snapshot:
     weights: dict[str, NDArray[Any]] = field(repr=False)
 
 
-def geometric_steps(max_steps: int, n_snapshots: int) -> list[int]:
-    """Step 0 and the steps max_steps, max_steps / 2, max_steps / 4, ... in order.
+def steps_to_keep(rule: Any, max_steps: int, n_snapshots: int, epoch: int) -> set[int]:
+    """List the steps after which the generator is kept, beside step 0."""
+    if rule == "geometric":  # a generator changes most at the beginning: snapshots lie close there
+        halvings = max_steps / 2.0 ** np.arange(n_snapshots - 1)
+        return {int(step) for step in np.round(halvings)}
+    interval = max(1, epoch, max_steps // _MAX_EPOCHS_KEPT)
+    return set(range(interval, max_steps + 1, interval))
 
-    A generator changes most at the beginning, so that is where snapshots lie close.
-    """
-    halvings = max_steps / 2.0 ** np.arange(n_snapshots - 1)
-    return sorted({0, *(int(step) for step in np.round(halvings))})
+
+def select(
+    kept: list[Snapshot], rule: Any, n: int, fraction_inside: Callable[[Snapshot], float]
+) -> list[Snapshot]:
+    """Give every snapshot its role, and select those that `WassersteinGAN.snapshots` names."""
+    if rule == "geometric":
+        roles = [role_by_distance(fraction_inside(snapshot)) for snapshot in kept]
+    else:
+        roles = roles_by_loss([snapshot.loss for snapshot in kept])
+    snapshots = [replace(s, role=role) for s, role in zip(kept, roles, strict=True)]
+    if rule == "loss":
+        last = snapshots[-1]  # kept in any case, as the source of normal rows
+        snapshots = spread_evenly(irregular(snapshots), n)
+        return snapshots if snapshots[-1] is last else [*snapshots, last]
+    if callable(rule):
+        snapshots = list(rule(snapshots))
+        if not snapshots:
+            raise ValueError("snapshots returned no snapshot; return at least one.")
+    return snapshots
 
 
 def roles_by_loss(
     losses: ArrayLike, horizon: int = 5, far: float = 0.3, normal: float = 0.03
 ) -> list[Role]:
-    """Roles from how fast the generator's loss still falls, the paper's rule.
+    """Give each snapshot a role by how fast the generator's loss still falls, the paper's rule.
 
-    The paper compares L = loss(i) - loss(i + h), h = 5 epochs, with thresholds that it
-    only orders by size; here they are shares of the largest such drop, which makes the
-    rule independent of the critic's scale.
-
-    Parameters
-    ----------
-    losses : array-like of shape (n_snapshots,)
-        Loss of the generator at each snapshot, in order. NaN (a snapshot before any
-        training) counts as the first finite loss.
-    horizon : int, default=5
-        The paper's h.
-    far, normal : float
-        A snapshot is "far" when its drop exceeds the share `far` of the largest one,
-        "normal" when it falls below the share `normal`, "boundary" between.
-
-    Returns
-    -------
-    list of str
-        A role for each snapshot.
+    The paper compares L = loss(i) - loss(i + h), h = 5 epochs, with thresholds that it only orders
+    by size. Here they are fractions of the largest such drop, so that the critic's scale does not
+    matter. A loss that is NaN (before any training) counts as the first finite one.
     """
     losses = np.asarray(losses, dtype=np.float64)
     known = losses[np.isfinite(losses)]
@@ -80,11 +95,9 @@ def roles_by_loss(
     return ["far" if r > far else "normal" if r < normal else "boundary" for r in relative]
 
 
-def role_by_distance(share_inside: float, far: float = 0.05, normal: float = 0.5) -> Role:
-    """Role from the share of a snapshot's samples that lie as close as normal rows do."""
-    if share_inside < far:
-        return "far"
-    return "boundary" if share_inside < normal else "normal"
+def role_by_distance(fraction_inside: float, far: float = 0.05, normal: float = 0.5) -> Role:
+    """Give a role by the fraction of a snapshot's samples that lie as close as normal rows do."""
+    return "far" if fraction_inside < far else "boundary" if fraction_inside < normal else "normal"
 
 
 def irregular(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
@@ -93,6 +106,6 @@ def irregular(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
 
 
 def spread_evenly(snapshots: Sequence[Snapshot], n: int) -> list[Snapshot]:
-    """At most `n` of the snapshots, evenly spaced, the first and the last included."""
+    """Give at most `n` of the snapshots, evenly spaced, the first and the last included."""
     positions = np.unique(np.linspace(0, len(snapshots) - 1, n).round().astype(int))
     return [snapshots[i] for i in positions]

@@ -1,102 +1,301 @@
-"""I + C of the G2D paper: the Wasserstein GAN whose generator makes irregular samples."""
+"""The paper's generator I and critic C: a Wasserstein GAN, and the snapshots of its training."""
 
 from __future__ import annotations
 
+import copy
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from types import FunctionType
+from typing import Any, ClassVar
 
 import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from sklearn_g2d.g2d._image_networks import ConvGenerator, ConvNetwork
-from sklearn_g2d.g2d._networks import TableGenerator
-from sklearn_g2d.training import parallel
-from sklearn_g2d.training.ensemble import EnsembleMLP
+from sklearn_g2d.g2d import _networks as networks
+from sklearn_g2d.g2d._generators import Space
+from sklearn_g2d.g2d._snapshots import Snapshot, irregular, select, steps_to_keep
+from sklearn_g2d.training import optimizers, parallel
+from sklearn_g2d.training.ensemble import load_weights, weights_of
+from sklearn_g2d.training.history import History, extend
 from sklearn_g2d.training.runtime import Runtime
-from sklearn_g2d.training.trainer import Losses, Trainer
+from sklearn_g2d.training.session import Session
+from sklearn_g2d.training.trainer import Losses, State, Trainer
+from sklearn_g2d.utils.arrays import Floats
+
+# Parameters by which networks differ.
+_ARCHITECTURE = (
+    *("n_members", "latent_dim", "hidden_layer_sizes", "spread", "tail"),
+    *("generator_network", "critic_network"),
+)
+
+# Samples of a snapshot that tell its role.
+_ROLE_SAMPLES = 512
 
 
-@dataclass(frozen=True)
-class WGANSettings:
-    """How the generator and the critic are trained.
+@dataclass(eq=False, repr=False, kw_only=True)
+class WassersteinGAN(BaseEstimator):
+    """Outliers from the half-trained generators of a Wasserstein GAN [1]_.
 
-    Attributes
-    ----------
-    batch_size : int
-        Rows a step and member.
-    n_critic : int
-        Steps of the critic before each step of the generator.
-    gradient_penalty : float
-        Weight of the penalty that holds the critic's gradient near norm 1
-        (Gulrajani et al., 2017).
-    learning_rate : float
-        Adam's, for both networks.
-    betas : tuple of float
-        Adam's.
-    """
-
-    batch_size: int
-    n_critic: int
-    gradient_penalty: float
-    learning_rate: float
-    betas: tuple[float, float] = (0.5, 0.999)
-
-
-class WGAN(Trainer):
-    """Adversarial training of `generator` and `critic` on normal rows.
-
-    A step is one of the generator. Of its mean losses, "generator_loss" is Eq. 3 of the paper,
-    "critic_loss" what the critic minimises.
+    A generator I is trained against a critic C on normal rows (Eq. 3 of the paper). Snapshots of
+    it, taken while its samples are still far from normal or at their boundary, make the outliers
+    (section 3.3). The published settings are those of ``G2DOutlierDetector.from_paper``.
 
     Parameters
     ----------
-    generator : TableGenerator or ConvGenerator
-        The paper's I.
-    critic : EnsembleMLP or ConvNetwork
-        The paper's C, with one output.
-    X : Tensor of shape (n, n_features)
-        Normal rows.
-    settings : WGANSettings
-        How to train.
-    runtime : Runtime
-        Device, precision and random numbers.
+    max_steps, batch_size : int, default=150 and 64
+        Training steps of the generator, of which 0 leave it untrained, and rows in a step.
+    n_critic : int, default=1
+        Critic steps before each generator step.
+    gradient_penalty : float, default=10.0
+        Weight of the penalty that keeps the critic's gradient near norm 1 [2]_.
+    optimizer, schedule : str or callable, default="adam" and "constant"
+        As of `NetworkClassifier`, for both networks.
+    learning_rate : float, default=1e-3
+        Of both networks.
+    betas : tuple of float, default=(0.5, 0.999)
+        Of Adam and AdamW; ignored by other optimisers.
+    n_members : int, default=8
+        Generators, each with its critic, trained side by side.
+    latent_dim : int or "auto", default="auto"
+        Length of the noise vector. "auto" is the number of columns, at least 16 and at most 200.
+    hidden_layer_sizes : tuple of int, default=(64, 64)
+        Of the perceptrons; ignored by other networks.
+    spread : float, default=2.0
+        The untrained generator begins as a Gaussian cloud around the data with so many times their
+        standard deviation, by a linear connection beside the perceptron; 0 leaves the connection
+        out, as published. Ignored by other networks.
+    tail : float, default=1.6
+        Noise vectors are stretched by ``exp(tail * u**2)``, where u is uniform in (0, 1); ignored
+        by other networks.
+    snapshots : {"geometric", "loss"} or callable, default="geometric"
+        Which generators make outliers. "geometric": after no step and after `max_steps` times 1,
+        1/2, 1/4, ..., except those whose samples already lie among the normal rows. "loss" (as
+        published): evenly from the epochs in which the generator's loss still falls. A callable is
+        given one `Snapshot` for each epoch and returns those to use.
+    n_snapshots : int, default=6
+        Number of snapshots, the paper's k. Ignored where `snapshots` is a callable.
+    generator_network : "perceptron", ConvGenerator or callable, default="perceptron"
+        A callable is given `latent_dim` and the shape of a sample, (n_features,) or (channels,
+        height, width), and returns a ``torch.nn.Module`` that maps noise (n, latent_dim) to
+        samples ``(n, *shape)``.
+    critic_network : "perceptron", ConvNetwork or callable, default="perceptron"
+        A callable is given the shape of a sample and the number of outputs, 1, and returns a
+        ``torch.nn.Module`` that maps samples ``(n, *shape)`` to (n, 1).
+
+    Attributes
+    ----------
+    snapshots_ : list of Snapshot
+        The generators kept, in order of training.
+    n_steps_, latent_dim_ : int
+        Generator steps taken, and the length of the noise vector.
+    history_ : dict of ndarray
+        "critic_loss" and "generator_loss" (Eq. 3) by step.
+
+    References
+    ----------
+    .. [1] M. Pourreza et al., "G2D: Generate to Detect Anomalies", WACV 2021.
+    .. [2] I. Gulrajani et al., "Improved Training of Wasserstein GANs", NIPS 2017.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.g2d import WassersteinGAN
+    >>> detector = G2DOutlierDetector(generator=WassersteinGAN(max_steps=20), random_state=0)
+    >>> len(detector.fit(load_wine().data).snapshots_)
+    6
     """
 
-    def __init__(
-        self,
-        generator: TableGenerator | ConvGenerator,
-        critic: EnsembleMLP | ConvNetwork,
-        X: Tensor,
-        settings: WGANSettings,
-        runtime: Runtime,
-    ) -> None:
-        self.generator = generator.to(runtime.device)
-        self.critic = critic.to(runtime.device)
-        self.X = X
-        self.settings = parallel.share_of(settings)
-        self.generator_optimizer, self.critic_optimizer = (
-            torch.optim.Adam(
-                network.parameters(),
-                lr=settings.learning_rate,
-                betas=settings.betas,
-                fused=True,
-            )
-            for network in (generator, critic)
+    max_steps: int = 150
+    batch_size: int = 64
+    n_critic: int = 1
+    gradient_penalty: float = 10.0
+    optimizer: optimizers.Optimizer = "adam"
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.999)
+    schedule: optimizers.Schedule = "constant"
+    n_members: int = 8
+    latent_dim: int | str = "auto"
+    hidden_layer_sizes: Sequence[int] = (64, 64)
+    spread: float = 2.0
+    tail: float = 1.6
+    snapshots: Any = "geometric"
+    n_snapshots: int = 6
+    generator_network: Any = "perceptron"
+    critic_network: Any = "perceptron"
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "max_steps": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 2, None, closed="left")],
+        "n_critic": [Interval(Integral, 1, None, closed="left")],
+        "gradient_penalty": [Interval(Real, 0, None, closed="left")],
+        "optimizer": optimizers.OPTIMIZER_CONSTRAINT,
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "betas": [tuple, list],
+        "schedule": optimizers.SCHEDULE_CONSTRAINT,
+        "n_members": [Interval(Integral, 1, None, closed="left")],
+        "latent_dim": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "hidden_layer_sizes": [tuple, list],
+        "spread": [Interval(Real, 0, None, closed="left")],
+        "tail": [Interval(Real, 0, None, closed="left")],
+        "snapshots": [StrOptions({"geometric", "loss"}), callable],
+        "n_snapshots": [Interval(Integral, 1, None, closed="left")],
+        "generator_network": networks.GENERATOR_CONSTRAINT,
+        "critic_network": networks.NETWORK_CONSTRAINT,
+    }
+
+    def fit_in(self, points: Floats, session: Session, space: Space) -> None:
+        """Train on normal points (n_samples, n_features) of a space, and choose the snapshots."""
+        self._validate_params()
+        X = session.runtime.tensor(points)
+        if session.earlier is None:
+            self._build(X, space, session.runtime)
+        else:
+            self._continue(session.earlier, space)
+        losses = session.train(
+            "generator",
+            WGANTrainer(self, X, session.runtime),
+            self.max_steps,
+            remedy="Lower max_steps, or move gradient_penalty towards 10.",
+            current=lambda: {"generator_": self._current()},
         )
-        self.generator.train()  # batch norm as in a batch; it knows another mode, for sampling
+        if losses:
+            self.keep(losses["generator_loss"][-1])
+        self.history_: History = extend(self.history_, losses)
+
+        def fraction_inside(snapshot: Snapshot) -> float:
+            return space.fraction_inside(self.draw(_ROLE_SAMPLES, session.runtime.rng, [snapshot]))
+
+        self.snapshots_ = select(self._kept, self.snapshots, self.n_snapshots, fraction_inside)
+
+    def draw(
+        self, n: int, rng: torch.Generator, snapshots: Sequence[Snapshot] | None = None
+    ) -> Floats:
+        """Draw points (n, n_features), equally from snapshots, by default all of outliers."""
+        chosen = irregular(self.snapshots_) if snapshots is None else snapshots
+        # Batch norm takes its running averages, not those of the batch, because a sample's value
+        # must not depend on the others, and a single sample must be possible.
+        generator = copy.deepcopy(self._generator).eval()
+        n_each = math.ceil(n / (len(chosen) * generator.n_members))
+        drawn = []
+        for snapshot in chosen:
+            load_weights(generator, snapshot.weights)
+            with torch.no_grad():
+                samples = generator.to(rng.device).sample(n_each, rng)
+            drawn.append(samples.flatten(0, 1))
+        rows = torch.cat(drawn)
+        order = torch.randperm(len(rows), generator=rng, device=rows.device)[:n]
+        return rows[order].cpu().double().numpy()
+
+    def keep(self, loss: Tensor | float) -> None:
+        """Keep the generator as it is now, unless that has been done."""
+        if not self._kept or self._kept[-1].step < self.n_steps_:
+            self._kept.append(self._snapshot(loss))
+
+    def _snapshot(self, loss: Tensor | float) -> Snapshot:
+        return Snapshot(self.n_steps_, float(loss), "far", weights_of(self._generator))
+
+    def _current(self) -> WassersteinGAN:
+        """Give a fitted copy whose only snapshot is the generator at this step of its training."""
+        current = copy.copy(self)
+        current.snapshots_ = [self._snapshot(math.nan)]
+        return current
+
+    def _build(self, X: Tensor, space: Space, runtime: Runtime) -> None:
+        n_features = X.shape[1]
+        by_data = min(max(16, n_features), 200)
+        self.latent_dim_ = by_data if self.latent_dim == "auto" else int(self.latent_dim)
+        self._generator = networks.build_generator(
+            self, X, self.latent_dim_, space.shape, space.bound, runtime.rng
+        )
+        self._critic = networks.build_network(
+            self, self.critic_network, space.shape, 1, runtime.rng
+        )
+        self._architecture = self._describe(space)
+        self.n_steps_, self.history_ = 0, {}
+        self._kept: list[Snapshot] = []
+        self.keep(math.nan)
+
+    def _continue(self, earlier: WassersteinGAN, space: Space) -> None:
+        """Go on from copies of another's networks, so that a failure leaves the other as it is."""
+        for name, now in self._describe(space).items():
+            before = earlier._architecture[name]
+            if before != now:
+                raise ValueError(
+                    f"warm_start=True continues networks fitted with {name}={before}, but {name} "
+                    f"is now {now}. Change it back, or set warm_start=False."
+                )
+        for name in ("_generator", "_critic", "_kept", "latent_dim_", "n_steps_", "history_"):
+            setattr(self, name, copy.deepcopy(getattr(earlier, name)))
+        self._architecture = earlier._architecture
+
+    def _describe(self, space: Space) -> dict[str, Any]:
+        """Name everything that the networks' architecture depends on."""
+        own = {name: _identity(getattr(self, name)) for name in _ARCHITECTURE}
+        return own | {"shape of a sample": space.shape, "bound of the scaler": space.bound}
+
+
+class WGANTrainer(Trainer):
+    """Adversarial training of a generator and a critic on normal rows, Eq. 3.
+
+    A step is one of the generator. Of its mean losses, "generator_loss" is Eq. 3 of the paper,
+    "critic_loss" what the critic minimises. `gan` has settings and networks, and keeps its
+    snapshots after the steps of their schedule.
+    """
+
+    def __init__(self, gan: WassersteinGAN, X: Tensor, runtime: Runtime) -> None:
+        self.gan, self.X = gan, X
+        self.generator = gan._generator.to(runtime.device)
+        self.critic = gan._critic.to(runtime.device)
+        self.batch_size = parallel.batch_share(gan.batch_size)
+        self.generator_optimizer, self.critic_optimizer = (
+            optimizers.make_optimizer(gan.optimizer, n.parameters(), gan.learning_rate, gan.betas)
+            for n in (self.generator, self.critic)
+        )
+        self._first_step = gan.n_steps_
+        epoch = round(len(X) / (gan.batch_size * gan.n_critic))
+        self._kept_after = steps_to_keep(gan.snapshots, gan.max_steps, gan.n_snapshots, epoch)
+        self.generator.train()  # batch norm as in a batch; sampling has another mode
         super().__init__(
-            {"generator": generator, "critic": critic},
+            {"generator": self.generator, "critic": self.critic},
             (self.generator_optimizer, self.critic_optimizer),
             runtime,
         )
 
+    def step(self) -> Losses:
+        """Train one step, and keep a snapshot if it is time."""
+        losses = super().step()
+        self.gan.n_steps_ += 1
+        if self.n_steps in self._kept_after:
+            self.gan.keep(losses["generator_loss"])
+        return losses
+
+    def state_dict(self) -> State:
+        """Copy all that further steps depend on, but for the data and the settings."""
+        return super().state_dict() | {"snapshots": [dict(vars(s)) for s in self.gan._kept]}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back, or on, to a state, which may be loaded again afterwards."""
+        super().load_state_dict(state)
+        self.gan.n_steps_ = self._first_step + self.n_steps
+        self.gan._kept = [Snapshot(**snapshot) for snapshot in state["snapshots"]]
+
+    def _schedule(self) -> float:
+        return optimizers.rate_factor(self.gan.schedule, self.n_steps, self.gan.max_steps)
+
     def _step(self) -> Losses:
-        for _ in range(self.settings.n_critic):
+        for _ in range(self.gan.n_critic):
             losses = self._critic_step()
         self._generator_step()
         return losses
 
     def _critic_step(self) -> Losses:
-        X, n, rng = self.X, self.settings.batch_size, self.runtime.rng
+        X, n, rng = self.X, self.batch_size, self.runtime.rng
         rows = torch.randint(len(X), (self.generator.n_members, n), generator=rng, device=X.device)
         real = X[rows]
         with self.runtime.autocast():
@@ -105,18 +304,27 @@ class WGAN(Trainer):
             # Eq. 3: how much higher the critic scores real rows than generated ones, an
             # estimate of the Wasserstein distance, and so the generator's loss.
             distance = (self.critic(real) - self.critic(generated)).float().mean((1, 2))
-        share = torch.rand(real.shape[:2], generator=rng, device=X.device).unsqueeze(2)
+        fraction = torch.rand(real.shape[:2], generator=rng, device=X.device).unsqueeze(2)
         with self.runtime.autocast():
-            slope = self.critic.input_gradient(torch.lerp(generated.float(), real, share))
+            slope = self.critic.input_gradient(torch.lerp(generated.float(), real, fraction))
         # The root of an exact zero has no gradient, hence the epsilon inside.
         norm = (slope.float().square().sum(2) + 1e-12).sqrt()
         penalty = (norm - 1).square().mean(1)
-        loss = self.settings.gradient_penalty * penalty - distance
+        loss = self.gan.gradient_penalty * penalty - distance
         self._update(self.critic_optimizer, loss.sum())  # members train as if alone
         return {"critic_loss": loss.detach().mean(), "generator_loss": distance.detach().mean()}
 
     def _generator_step(self) -> None:
         with self.runtime.autocast():
-            generated = self.generator.sample(self.settings.batch_size, self.runtime.rng)
+            generated = self.generator.sample(self.batch_size, self.runtime.rng)
             loss = -self.critic(generated).float().mean((1, 2))
         self._update(self.generator_optimizer, loss.sum())
+
+
+def _identity(value: Any) -> Any:
+    """Give what tells one setting from another: itself, or how an object is shown."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(value, FunctionType | Real | str):
+        return value
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # places in memory

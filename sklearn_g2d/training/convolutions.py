@@ -27,8 +27,8 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
             # Every output of a transposed convolution meets only a part of its kernel.
             if isinstance(module, nn.ConvTranspose2d):
                 fan_in //= math.prod(module.stride)
+            bound = 1 / math.sqrt(fan_in)
             for parameter in module.parameters():
-                bound = 1 / math.sqrt(fan_in)
                 parameter.uniform_(-bound, bound, generator=rng)
             module.to(memory_format=LAYOUT)  # type: ignore[call-overload]
         elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):

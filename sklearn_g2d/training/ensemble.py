@@ -7,28 +7,33 @@ eight members in one call cost little more than one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sklearn_g2d.training.convolutions import LAYOUT
+from sklearn_g2d.training.runtime import globally_seeded
+from sklearn_g2d.utils.state import Stored
 
 
-class StorableModule(nn.Module):
-    """A module that pickles as its constructor's arguments and numpy arrays.
+class StorableModule(Stored, nn.Module):
+    """A module that pickles as `config`, its constructor's arguments, and numpy arrays.
 
     Such a file holds no tensor, so that a network trained on one device loads on any,
     with whatever version of PyTorch is there.
-
-    Parameters
-    ----------
-    **config
-        Arguments from which the constructor builds the same architecture again.
     """
+
+    # Whatever sizes a file asks for, on "meta" they take no memory.
+    _built_on: ClassVar[str] = "meta"
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -41,10 +46,18 @@ class StorableModule(nn.Module):
         return {"config": self.config, "weights": weights_of(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        with torch.device("meta"):  # whatever sizes a file asks for, they take no memory
+        with torch.device(self._built_on), _at_most(len(state["weights"])):
             type(self).__init__(self, **state["config"])
         load_weights(self, state["weights"])
         self.eval()  # what is stored is there to be used; trainers know another mode
+
+    def input_gradient(self, x: Tensor) -> Tensor:
+        """Give the gradient of a network's single output at inputs (n_members, n, n_values).
+
+        It has their shape, and is differentiable with respect to the weights.
+        """
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(self(x).float().sum(), x, create_graph=True)[0]
 
 
 def weights_of(module: nn.Module) -> dict[str, NDArray[Any]]:
@@ -54,16 +67,39 @@ def weights_of(module: nn.Module) -> dict[str, NDArray[Any]]:
 
 def load_weights(module: nn.Module, weights: dict[str, NDArray[Any]]) -> None:
     """Put copies of numpy arrays in place of a module's parameters, keeping their dtype."""
-    state = {name: torch.tensor(value) for name, value in weights.items()}
-    # The layout of a kernel decides on the order of sums, and so on the last digits; even that of
-    # a single channel, whose strides `contiguous` would leave as they are.
-    state = {
-        name: torch.empty_like(value, memory_format=LAYOUT).copy_(value)
-        if value.ndim == 4
-        else value
-        for name, value in state.items()
-    }
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"the weights {name!r} of {type(module).__name__} are not finite")
+    state = {name: _laid_out(torch.tensor(value)) for name, value in weights.items()}
     module.load_state_dict(state, assign=True)
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """Copy a kernel to the layout of images; even of a single channel, unlike `contiguous`.
+
+    The layout decides on the order of sums, and so on the last digits.
+    """
+    if weight.ndim != 4:
+        return weight
+    return torch.empty_like(weight, memory_format=LAYOUT).copy_(weight)
+
+
+@contextmanager
+def _at_most(n_weights: int) -> Iterator[None]:
+    """Stop this thread from building a network of many more parameters than that."""
+    thread, n_left = threading.get_ident(), 2 * n_weights + 8
+
+    def count(*_: Any) -> None:
+        nonlocal n_left
+        n_left -= threading.get_ident() == thread
+        if n_left < 0:
+            raise ValueError(f"a network of more than {n_weights} parameters is asked for")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _new(module_class: type[StorableModule]) -> StorableModule:
@@ -73,13 +109,8 @@ def _new(module_class: type[StorableModule]) -> StorableModule:
 class EnsembleLinear(nn.Module):
     """Affine maps of `n_members` independent networks.
 
-    Parameters
-    ----------
-    n_members, in_features, out_features : int
-        Sizes.
-    rng : torch.Generator or None
-        Source of the initial weights, uniform in +-1/sqrt(in_features); None leaves them
-        to be loaded.
+    Their initial weights are uniform in +-1/sqrt(in_features); without `rng` they are left to be
+    loaded.
     """
 
     def __init__(
@@ -105,18 +136,9 @@ class EnsembleLinear(nn.Module):
 
 
 class EnsembleMLP(StorableModule):
-    """Multilayer perceptrons with LeakyReLU between their layers.
+    """Multilayer perceptrons, `n_members` of them, with LeakyReLU between their layers.
 
-    Parameters
-    ----------
-    n_members : int
-        Number of independent networks.
-    sizes : sequence of int
-        Width of the input, of every hidden layer, and of the output.
-    rng : torch.Generator, optional
-        Source of the initial weights; without it they are left to be loaded.
-    negative_slope : float, default=0.2
-        Slope of the activation below zero.
+    `sizes` are those of the input, of every hidden layer, and of the output.
     """
 
     def __init__(
@@ -127,8 +149,11 @@ class EnsembleMLP(StorableModule):
         negative_slope: float = 0.2,
     ) -> None:
         super().__init__(n_members=n_members, sizes=sizes, negative_slope=negative_slope)
-        self.n_members = n_members
-        self.negative_slope = negative_slope
+        if not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
+            raise ValueError(
+                f"hidden_layer_sizes must be positive integers, got {tuple(sizes[1:-1])}."
+            )
+        self.n_members, self.negative_slope = n_members, negative_slope
         self.layers = nn.ModuleList(
             EnsembleLinear(n_members, n_in, n_out, rng)
             for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
@@ -136,28 +161,18 @@ class EnsembleMLP(StorableModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n_members, n, sizes[0]) to (n_members, n, sizes[-1])."""
-        hidden, last = self._split_layers()
+        *hidden, last = cast(Iterable[EnsembleLinear], self.layers)
         for layer in hidden:
             x = F.leaky_relu(layer(x), self.negative_slope)
         return last(x)
 
     def input_gradient(self, x: Tensor) -> Tensor:
-        """Gradient of a single output with respect to the input, as a function of weights.
+        """Give the same at half the cost of differentiating twice.
 
-        LeakyReLU's derivative is constant almost everywhere, so that the gradient is a
-        product of the weight matrices, masked: half the cost of differentiating twice.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n_members, n, sizes[0])
-            Where to take it.
-
-        Returns
-        -------
-        Tensor of shape (n_members, n, sizes[0])
-            Differentiable with respect to the weights.
+        LeakyReLU's derivative is constant almost everywhere, so that the gradient is a product of
+        masked weight matrices.
         """
-        hidden, last = self._split_layers()
+        *hidden, last = cast(Iterable[EnsembleLinear], self.layers)
         slopes = []
         with torch.no_grad():
             for layer in hidden:
@@ -169,6 +184,63 @@ class EnsembleMLP(StorableModule):
             gradient = torch.bmm(gradient * slope, layer.weight.mT)
         return gradient
 
-    def _split_layers(self) -> tuple[list[EnsembleLinear], EnsembleLinear]:
-        *hidden, last = cast(Iterable[EnsembleLinear], self.layers)
-        return hidden, last
+
+class OwnModules(StorableModule):
+    """Modules of the user's: `n_members` of what a factory returns for `arguments`.
+
+    Here and in training, where `Trainer` sees to it, they draw from PyTorch's global generator,
+    which is seeded for them (by `seed`, or from `rng`) and then put back.
+    """
+
+    # A copy is built from the same seed, and not on "meta", because modules may hold what is
+    # neither a parameter nor a buffer.
+    _built_on: ClassVar[str] = "cpu"
+
+    def __init__(
+        self,
+        *,
+        factory: Callable[..., nn.Module],
+        arguments: tuple[Any, ...],
+        n_members: int = 1,
+        rng: torch.Generator | None = None,
+        seed: int | None = None,
+        **config: Any,
+    ) -> None:
+        with globally_seeded(rng or torch.Generator(), seed) as seed, torch.device("cpu"):
+            members = [factory(*arguments) for _ in range(n_members)]
+        super().__init__(
+            factory=factory, arguments=arguments, n_members=n_members, seed=seed, **config
+        )
+        for member in members:
+            if not isinstance(member, nn.Module):
+                raise TypeError(
+                    f"A factory of networks must return a torch.nn.Module, got {member!r}."
+                )
+        self.n_members = n_members
+        self.members = nn.ModuleList(members)
+        for parameter in self.parameters():
+            parameter.data = _laid_out(parameter.data)  # as it will be after loading
+
+
+class OwnNetworks(OwnModules):
+    """Networks of the user's that map samples ``(n, *input_shape)`` to ``(n, *output_shape)``."""
+
+    def __init__(
+        self, *, input_shape: tuple[int, ...], output_shape: tuple[int, ...], **own: Any
+    ) -> None:
+        super().__init__(input_shape=input_shape, output_shape=output_shape, **own)
+        self.input_shape, self.output_shape = input_shape, output_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map rows (n_members, n, n_values) to rows (n_members, n, n_outputs)."""
+        outputs = []
+        for member, rows in zip(self.members, x, strict=True):
+            output = member(rows.unflatten(1, self.input_shape))
+            if output.shape != (len(rows), *self.output_shape):
+                raise ValueError(
+                    f"The network {type(member).__name__} returned shape {tuple(output.shape)} for "
+                    f"{len(rows)} samples; it must return ({len(rows)}, "
+                    f"{', '.join(map(str, self.output_shape))})."
+                )
+            outputs.append(output.flatten(1))
+        return torch.stack(outputs)

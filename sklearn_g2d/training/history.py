@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +23,6 @@ def record(name: str, training: Training) -> History:
 def n_steps(history: History) -> int:
     """Count the steps with losses."""
     return max((len(v) for name, v in history.items() if not name.endswith(_RETRIES)), default=0)
-
-
-def average(histories: Sequence[History]) -> History:
-    """Average losses of several trainings, as far as all of them went, and join their retries."""
-    n = min(map(n_steps, histories))
-    return {
-        name: np.concatenate(values)
-        if name.endswith(_RETRIES)
-        else np.mean([losses[:n] for losses in values], axis=0)
-        for name in dict.fromkeys(name for history in histories for name in history)
-        if (values := [history[name] for history in histories if name in history]) and n
-    }
 
 
 def extend(earlier: History, later: History) -> History:

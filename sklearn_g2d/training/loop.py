@@ -32,24 +32,9 @@ class Training:
     """A trainer on its way through so many steps, its losses recorded.
 
     After every 50 steps the trainer's state is kept if all is well: no loss and no weight is
-    infinite or NaN, and no loss has exploded. Otherwise training goes back to the state kept last
-    and is taken up again at half the learning rates, at most three times.
-
-    Parameters
-    ----------
-    trainer : Trainer
-        At its first step.
-    max_steps : int
-        Most steps to take.
-
-    Attributes
-    ----------
-    step : int
-        Steps taken, of the state kept last.
-    retries : list of int
-        The steps from which training was taken up again.
-    diverged : bool
-        Whether that was of no use.
+    infinite or NaN, and no loss has exploded. Otherwise training goes back to the state kept last,
+    that after `step` steps, and is taken up again at half the learning rates, at most three times.
+    `retries` lists the steps from which that was done; `diverged` says that it was of no use.
     """
 
     def __init__(self, trainer: Trainer, max_steps: int) -> None:
@@ -92,18 +77,9 @@ class Training:
     def run(self, on_step: OnStep, *, remedy: str) -> None:
         """Take the steps that are left, or until `on_step` asks to stop.
 
-        Parameters
-        ----------
-        on_step : callable
-            Called once for every number of a step, also for those that a loaded state has taken;
-            steps that are taken again after a retry are not shown again.
-        remedy : str
-            What to change when training diverges, for the error message.
-
-        Raises
-        ------
-        TrainingDivergedError
-            If training has diverged once more than it may.
+        `on_step` is called once for every number of a step, also for those that a loaded state has
+        taken; steps that are taken again after a retry are not shown again. If training diverges
+        once more than it may, a TrainingDivergedError says so and names the `remedy`.
         """
         shown = self._show_again(on_step)
         step, losses = self.step, list[Tensor]()
@@ -130,11 +106,8 @@ class Training:
         return self.step
 
     def _close(self, block: list[Tensor], remedy: str) -> None:
-        """Keep the state after a block of steps, or go back to the one before.
-
-        All losses of its steps are put together at once: an operation a step takes a fiftieth of
-        the time of small networks.
-        """
+        """Keep the state after a block of steps, or go back to the one before."""
+        # All at once: an operation a step takes a fiftieth of the time of small networks.
         losses = torch.stack(block).cpu().numpy().reshape(-1, len(self._names))
         trouble = self._trouble(losses)
         if trouble is None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
-Settings = TypeVar("Settings", bound=Any)
+
+_is_alone = ContextVar("_is_alone", default=False)
 
 
 def n_processes() -> int:
     """Count the processes that train together; 1 if this one trains by itself."""
+    if _is_alone.get():
+        return 1
     together = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if together else 1
 
@@ -29,9 +32,9 @@ def rank() -> int:
     return distributed.get_rank() if n_processes() > 1 else 0
 
 
-def share_of(settings: Settings) -> Settings:
-    """Divide the `batch_size` of settings between the processes, rounded up."""
-    return replace(settings, batch_size=-(-settings.batch_size // n_processes()))
+def batch_share(batch_size: int) -> int:
+    """Divide a batch between the processes, rounded up."""
+    return -(-batch_size // n_processes())
 
 
 def average(tensors: Iterable[Tensor]) -> None:
@@ -73,13 +76,20 @@ def from_first(value: T) -> T:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Raise in all processes what one of them raises, lest the others wait for it forever.
+def alone() -> Iterator[None]:
+    """Compute something that the other processes do not: only the first one has callbacks."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
 
-    Raises
-    ------
-    RuntimeError
-        If it was another process; the message says which, and what it raised.
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Raise in all processes what one of them raises, or the others would wait for it forever.
+
+    Theirs is a RuntimeError that says which process it was, and what it raised.
     """
     failure: Exception | None = None
     try:

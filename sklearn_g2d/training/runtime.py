@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,17 +24,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, precision and private random numbers of one fit.
-
-    Attributes
-    ----------
-    device : torch.device
-        Where tensors live.
-    bfloat16 : bool
-        Whether forward passes run in bfloat16.
-    rng : torch.Generator
-        Source of all randomness; the global generators are never touched.
-    """
+    """Device, precision of forward passes, and private random numbers of one fit."""
 
     device: torch.device
     bfloat16: bool
@@ -43,23 +34,12 @@ class Runtime:
     def create(
         cls, device: str, precision: str, seed: int, *, prefer_bfloat16: bool = False
     ) -> Runtime:
-        """Resolve "auto" and seed a generator.
-
-        `prefer_bfloat16` says that "auto" means bfloat16 on a device that computes in it.
-
-        Raises
-        ------
-        ValueError
-            If the device does not exist here, or the precision is unknown.
-        """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}.")
+        """Resolve "auto", which means bfloat16 if preferred and computed in; seed a generator."""
         resolved = resolve_device(device)
-        rng = torch.Generator(device=resolved).manual_seed(seed)
-        bfloat16 = precision == "bfloat16" or (
-            precision == "auto" and prefer_bfloat16 and computes_in_bfloat16(resolved)
-        )
-        return cls(resolved, bfloat16, rng)
+        bfloat16 = precision == "bfloat16"
+        if precision == "auto":
+            bfloat16 = prefer_bfloat16 and computes_in_bfloat16(resolved)
+        return cls(resolved, bfloat16, torch.Generator(resolved).manual_seed(seed))
 
     def of_process(self) -> Runtime:
         """Give this process random numbers of its own where several train together.
@@ -68,9 +48,8 @@ class Runtime:
         """
         if parallel.n_processes() == 1:
             return self
-        seeds = torch.randint(
-            2**62, (parallel.n_processes(),), generator=self.rng, device=self.device
-        )
+        n = parallel.n_processes()
+        seeds = torch.randint(2**62, (n,), generator=self.rng, device=self.device)
         own = torch.Generator(self.device).manual_seed(int(seeds[parallel.rank()]))
         return replace(self, rng=own)
 
@@ -85,14 +64,35 @@ class Runtime:
         return torch.as_tensor(np.asarray(array, dtype=np.float32)).to(self.device)
 
 
+# PyTorch's global generators are the process's: threads take turns.
+_GLOBAL_GENERATORS = threading.RLock()
+
+
+@contextmanager
+def globally_seeded(rng: torch.Generator, seed: int | None = None) -> Iterator[int]:
+    """Seed PyTorch's global generators, from which users' modules draw, and put them back.
+
+    The seed, which is given back, is drawn from `rng` if there is none. Modules may draw on the
+    CPU and on the device of `rng`.
+    """
+    if seed is None:
+        seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
+    on_cuda = rng.device.type == "cuda"
+    with _GLOBAL_GENERATORS, torch.random.fork_rng([rng.device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(rng.device):
+                torch.cuda.manual_seed(seed)
+        yield seed
+
+
 @contextmanager
 def single_thread() -> Iterator[None]:
     """Run PyTorch and BLAS on one thread of the CPU, then on as many as before.
 
-    The products of small networks are too short to share: handing them to a second thread
-    takes longer than computing them (docs/results). Besides, sums on several threads differ in
-    their last digits, and training amplifies them: so a search gives the same scores whatever
-    its `n_jobs`.
+    Handing the products of small networks to a second thread takes longer than computing them
+    (docs/results). Besides, sums on several threads differ in their last digits, and training
+    amplifies them: so a search gives the same scores whatever its `n_jobs`.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -104,11 +104,7 @@ def single_thread() -> Iterator[None]:
 
 
 def _use_one_thread() -> None:
-    """Keep a forked process from waiting for ever for threads that it does not have.
-
-    The OpenMP libraries below PyTorch and scikit-learn go on counting on the threads of the
-    parent process, of which fork copies only the one that called it.
-    """
+    """Keep a forked process from waiting for ever for its parent's threads of OpenMP."""
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="openmp")
 
@@ -118,30 +114,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn the `device` parameter into a device that exists here.
+    """Turn "auto" (CUDA, then MPS, then the CPU) or PyTorch's name into a device that exists here.
 
-    Parameters
-    ----------
-    device : str
-        "auto" (CUDA, then MPS, then the CPU) or any device string of PyTorch. Of several GPUs,
-        "auto" gives processes under torchrun, and joblib's worker processes, one each in turn.
-
-    Returns
-    -------
-    torch.device
-
-    Raises
-    ------
-    ValueError
-        If PyTorch does not know the device or cannot reach it.
+    Of several GPUs, "auto" gives processes under torchrun, and joblib's worker processes, one each
+    in turn. A device that PyTorch does not know or cannot reach is a ValueError.
     """
     if device == "auto":
-        if torch.cuda.is_available():
-            number = _number_of_process()
-            if number is None:
-                return torch.device("cuda")
-            return torch.device("cuda", number % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        number = _number_of_process()
+        n_devices = torch.cuda.device_count()
+        return torch.device("cuda") if number is None else torch.device("cuda", number % n_devices)
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
@@ -154,10 +137,8 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _number_of_process() -> int | None:
-    """Tell this process from others of the machine that share its GPUs; None if it is alone.
-
-    The workers of dask-cuda are not numbered: each of them sees its own GPU first.
-    """
+    """Tell this process from others of the machine that share its GPUs; None if it is alone."""
+    # The workers of dask-cuda are not numbered: each of them sees its own GPU first.
     if "LOCAL_RANK" in os.environ:  # set by torchrun
         return int(os.environ["LOCAL_RANK"])
     worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_g2d.training import parallel
-from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.ensemble import OwnModules
+from sklearn_g2d.training.runtime import Runtime, globally_seeded
 
 Losses = dict[str, Tensor]
 
-# Nested dicts and lists of tensors, numbers and `Snapshot`s; read from a file, of arrays instead
+# Nested dicts and lists of tensors, arrays, numbers and text; read from a file, of arrays instead
 # of tensors.
 State = dict[str, Any]
 
@@ -23,21 +26,9 @@ State = dict[str, Any]
 class Trainer(ABC):
     """Networks in training, one step at a time; where several processes train, the same in all.
 
-    Parameters
-    ----------
-    networks : mapping of str to Module
-        All that steps change, averages of networks included.
-    optimizers : sequence of Optimizer
-        Whose learning rates are the settings'.
-    runtime : Runtime
-        Device, precision and random numbers.
-
-    Attributes
-    ----------
-    n_steps : int
-        Steps taken.
-    rate_factor : float
-        Of all learning rates; 1 unless training had to be taken up again.
+    `networks` are all that steps change, averages of networks included; the optimisers' learning
+    rates are the settings'. `n_steps` counts the steps taken, and `rate_factor` multiplies all
+    learning rates: it is 1 unless training had to be taken up again.
     """
 
     def __init__(
@@ -50,11 +41,15 @@ class Trainer(ABC):
         self.n_steps = 0
         self.rate_factor = 1.0
         self._networks = networks
+        has_own = any(isinstance(module, OwnModules) for module in self._modules())
+        self._randomness: Callable[[], AbstractContextManager[Any]] = (
+            partial(globally_seeded, self.runtime.rng) if has_own else nullcontext
+        )
         self._optimizers = optimizers
         self._learning_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in optimizers
         ]
-        parallel.align(t for network in networks.values() for t in network.state_dict().values())
+        parallel.align(self._weights())
 
     def step(self) -> Losses:
         """Train one step; returns the losses by name, on the device."""
@@ -62,7 +57,8 @@ class Trainer(ABC):
         for optimizer, rates in zip(self._optimizers, self._learning_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-        losses = self._step()
+        with self._randomness():
+            losses = self._step()
         parallel.average(losses.values())
         self.n_steps += 1
         return losses
@@ -97,7 +93,7 @@ class Trainer(ABC):
 
     def is_finite(self) -> bool:
         """Whether there is neither infinity nor NaN in networks and optimisers."""
-        tensors = [t for network in self._networks.values() for t in network.state_dict().values()]
+        tensors = self._weights()
         for optimizer in self._optimizers:
             tensors += [t for moments in optimizer.state.values() for t in moments.values()]
         # A sum is infinite or NaN if any of its terms is. Waits for the device only once.
@@ -117,23 +113,25 @@ class Trainer(ABC):
         for parameter in _parameters(optimizer):
             parameter.grad = None  # `zero_grad` does no more, and takes a twentieth of small steps
         loss.backward()
-        parallel.average(chain(_gradients(optimizer), self._batch_statistics()))
+        gradients = (p.grad for p in _parameters(optimizer) if p.grad is not None)
+        parallel.average(chain(gradients, self._batch_statistics()))
         optimizer.step()
 
     def _batch_statistics(self) -> Iterator[Tensor]:
         """Give what networks keep of the batches that they have seen."""
-        modules = chain.from_iterable(net.modules() for net in self._networks.values())
-        for module in modules:
+        for module in self._modules():
             if isinstance(module, nn.BatchNorm2d):
                 yield from (s for s in (module.running_mean, module.running_var) if s is not None)
+
+    def _modules(self) -> Iterator[nn.Module]:
+        return chain.from_iterable(network.modules() for network in self._networks.values())
+
+    def _weights(self) -> list[Tensor]:
+        return [t for network in self._networks.values() for t in network.state_dict().values()]
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    return (p.grad for p in _parameters(optimizer) if p.grad is not None)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

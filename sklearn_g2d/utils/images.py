@@ -15,14 +15,7 @@ ImageShape = tuple[int, int, int]  # channels, height, width
 _USUAL_CHANNELS = (1, 3, 4)
 
 
-def check_image_shape(image_shape: Any) -> ImageShape:
-    """Return the parameter as a tuple.
-
-    Raises
-    ------
-    ValueError
-        If it is not three positive integers.
-    """
+def _check(image_shape: Any) -> ImageShape:
     sizes = tuple(image_shape) if np.ndim(image_shape) == 1 else ()
     if len(sizes) != 3 or not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
         raise ValueError(
@@ -37,29 +30,10 @@ def as_rows(
 ) -> tuple[Any, ImageShape | None]:
     """Flatten images, or leave rows as they are; no values are looked at, nothing copied.
 
-    Parameters
-    ----------
-    X : array-like of shape (n_samples, channels, height, width) or (n_samples, n_features)
-        What the user gave.
-    image_shape : sequence of int, or None
-        Shape that is asked for: by the user, or by what an estimator was fitted on.
-    name : str
-        The estimator's, for errors.
-    fitted : bool
-        Whether `image_shape` comes from `fit`, where None stands for a table.
-
-    Returns
-    -------
-    rows : array-like of shape (n_samples, n_features)
-    image_shape : tuple of int, or None
-        None for a table.
-
-    Raises
-    ------
-    ValueError
-        If `X` is not of that shape, or no array of images at all.
+    `image_shape` is that which the user, or if `fitted` the `fit` of the estimator of that name,
+    asks for; in the latter None stands for a table, as it does in what is returned with the rows.
     """
-    expected = None if image_shape is None else check_image_shape(image_shape)
+    expected = None if image_shape is None else _check(image_shape)
     _refuse_nested(X)
     shape = _shape(X)
     if len(shape) == 3:

@@ -22,20 +22,7 @@ _BLOCK_ROWS = 1000
 
 
 def blocks(X: NDArray[Any], n_rows: int) -> Iterator[NDArray[Any]]:
-    """Give `X` in blocks of `n_rows`; a mapped one leaves memory before the next comes.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        In memory, or a view of a memory-mapped file.
-    n_rows : int
-        Rows in a block; the last one may be shorter.
-
-    Yields
-    ------
-    ndarray of shape (at most n_rows, n_features)
-        Views.
-    """
+    """Give views of at most `n_rows` rows; a mapped one leaves memory before the next comes."""
     mapped = _file_of(X)
     for rows in gen_batches(len(X), n_rows):
         yield X[rows]

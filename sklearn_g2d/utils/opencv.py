@@ -6,22 +6,7 @@ from types import ModuleType
 
 
 def import_opencv(purpose: str) -> ModuleType:
-    """Import OpenCV, or say how to install it.
-
-    Parameters
-    ----------
-    purpose : str
-        What it is needed for, a plural: the beginning of the error.
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    ImportError
-        If it is not installed.
-    """
+    """Import OpenCV, or say how to install it, which `purpose`, a plural, needs."""
     try:
         import cv2
     except ImportError as error:

@@ -16,10 +16,7 @@ Result = TypeVar("Result")
 def unchanged_on_failure(
     method: Callable[Concatenate[Estimator, Args], Result],
 ) -> Callable[Concatenate[Estimator, Args], Result]:
-    """Give an estimator its former state back when `fit` fails or is interrupted.
-
-    It decorates a method, rather than surround a part of it, lest an interrupt fall between.
-    """
+    """Give an estimator its former state back when a method, `fit`, fails or is interrupted."""
 
     @wraps(method)
     def guarded(estimator: Estimator, /, *args: Args.args, **kwargs: Args.kwargs) -> Result:
@@ -31,3 +28,10 @@ def unchanged_on_failure(
             raise
 
     return guarded
+
+
+class Stored:
+    """Marks a public class without parameters, such as a network, whose instances files may hold.
+
+    None of its methods runs what it keeps: whoever wrote the file has chosen that.
+    """

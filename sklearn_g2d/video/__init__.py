@@ -2,16 +2,16 @@
 
 A clip is an array (n_frames, channels, height, width). Everything here takes one clip or a list
 of them, and gives one score, map or image of channels for each frame, clip after clip. Motion
-is never computed, and scores are never averaged, across the border of two clips. From
-frames to scores of frames, by AVID::
+is never computed, and scores are never averaged, across the border of two clips. AVID scores
+frames like this::
 
     detector = make_pipeline(MotionChannels(), AVIDDetector(per_location=True))
     detector.fit(normal_clips)
     scores = detector.score_samples(new_clips)  # one for each frame, higher = more normal
 
-and by G2D, which judges patches by the speed of what moves in them::
+and G2D judges patches by the speed of their foreground::
 
-    detector = PatchDetector(
+    detector = ClipDetector(
         make_pipeline(PatchMotion(), G2DOutlierDetector()),
         channels=ForegroundMotion(),
         patch_size=20, overlap=15, n_smoothed=9,
@@ -25,17 +25,17 @@ Optical flow and `read_frames` need ``pip install 'sklearn_g2d[video]'``.
 
 from sklearn_g2d.video._channels import Foreground, ForegroundMotion, MotionChannels, OpticalFlow
 from sklearn_g2d.video._clips import smooth_over_time, split_clips
-from sklearn_g2d.video._detector import PatchDetector
+from sklearn_g2d.video._detector import ClipDetector
 from sklearn_g2d.video._patches import FramePatches, PatchMotion
 from sklearn_g2d.video._streams import read_frames, stream_channels
 
 __all__ = [
+    "ClipDetector",
     "Foreground",
     "ForegroundMotion",
     "FramePatches",
     "MotionChannels",
     "OpticalFlow",
-    "PatchDetector",
     "PatchMotion",
     "read_frames",
     "smooth_over_time",

@@ -1,8 +1,8 @@
-"""Channels that tell motion: averaged frames, optical flow, and what is not background."""
+"""Channels that show motion: averaged frames, optical flow, foreground."""
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,26 +11,25 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sklearn_g2d.utils.opencv import import_opencv
-from sklearn_g2d.video._clips import Clips, ClipTransformer
+from sklearn_g2d.video._clips import ClipTransformer
 
 _LAGS = 4, 2, 0  # of AVID's channels
 
-_MAX_BACKGROUND_FRAMES = 200  # whose median is the background
+# The background is the median of about so many frames, because few tell it as well as all.
+_BACKGROUND_FRAMES = 200
 
 
 class MotionChannels(ClipTransformer):
     """Three averaged frames in the channels of one image, the input of AVID on videos.
 
     X = <I'_{t-4}, I'_{t-2}, I'_t>, where I'_t = (I_t + I_{t-1}) / 2 is the mean of a frame and the
-    one before it (section 3.5 of [1]_). What moves differs between the channels. Before the start
-    of a clip its first frame is repeated. Colour frames become gray first.
+    one before it (section 3.5 of [1]_). Things that move differ between the channels. Before the
+    start of a clip its first frame is repeated. Colour frames become gray first.
 
     Attributes
     ----------
-    image_shape_ : tuple of int
-        Channels, height and width of the frames in `fit`.
-    n_features_in_ : int
-        Number of intensities of a frame.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the frames in `fit`, and their product.
 
     References
     ----------
@@ -46,24 +45,19 @@ class MotionChannels(ClipTransformer):
     """
 
     min_frames: ClassVar[int] = 5
+    _n_previous = max(_LAGS) + 1
 
-    @property
-    def _n_previous(self) -> int:
-        """Earlier frames that the channels of a frame depend on."""
-        return max(_LAGS) + 1
-
-    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
+    def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
         gray = _gray(clip)
-        time = np.arange(len(gray))
-        means = (gray + gray[np.maximum(time - 1, 0)]) / 2
+        means = (gray + gray[np.maximum(np.arange(len(gray)) - 1, 0)]) / 2
         return np.stack([means[np.maximum(time - lag, 0)] for lag in _LAGS], axis=1)
 
 
 class OpticalFlow(ClipTransformer):
     """How far every pixel moved since an earlier frame, by OpenCV.
 
-    Motion is in **pixels per frame**. Optical flow sees that of textured surfaces only; where
-    nothing is to be seen it is interpolated, or 0. Needs OpenCV:
+    Motion is in **pixels per frame**. Optical flow sees the motion of textured surfaces only;
+    elsewhere it is interpolated, or 0. Frames are gray levels from 0 to 255. Needs OpenCV:
     ``pip install 'sklearn_g2d[video]'``.
 
     Parameters
@@ -74,18 +68,16 @@ class OpticalFlow(ClipTransformer):
         Farnebäck's expansion in polynomials [1]_, smooth, or dense inverse search [2]_,
         in half the time. Both at OpenCV's settings.
     lag : int, default=2
-        Frames between the two that are compared. More lift slow motion out of the noise, but
-        what moves further than its own size is lost. A clip's first frames are compared with
-        its first one, and that with the second.
+        Frames between the two that are compared. A larger lag lifts slow motion out of the noise,
+        but loses things that move further than their own size. A clip's first frames are compared
+        with its first one, and that with the second.
     window_size : int, default=15
         Width in pixels of the window that Farnebäck's flow is averaged over.
 
     Attributes
     ----------
-    image_shape_ : tuple of int
-        Channels, height and width of the frames in `fit`.
-    n_features_in_ : int
-        Number of intensities of a frame.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the frames in `fit`, and their product.
 
     References
     ----------
@@ -126,66 +118,33 @@ class OpticalFlow(ClipTransformer):
         self.lag = lag
         self.window_size = window_size
 
-    @property
-    def _n_previous(self) -> int:
-        """Earlier frames that the channels of a frame depend on."""
-        return self.lag
-
-    def fit(self, X: Clips, y: Any = None) -> OpticalFlow:
-        """Remember the shape of the frames.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_frames, channels, height, width), or list of such
-            One clip, or several, of bytes or of floats from 0 to 255.
-        y : ignored
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ImportError
-            If OpenCV is not installed.
-        ValueError
-            If a parameter is out of range, `X` is not made of such clips, one has a
-            single frame, or frames differ in shape.
-        """
+    def _fit(self, clips: list[NDArray[Any]]) -> None:
         import_opencv("Optical flow and its channels")
-        self._validate_params()
-        super().fit(X)
-        return self
+        self._output, self._method, self._window_size = self.output, self.method, self.window_size
+        self._n_previous = self.lag
 
-    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        return self._motion(clip, np.arange(len(clip)))
-
-    def _last_channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        return self._motion(clip, np.array([len(clip) - 1]))
-
-    def _motion(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Motion of some frames of a clip."""
+    def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
         gray = np.clip(_gray(clip), 0, 255).round().astype(np.uint8)
-        earlier = np.maximum(time - self.lag, 0)
+        earlier = np.maximum(time - self._n_previous, 0)
         later = np.maximum(time, 1)  # the first frame is given the motion of the second
         flow = self._flow()
         moved = np.stack([flow(gray[i], gray[j]) for i, j in zip(earlier, later, strict=True)])
         duration = (later - earlier).astype(np.float32)
         velocity = np.divide(moved, duration[:, None, None, None], dtype=np.float32)
-        if self.output == "speed":
+        if self._output == "speed":
             return np.hypot(velocity[..., 0], velocity[..., 1])[:, None]
         return np.moveaxis(velocity, -1, 1)
 
     def _flow(self) -> Any:
         """Make a function that is given two frames and returns (height, width, 2)."""
         cv2 = import_opencv("Optical flow and its channels")
-        if self.method == "dis":
+        if self._method == "dis":
             search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
             return lambda before, after: search.calc(before, after, None)
         settings = {
             "pyr_scale": 0.5,
             "levels": 3,
-            "winsize": self.window_size,
+            "winsize": self._window_size,
             "iterations": 3,
             "poly_n": 5,
             "poly_sigma": 1.2,
@@ -197,8 +156,9 @@ class OpticalFlow(ClipTransformer):
 class Foreground(ClipTransformer):
     """How certainly a pixel is not background, for a fixed camera: 0 to 1, one channel.
 
-    The background is the median of the training frames, each pixel by itself. What differs from it
-    by less than `low` is background, by more than `high` foreground, between them in proportion.
+    The background is the median of the training frames, each pixel by itself. A pixel that differs
+    from it by less than `low` is background, by more than `high` foreground, between them in
+    proportion.
 
     Parameters
     ----------
@@ -208,11 +168,9 @@ class Foreground(ClipTransformer):
     Attributes
     ----------
     background_ : ndarray of shape (height, width)
-        Median of at most 200 training frames.
-    image_shape_ : tuple of int
-        Channels, height and width of the frames in `fit`.
-    n_features_in_ : int
-        Number of intensities of a frame.
+        Median of the training frames, or of some hundred at equal distances.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the frames in `fit`, and their product.
 
     Examples
     --------
@@ -225,47 +183,26 @@ class Foreground(ClipTransformer):
     (6, 1, 24, 32)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"low": [Real], "high": [Real]}
+
     def __init__(self, low: float = 10.0, high: float = 40.0) -> None:
         self.low = low
         self.high = high
 
-    def fit(self, X: Clips, y: Any = None) -> Foreground:
-        """Learn the background.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_frames, channels, height, width), or list of such
-            One clip, or several, of the same place.
-        y : ignored
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If `low` is not below `high`, `X` is not made of such clips, or frames
-            differ in shape.
-        """
+    def _fit(self, clips: list[NDArray[Any]]) -> None:
         if not self.low < self.high:
             raise ValueError(f"low must lie below high, got {self.low!r} and {self.high!r}.")
-        clips = self._validate(X, reset=True)
-        # Few frames tell the median as well as all.
-        every = max(1, sum(map(len, clips)) // _MAX_BACKGROUND_FRAMES)
+        self._low, self._high = self.low, self.high
+        every = max(1, sum(map(len, clips)) // _BACKGROUND_FRAMES)
         self.background_ = np.median(np.concatenate([_gray(c[::every]) for c in clips]), axis=0)
-        return self
 
-    def _last_channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        return self._channels(clip[-1:])
-
-    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        difference = np.abs(_gray(clip) - self.background_)
-        return np.clip((difference - self.low) / (self.high - self.low), 0, 1)[:, None]
+    def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
+        difference = np.abs(_gray(clip[time]) - self.background_)
+        return np.clip((difference - self._low) / (self._high - self._low), 0, 1)[:, None]
 
 
 class ForegroundMotion(ClipTransformer):
-    """Motion, and in the last channel the foreground that it belongs to: what `PatchMotion` takes.
+    """Motion, and in the last channel its foreground: the input of `PatchMotion`.
 
     Parameters
     ----------
@@ -278,10 +215,8 @@ class ForegroundMotion(ClipTransformer):
     ----------
     flow_, foreground_ : transformer
         Clones, as fitted.
-    image_shape_ : tuple of int
-        Channels, height and width of the frames in `fit`.
-    n_features_in_ : int
-        Number of intensities of a frame.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the frames in `fit`, and their product.
 
     Examples
     --------
@@ -294,50 +229,25 @@ class ForegroundMotion(ClipTransformer):
 
     min_frames: ClassVar[int] = OpticalFlow.min_frames
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "flow": [ClipTransformer, None],
+        "foreground": [ClipTransformer, None],
+    }
+
     def __init__(
         self, flow: OpticalFlow | None = None, foreground: Foreground | None = None
     ) -> None:
         self.flow = flow
         self.foreground = foreground
 
-    @property
-    def _n_previous(self) -> int:
-        """Earlier frames that the channels of a frame depend on."""
-        return (self.flow or OpticalFlow())._n_previous
-
-    def fit(self, X: Clips, y: Any = None) -> ForegroundMotion:
-        """Learn the background.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_frames, channels, height, width), or list of such
-            One clip, or several, of the same place.
-        y : ignored
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ImportError
-            If OpenCV is not installed.
-        ValueError
-            If a parameter of either is out of range, `X` is not made of such clips, one has a
-            single frame, or frames differ in shape.
-        """
-        clips = self._validate(X, reset=True)
+    def _fit(self, clips: list[NDArray[Any]]) -> None:
         self.flow_ = clone(self.flow or OpticalFlow()).fit(clips)
         self.foreground_ = clone(self.foreground or Foreground()).fit(clips)
-        return self
+        self._n_previous = self.flow_._n_previous
 
-    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        parts = self.flow_._channels(clip), self.foreground_._channels(clip)
-        return np.concatenate(parts, axis=1)
-
-    def _last_channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        parts = self.flow_._last_channels(clip), self.foreground_._last_channels(clip)
-        return np.concatenate(parts, axis=1)
+    def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
+        parts = (part._channels(clip, time) for part in (self.flow_, self.foreground_))
+        return np.concatenate(list(parts), axis=1)
 
 
 def _gray(clip: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,11 +1,11 @@
-"""Clips of frames on their way through transformers: what was filmed apart stays apart."""
+"""Clips of frames: checks, the base of their transformers, averages over time."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,43 +15,114 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_g2d.utils.images import ImageShape, as_rows
+from sklearn_g2d.utils.state import unchanged_on_failure
 
 Clips = ArrayLike | Sequence[ArrayLike]
 
 _FLOATS_OR_BYTES = (np.float64, np.float32, np.uint8)
 
 
-class ClipTransformer(TransformerMixin, BaseEstimator):
-    """Turns the frames of clips into channels; a frame is never seen beside another clip's.
-
-    A subclass says what it does to a clip in `_channels`.
-    """
+class ClipEstimator(BaseEstimator):
+    """Base of estimators that take clips, or an array of frames, instead of rows."""
 
     min_frames: ClassVar[int] = 1
-    """Frames that a clip needs at least."""
+    """Fewest frames that a clip may have."""
 
     image_shape_: ImageShape
 
-    @property
-    def _n_previous(self) -> int:
-        """Earlier frames that the channels of a frame depend on."""
-        return 0
-
-    @abstractmethod
-    def _channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        """Channels of every frame of a clip (n_frames, channels, height, width)."""
-
-    def _last_channels(self, clip: NDArray[Any]) -> NDArray[np.float32]:
-        """Channels of a clip's last frame (1, channels, height, width)."""
-        return self._channels(clip)[-1:]
-
-    def fit(self, X: Clips, y: Any = None) -> ClipTransformer:
-        """Remember the shape of the frames.
+    def _validate(self, X: Clips, *, reset: bool) -> list[NDArray[Any]]:
+        """Check clips, and set or compare `image_shape_` and `n_features_in_`.
 
         Parameters
         ----------
         X : array-like of shape (n_frames, channels, height, width), or list of such
-            One clip, or several.
+        reset : bool
+            True in `fit`, which sets the shape of the frames; else it is compared.
+
+        Returns
+        -------
+        list of ndarray of shape (n_frames, channels, height, width)
+            float64, float32 or bytes; views of arrays that have such a dtype already.
+        """
+        known = None if reset else self.image_shape_
+        clips = []
+        for number, clip in enumerate(_separate(X)):
+            rows, known = self._check_clip(clip, number, known, fitted=not reset)
+            if reset:
+                self.image_shape_ = known
+            # The first clip of `fit` sets the number of features.
+            rows = validate_data(self, rows, reset=reset and number == 0, dtype=_FLOATS_OR_BYTES)
+            clips.append(rows.reshape(-1, *known))
+        return clips
+
+    def _check_clip(
+        self, clip: Any, number: int, known: ImageShape | None, *, fitted: bool
+    ) -> tuple[NDArray[Any], ImageShape]:
+        """Check the shape of one clip; returns rows of pixels, and the shape of its frames."""
+        name = type(self).__name__
+        if np.ndim(clip) not in (3, 4):
+            raise ValueError(
+                f"Clip {number} has shape {np.shape(clip)}. A clip is an array of shape (n_frames, "
+                "channels, height, width), and X one clip or a list of them."
+            )
+        try:
+            rows, shape = as_rows(clip, known if fitted else None, name=name, fitted=fitted)
+        except ValueError as error:
+            raise ValueError(f"Clip {number}: {error}{_remedy(clip, known)}") from None
+        assert shape is not None
+        if known is not None and shape != known:
+            raise ValueError(
+                f"Clip {number} has frames of shape {shape}, but those before it {known}."
+                f"{_remedy(clip, known)}"
+            )
+        if len(rows) < self.min_frames:
+            raise ValueError(
+                f"Clip {number} has {len(rows)} frame{'s' * (len(rows) != 1)}, but {name} needs at "
+                f"least {self.min_frames}. Leave such clips out, or join those filmed without a "
+                "break."
+            )
+        return rows, shape
+
+    def _validate_frames(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
+        """Check one array of frames, or of patches."""
+        if isinstance(X, list | tuple):
+            raise ValueError(
+                f"{type(self).__name__} takes one array of frames (n_frames, channels, height, "
+                f"width), got a {type(X).__name__}. Join clips by np.concatenate."
+            )
+        (frames,) = self._validate(X, reset=reset)
+        return frames
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True  # scikit-learn's name for a stack of images
+        return tags
+
+
+class ClipTransformer(TransformerMixin, ClipEstimator):
+    """Turns the frames of clips into channels; a frame is never seen beside another clip's.
+
+    A subclass computes the channels of a clip in `_channels`, and learns in `_fit`.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+
+    # Earlier frames that the channels of a frame depend on.
+    _n_previous: int = 0
+
+    @abstractmethod
+    def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Channels of some frames of a clip, by their numbers (n, channels, height, width)."""
+
+    @unchanged_on_failure
+    def fit(self, X: Clips, y: Any = None) -> Self:
+        """Learn the shape of the frames, and the background where it is needed.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several, of one place. Optical flow expects gray levels from 0 to 255.
         y : ignored
 
         Returns
@@ -60,11 +131,18 @@ class ClipTransformer(TransformerMixin, BaseEstimator):
 
         Raises
         ------
+        ImportError
+            If optical flow is needed and OpenCV is not installed.
         ValueError
-            If `X` is not made of such clips, one is too short, or frames differ in shape.
+            If a parameter is out of range, `X` is not made of such clips, one is too short, or
+            frames differ in shape.
         """
-        self._validate(X, reset=True)
+        self._validate_params()
+        self._fit(self._validate(X, reset=True))
         return self
+
+    def _fit(self, clips: list[NDArray[Any]]) -> None:
+        """Learn from checked clips, and copy parameters, which `set_params` may change later."""
 
     def transform(self, X: Clips) -> NDArray[np.float32]:
         """Give the channels of every frame.
@@ -85,87 +163,8 @@ class ClipTransformer(TransformerMixin, BaseEstimator):
             If `X` is not made of such clips, one is too short, or frames differ in shape.
         """
         check_is_fitted(self)
-        return np.concatenate([self._channels(clip) for clip in self._validate(X, reset=False)])
-
-    def transform_last(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Give the channels of the last frame only, for live streams.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_frames, channels, height, width)
-            One clip, at least of the frames that the channels of the last one depend on.
-
-        Returns
-        -------
-        ndarray of shape (1, n_channels, height, width)
-            The last row of `transform`.
-        """
-        check_is_fitted(self)
-        (clip,) = self._validate([X], reset=False)
-        return self._last_channels(clip)
-
-    def _validate(self, X: Clips, *, reset: bool) -> list[NDArray[Any]]:
-        """Check clips; returns them as arrays (n_frames, channels, height, width)."""
-        return check_clips(self, X, reset=reset, min_frames=self.min_frames)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "image_shape_")
-
-    def __sklearn_tags__(self) -> Tags:
-        return frames_only(super().__sklearn_tags__())
-
-
-def check_clips(
-    estimator: Any, X: Clips, *, reset: bool, min_frames: int = 1
-) -> list[NDArray[Any]]:
-    """Check clips, and set or compare `image_shape_` and `n_features_in_` of the estimator.
-
-    Parameters
-    ----------
-    estimator : estimator
-        That was given them.
-    X : array-like of shape (n_frames, channels, height, width), or list of such
-    reset : bool
-        Whether the shape is set, as in `fit`, or compared.
-    min_frames : int, default=1
-        Frames that a clip needs at least.
-
-    Returns
-    -------
-    list of ndarray of shape (n_frames, channels, height, width)
-        float64, float32 or bytes; of arrays that are so already, views.
-    """
-    known = None if reset else estimator.image_shape_
-    name = type(estimator).__name__
-    clips = []
-    for number, clip in enumerate(_separate(X)):
-        frames, known = _check_clip(clip, known, name, number, min_frames, not reset)
-        # Only the first clip of `fit` tells the number of features.
-        first = reset and number == 0
-        rows = frames.reshape(len(frames), -1)
-        rows = validate_data(estimator, rows, reset=first, dtype=_FLOATS_OR_BYTES)
-        clips.append(rows.reshape(frames.shape))
-    if reset:
-        estimator.image_shape_ = known
-    return clips
-
-
-def frames_only(tags: Tags) -> Tags:
-    """Say that an estimator takes images, not rows.
-
-    Parameters
-    ----------
-    tags : Tags
-        Changed in place.
-
-    Returns
-    -------
-    Tags
-        The same.
-    """
-    tags.input_tags.two_d_array = False
-    tags.input_tags.three_d_array = True  # what scikit-learn calls a stack of images
-    return tags
+        clips = self._validate(X, reset=False)
+        return np.concatenate([self._channels(clip, np.arange(len(clip))) for clip in clips])
 
 
 def split_clips(frames: ArrayLike, clip: ArrayLike) -> list[NDArray[Any]]:
@@ -217,7 +216,7 @@ def smooth_over_time(
 ) -> NDArray[np.float64]:
     """Average scores or maps of neighbouring frames, each clip by itself.
 
-    What is anomalous lasts; most errors of a single frame do not.
+    An anomaly lasts; most errors of a single frame do not.
 
     Parameters
     ----------
@@ -286,33 +285,6 @@ def _separate(X: Clips) -> Sequence[Any]:
             )
         return X
     return [X]
-
-
-def _check_clip(
-    clip: Any, known: ImageShape | None, name: str, number: int, min_frames: int, fitted: bool
-) -> tuple[NDArray[Any], ImageShape]:
-    """Check what one clip is made of; returns it with the shape of its frames."""
-    if np.ndim(clip) != 4 and np.ndim(clip) != 3:
-        raise ValueError(
-            f"Clip {number} has shape {np.shape(clip)}. A clip is an array of shape (n_frames, "
-            "channels, height, width), and X one clip or a list of them."
-        )
-    try:
-        rows, shape = as_rows(clip, known if fitted else None, name=name, fitted=fitted)
-    except ValueError as error:
-        raise ValueError(f"Clip {number}: {error}{_remedy(clip, known)}") from None
-    assert shape is not None
-    if known is not None and shape != known:
-        raise ValueError(
-            f"Clip {number} has frames of shape {shape}, but those before it {known}."
-            f"{_remedy(clip, known)}"
-        )
-    if len(rows) < min_frames:
-        raise ValueError(
-            f"Clip {number} has {len(rows)} frame{'s' * (len(rows) != 1)}, but {name} needs at "
-            f"least {min_frames}. Leave such clips out, or join those filmed without a break."
-        )
-    return np.asarray(rows).reshape(len(rows), *shape), shape
 
 
 def _remedy(clip: Any, known: ImageShape | None) -> str:

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, _fit_context, clone
-from sklearn.utils import Tags, check_random_state, gen_batches
+from sklearn.base import MetaEstimatorMixin
+from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d.utils.images import ImageShape
+from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector
+from sklearn_g2d.errors import UnsupportedObjectError
+from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
-from sklearn_g2d.video._clips import Clips, check_clips, frames_only, smooth_over_time
+from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._patches import FramePatches
 from sklearn_g2d.video._streams import stream_channels
 
-# What is cut at once: few enough values for the processor's cache.
+# Values that are cut at once: few enough for the processor's cache.
 _BATCH_VALUES = 2**22
 
 # Of training maps: the range of a color scale.
 _RANGE_QUANTILES = 0.005, 0.999
 
 
-class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
-    """Find irregular frames, and where they are irregular, by a detector of patches.
+class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
+    """Find anomalous frames, and where they are anomalous, by a detector of patches.
 
     The detector is trained on patches of normal frames, as in section 4.3 of [1]_. New frames are
     judged by the mean score of their most anomalous patches. Clips are taken one by one, so that
     memory holds the channels of one clip only, and nothing is averaged across clips.
 
-    Scores are **higher for more normal** frames, and `predict` gives **+1 for inliers and -1 for
-    outliers**; maps are **higher where a frame is more anomalous**.
+    A sample is a frame: every method takes one clip (n_frames, channels, height, width) or a list
+    of clips, and gives one value for each frame, clip after clip. Scores are **higher for more
+    normal** frames, and `predict` gives **+1 for inliers and -1 for outliers**; maps are **higher
+    where a frame is more anomalous**.
 
     Parameters
     ----------
@@ -44,8 +47,8 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         A clone of it is fitted on patches (n, channels, patch_size, patch_size). Detectors of rows
         need a transformer in front, as ``make_pipeline(PatchMotion(), G2DOutlierDetector())``.
     channels : transformer of clips, default=None
-        What stands in front of cutting, as ``ForegroundMotion()``; None takes the frames as
-        they are.
+        Makes the channels that patches are cut from, as ``ForegroundMotion()``; None takes the
+        frames as they are.
     patch_size : int, default=30
         Height and width of a patch in pixels.
     overlap : int, default=5
@@ -56,17 +59,17 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
     max_patches : int, default=20000
         Patches of the training frames that the detector is fitted on, drawn at random from more.
     n_worst : int, default=10
-        Patches, the most anomalous ones, whose mean score is the frame's.
+        Number of most anomalous patches whose mean score is the frame's.
     n_smoothed : int, default=1
-        Frames over which a patch's score is averaged: see `smooth_over_time`. What is anomalous
-        lasts; most errors of a single frame do not.
+        Frames over which a patch's score is averaged: see `smooth_over_time`. An anomaly lasts;
+        most errors of a single frame do not.
     per_location : bool, default=False
         Whether scores are standardised for each place of a patch by itself, with the mean and
         deviation of the training frames. For a fixed camera; needs some dozens of frames.
-    contamination : float in (0, 0.5], default=0.05
-        Share of the training frames that `predict` flags.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        Fraction of the training frames that `predict` flags; "auto" is 0.05.
     random_state : int, RandomState instance or None, default=None
-        Seed of the choice of patches. The detector has its own.
+        Seed of the choice of patches, and of `channels` and `estimator` where they have none.
 
     Attributes
     ----------
@@ -76,14 +79,18 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         As fitted.
     patches_ : FramePatches
         The grid.
+    min_foreground_, n_worst_, n_smoothed_ : float, int, int
+        The parameters of `fit`; a frame has `n_worst_` patches at least.
     offset_ : float
         Threshold: ``decision_function(X) = score_samples(X) - offset_``.
+    calibration_scores_ : ndarray of shape (n_frames,)
+        Sorted scores of the training frames, or of those given to `calibrate`, for `p_values`.
+        Those of training frames are optimistic, because the detector was trained on these frames
+        and neighbouring frames are alike: `calibrate` with new normal clips.
     map_range_ : tuple of float
         Lowest and highest value of a color scale for maps: quantiles of training patches.
-    image_shape_ : tuple of int
-        Channels, height and width of the frames in `fit`.
-    n_features_in_ : int
-        Number of values of a frame.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the frames in `fit`, and their product.
 
     References
     ----------
@@ -95,33 +102,30 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
     >>> from sklearn.ensemble import IsolationForest
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.preprocessing import FunctionTransformer
-    >>> from sklearn_g2d.video import PatchDetector
+    >>> from sklearn_g2d.video import ClipDetector
     >>> rows = FunctionTransformer(lambda patches: patches.reshape(len(patches), -1))
     >>> clip = np.random.default_rng(0).normal(size=(20, 1, 16, 24))
-    >>> detector = PatchDetector(
-    ...     make_pipeline(rows, IsolationForest(random_state=0)), patch_size=8, overlap=0, n_worst=1
-    ... ).fit(clip)
+    >>> forest = make_pipeline(rows, IsolationForest())
+    >>> detector = ClipDetector(forest, patch_size=8, overlap=0, n_worst=1, random_state=0)
+    >>> detector = detector.fit(clip)
     >>> new = clip[:2].copy()
     >>> new[1, :, :8, :8] += 5  # in a patch of the second frame
-    >>> normal, odd = detector.score_samples(new)
-    >>> bool(odd < normal)
+    >>> normal, anomalous = detector.score_samples(new)
+    >>> bool(anomalous < normal)
     True
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseDetector._parameter_constraints,
+        **FramePatches._parameter_constraints,
         "estimator": [HasMethods(["fit", "score_samples"])],
         "channels": [HasMethods(["fit", "transform"]), None],
-        **FramePatches._parameter_constraints,
         "min_foreground": [Interval(Real, 0, 1, closed="left")],
         "max_patches": [Interval(Integral, 2, None, closed="left")],
         "n_worst": [Interval(Integral, 1, None, closed="left")],
         "n_smoothed": [Interval(Integral, 1, None, closed="left")],
         "per_location": ["boolean"],
-        "contamination": [Interval(Real, 0, 0.5, closed="right")],
-        "random_state": ["random_state"],
     }
-
-    image_shape_: ImageShape
 
     def __init__(
         self,
@@ -135,7 +139,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         n_worst: int = 10,
         n_smoothed: int = 1,
         per_location: bool = False,
-        contamination: float = 0.05,
+        contamination: float | Literal["auto"] = "auto",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimator = estimator
@@ -151,8 +155,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         self.random_state = random_state
 
     @unchanged_on_failure
-    @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Clips, y: Any = None) -> PatchDetector:
+    def fit(self, X: Clips, y: Any = None) -> Self:
         """Fit the detector on patches of normal frames.
 
         Parameters
@@ -170,59 +173,39 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         ------
         ValueError
             If a parameter is out of range, `X` is not made of such clips, frames differ in
-            shape, or the detector refuses the patches. Whatever is raised, the estimator keeps
-            the state that it had before.
+            shape, or the detector refuses the patches or gives scores that are not finite.
+            Whatever is raised, the estimator keeps the state that it had before.
         """
-        self._fit(check_clips(self, X, reset=True))
+        self._validate_params()
+        clips = self._validate(X, reset=True)
+        random_state = check_random_state(self.random_state)
+        self.min_foreground_, self.n_smoothed_ = self.min_foreground, self.n_smoothed
+        self.channels_ = None
+        if self.channels is not None:
+            self.channels_ = clone_part(self.channels, random_state).fit(clips)
+        self.patches_ = FramePatches(self.patch_size, self.overlap).fit(self._channels(clips[0]))
+        self.n_worst_ = min(self.n_worst, self.patches_.n_patches_)
+        patches = self._draw_patches(clips, random_state)
+        self.estimator_ = clone_part(self.estimator, random_state).fit(patches)
+        self._score_of_empty = float(np.max(self.estimator_.score_samples(patches)))
+        self._mean, self._deviation = np.zeros(1), np.ones(1)
+        scores = self._unsmoothed_scores(clips)
+        if self.per_location:
+            self._mean, self._deviation = scores.mean(axis=0), scores.std(axis=0)
+            # Where all scores agree, a deviation far below the usual would make noise an alarm.
+            least = 0.1 * self._deviation.mean()
+            self._deviation = np.maximum(self._deviation, least if least > 0 else 1.0)
+            scores = (scores - self._mean) / self._deviation
+        scores = smooth_over_time(scores, clips, self.n_smoothed_)
+        low, high = np.quantile(-scores, _RANGE_QUANTILES)
+        self.map_range_ = float(low), float(high)
+        self.calibration_scores_ = np.sort(self.pool(scores))
+        rate = AUTO_FALSE_ALARM_RATE if self.contamination == "auto" else self.contamination
+        self.offset_ = float(np.percentile(self.calibration_scores_, 100 * rate))
         return self
 
-    def score_samples(self, X: Clips) -> NDArray[np.float64]:
-        """Score frames; **higher = more normal**.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_frames, channels, height, width), or list of such
-            One clip, or several.
-
-        Returns
-        -------
-        ndarray of shape (n_frames of all clips,)
-            float64: means of the `n_worst` lowest scores of a frame's patches.
-        """
-        return self.pool(self.patch_scores(X))
-
-    def decision_function(self, X: Clips) -> NDArray[np.float64]:
-        """Score frames relative to the threshold; **negative = outlier**.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_frames, channels, height, width), or list of such
-            One clip, or several.
-
-        Returns
-        -------
-        ndarray of shape (n_frames of all clips,)
-            ``score_samples(X) - offset_``.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Clips) -> NDArray[np.int64]:
-        """Label frames **+1 (inlier) or -1 (outlier)**.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_frames, channels, height, width), or list of such
-            One clip, or several.
-
-        Returns
-        -------
-        ndarray of shape (n_frames of all clips,)
-            -1 where ``decision_function(X) < 0``.
-        """
-        return np.where(self.decision_function(X) < 0, -1, 1)
-
     def anomaly_map(self, X: Clips) -> NDArray[np.float64]:
-        """Say where frames are irregular; **higher = more anomalous**.
+        """Say where frames are anomalous; **higher = more anomalous**.
 
         Parameters
         ----------
@@ -249,13 +232,13 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (n_frames of all clips, n_patches)
             float64; the detector's scores, standardised by place if `per_location`, and averaged
-            over `n_smoothed` frames.
+            over `n_smoothed` frames. `pool` and `to_maps` make scores and maps of frames of them.
         """
         check_is_fitted(self)
-        return self._patch_scores(check_clips(self, X, reset=False))
+        return self._patch_scores(self._validate(X, reset=False))
 
     def pool(self, patch_scores: ArrayLike) -> NDArray[np.float64]:
-        """Pool scores of patches into scores of frames, for both of which one pass is enough.
+        """Pool scores of patches into scores of frames.
 
         Parameters
         ----------
@@ -268,8 +251,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
             Means of the `n_worst` lowest, as by `score_samples`.
         """
         scores = np.asarray(patch_scores, dtype=np.float64)
-        n_worst = min(self.n_worst, scores.shape[1])
-        return np.partition(scores, n_worst - 1, axis=1)[:, :n_worst].mean(axis=1)
+        return np.partition(scores, self.n_worst_ - 1, axis=1)[:, : self.n_worst_].mean(axis=1)
 
     def to_maps(self, patch_scores: ArrayLike) -> NDArray[np.float64]:
         """Lay scores of patches over the frames, as `anomaly_map` does.
@@ -284,7 +266,7 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         ndarray of shape (n_frames, height, width)
             **Higher = more anomalous**.
         """
-        return self.patches_.to_maps(-np.asarray(patch_scores, dtype=np.float64).ravel())
+        return self.patches_.to_maps(-np.asarray(patch_scores, dtype=np.float64))
 
     def stream(self, frames: Iterable[ArrayLike]) -> Iterator[tuple[float, NDArray[np.float64]]]:
         """Score frames as they arrive, keeping no more of them than the channels need.
@@ -299,42 +281,36 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         ------
         score : float
             **Higher = more normal**; to be compared with `offset_`. Where `n_smoothed` is more than
-            1, the average is of a frame and those before it, not of those after it, too, as in
-            `score_samples`: anomalies show with a delay of half as many frames.
+            1, the average is of a frame and those before it, without those after it, which
+            `score_samples` includes: anomalies show with a delay of half as many frames.
         anomaly_map : ndarray of shape (height, width)
             **Higher = more anomalous**.
         """
         check_is_fitted(self)
-        last: deque[NDArray[np.float64]] = deque(maxlen=self.n_smoothed)
+        last: deque[NDArray[np.float64]] = deque(maxlen=self.n_smoothed_)
         for channels in stream_channels(self.channels_, frames):
+            if self.channels_ is None:  # else the transformer has checked the frame
+                (channels,) = self._validate([channels], reset=False)
             scores = self._channel_scores(channels)
             # Before a clip's start, smoothing repeats its first value.
-            last.extend([scores] * (1 if last else self.n_smoothed))
+            last.extend([scores] * (1 if last else self.n_smoothed_))
             smoothed = np.mean(last, axis=0)
             yield float(self.pool(smoothed)[0]), self.to_maps(smoothed)[0]
 
-    def _fit(self, clips: list[NDArray[Any]]) -> None:
-        self.channels_ = None if self.channels is None else clone(self.channels).fit(clips)
-        self.patches_ = FramePatches(self.patch_size, self.overlap)
-        patches = self._draw_patches(clips)
-        self.estimator_ = clone(self.estimator).fit(patches)
-        self._score_of_empty = float(np.max(self.estimator_.score_samples(patches)))
-        self._mean, self._deviation = np.zeros(1), np.ones(1)
-        if self.per_location:
-            scores = np.concatenate([self._clip_scores(clip) for clip in clips])
-            self._mean, self._deviation = scores.mean(axis=0), scores.std(axis=0)
-            # Where all scores agree, a deviation far below the usual would make noise an alarm.
-            least = 0.1 * self._deviation.mean()
-            self._deviation = np.maximum(self._deviation, least if least > 0 else 1.0)
-        scores = self._patch_scores(clips)
-        self.offset_ = float(np.percentile(self.pool(scores), 100 * self.contamination))
-        low, high = np.quantile(-scores, _RANGE_QUANTILES)
-        self.map_range_ = (float(low), float(high))
+    def _export_module(self) -> NoReturn:
+        raise UnsupportedObjectError(
+            "A ClipDetector cannot be exported, because optical flow and averages over clips have "
+            "no ONNX graph. Export the detector of patches inside: call to_onnx of `estimator_`, "
+            "or of its last step if it is a Pipeline."
+        )
 
-    def _draw_patches(self, clips: list[NDArray[Any]]) -> NDArray[Any]:
+    def _score_validated(self, X: list[NDArray[Any]]) -> NDArray[np.float64]:
+        return self.pool(self._patch_scores(X))
+
+    def _draw_patches(
+        self, clips: list[NDArray[Any]], random_state: np.random.RandomState
+    ) -> NDArray[Any]:
         """Draw patches for training, equally likely from all that are not empty."""
-        self.patches_.fit(self._channels(clips[0]))
-        random_state = check_random_state(self.random_state)
         # How many there are shows at the end only: each gets a random number, the lowest win.
         drawn, numbers, limit = [], [], 1.0
         for channels in map(self._channels, clips):
@@ -364,37 +340,38 @@ class PatchDetector(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
 
     def _not_empty(self, channels: NDArray[Any]) -> NDArray[np.intp]:
         """Numbers of the patches that hold something."""
-        if not self.min_foreground:
-            return np.arange(len(channels) * math.prod(self.patches_.grid_shape_))
-        return np.flatnonzero(self.patches_.means(channels[:, -1]) >= self.min_foreground)
+        if not self.min_foreground_:
+            return np.arange(len(channels) * self.patches_.n_patches_)
+        return np.flatnonzero(self.patches_.means(channels[:, -1]) >= self.min_foreground_)
 
     def _patch_scores(self, clips: list[NDArray[Any]]) -> NDArray[np.float64]:
-        scores = np.concatenate([self._clip_scores(clip) for clip in clips])
-        return smooth_over_time(scores, clips, self.n_smoothed)
+        return smooth_over_time(self._unsmoothed_scores(clips), clips, self.n_smoothed_)
 
-    def _clip_scores(self, clip: NDArray[Any]) -> NDArray[np.float64]:
-        return self._channel_scores(self._channels(clip))
+    def _unsmoothed_scores(self, clips: list[NDArray[Any]]) -> NDArray[np.float64]:
+        return np.concatenate([self._channel_scores(self._channels(clip)) for clip in clips])
 
     def _channel_scores(self, channels: NDArray[Any]) -> NDArray[np.float64]:
         """Scores of patches, by frame, before smoothing."""
-        scores = [self._batch_scores(channels[batch]) for batch in self._batches(channels)]
-        return (self.patches_.by_frame(np.concatenate(scores)) - self._mean) / self._deviation
+        batches = [self._batch_scores(channels[batch]) for batch in self._batches(channels)]
+        scores = np.concatenate(batches).reshape(-1, self.patches_.n_patches_)
+        return (scores - self._mean) / self._deviation
 
     def _batch_scores(self, channels: NDArray[Any]) -> NDArray[np.float64]:
-        n_patches = len(channels) * math.prod(self.patches_.grid_shape_)
-        scores = np.full(n_patches, self._score_of_empty)
+        scores = np.full(len(channels) * self.patches_.n_patches_, self._score_of_empty)
         full = self._not_empty(channels)
         if len(full):
             scores[full] = self.estimator_.score_samples(self.patches_._cut(channels, full))
+        if not np.isfinite(scores).all():
+            raise ValueError(
+                f"{type(self.estimator_).__name__} gives patches scores that are infinite or NaN, "
+                "which averages would spread to other frames. Choose another estimator or features."
+            )
         return scores
 
     def _channels(self, clip: NDArray[Any]) -> NDArray[Any]:
         return clip if self.channels_ is None else self.channels_.transform([clip])
 
     def _batches(self, channels: NDArray[Any]) -> Iterator[slice]:
-        rows, columns = self.patches_.grid_shape_
-        values = rows * columns * channels.shape[1] * self.patch_size**2
+        patch = self.patches_
+        values = patch.n_patches_ * channels.shape[1] * patch._size**2
         return gen_batches(len(channels), max(1, _BATCH_VALUES // values))
-
-    def __sklearn_tags__(self) -> Tags:
-        return frames_only(super().__sklearn_tags__())

@@ -1,28 +1,27 @@
-"""Patches of frames: cut, described by what moves in them, laid out as maps."""
+"""Patches of frames: cut, described by the motion in them, laid out as maps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
-from sklearn.utils import Tags
+from sklearn.base import TransformerMixin
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d.utils.images import ImageShape
-from sklearn_g2d.video._clips import check_clips, frames_only
+from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.video._clips import ClipEstimator
 
-# Of foreground in a patch, that its speed counts as half.
-_LEAST_SHARE = 0.05
+# The fraction of foreground at which its squared speed counts half.
+_LEAST_FRACTION = 0.05
 
 
-class FramePatches(TransformerMixin, BaseEstimator):
+class FramePatches(TransformerMixin, ClipEstimator):
     """Cut frames into overlapping square patches, as in section 4.3 of G2D [1]_.
 
     The patches of a frame stand in rows from the top left; the last one in a row or column ends
@@ -38,12 +37,12 @@ class FramePatches(TransformerMixin, BaseEstimator):
 
     Attributes
     ----------
-    image_shape_ : tuple of int
-        Channels, height and width of the frames in `fit`.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the frames in `fit`, and their product.
     grid_shape_ : tuple of int
         Rows and columns of patches.
-    n_features_in_ : int
-        Number of values of a frame.
+    n_patches_ : int
+        Patches of a frame.
 
     References
     ----------
@@ -63,15 +62,16 @@ class FramePatches(TransformerMixin, BaseEstimator):
         "overlap": [Interval(Integral, 0, None, closed="left")],
     }
 
-    image_shape_: ImageShape
     grid_shape_: tuple[int, int]
+    _starts: list[NDArray[np.intp]]
+    _covers: list[NDArray[np.float64]]
 
     def __init__(self, patch_size: int = 30, overlap: int = 5) -> None:
         self.patch_size = patch_size
         self.overlap = overlap
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: Any = None) -> FramePatches:
+    @unchanged_on_failure
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Lay the grid of patches over the frames.
 
         Parameters
@@ -88,19 +88,29 @@ class FramePatches(TransformerMixin, BaseEstimator):
         ValueError
             If a parameter is out of range, or `X` is not such an array.
         """
+        self._validate_params()
         if self.overlap >= self.patch_size:
             raise ValueError(
                 f"overlap={self.overlap} must be smaller than patch_size={self.patch_size}."
             )
-        _check_frames(self, X, reset=True)
+        self._validate_frames(X, reset=True)
         _, height, width = self.image_shape_
         if self.patch_size > min(height, width):
             raise ValueError(
                 f"patch_size={self.patch_size} is larger than the frames, which have "
                 f"{height} x {width} pixels. Lower it."
             )
-        self._rows, self._columns = (self._corners(length) for length in (height, width))
-        self.grid_shape_ = len(self._rows), len(self._columns)
+        self._size = self.patch_size
+        self._starts, self._covers = [], []  # along the height and along the width
+        for length in (height, width):
+            last = length - self._size
+            starts = np.append(np.arange(0, last, self._size - self.overlap), last)
+            # 1 where a patch (column) covers a pixel (row), else 0.
+            inside = np.arange(length)[:, None] - starts
+            self._covers.append(((inside >= 0) & (inside < self._size)).astype(np.float64))
+            self._starts.append(starts)
+        self.grid_shape_ = len(self._starts[0]), len(self._starts[1])
+        self.n_patches_ = math.prod(self.grid_shape_)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
@@ -117,23 +127,23 @@ class FramePatches(TransformerMixin, BaseEstimator):
             Of the frames' dtype, frame after frame.
         """
         check_is_fitted(self)
-        return self._cut(_check_frames(self, X, reset=False))
+        return self._cut(self._validate_frames(X, reset=False))
 
     def _cut(
         self, frames: NDArray[Any], chosen: NDArray[np.intp] | slice = slice(None)
     ) -> NDArray[Any]:
         """Cut out all patches, or some by their number."""
-        windows = sliding_window_view(frames, (self.patch_size,) * 2, axis=(2, 3))
-        numbers = np.arange(len(frames) * math.prod(self.grid_shape_))[chosen]
+        windows = sliding_window_view(frames, (self._size,) * 2, axis=(2, 3))
+        numbers = np.arange(len(frames) * self.n_patches_)[chosen]
         frame, row, column = np.unravel_index(numbers, (len(frames), *self.grid_shape_))
-        return windows[frame, :, self._rows[row], self._columns[column]]
+        return windows[frame, :, self._starts[0][row], self._starts[1][column]]
 
     def to_maps(self, values: ArrayLike) -> NDArray[np.float64]:
         """Lay values of patches over the frames.
 
         Parameters
         ----------
-        values : array-like of shape (n_frames * n_patches,)
+        values : array-like of shape (n_frames, n_patches) or (n_frames * n_patches,)
             A value of each patch, in the order of `transform`.
 
         Returns
@@ -147,44 +157,16 @@ class FramePatches(TransformerMixin, BaseEstimator):
             If these are not the values of whole frames.
         """
         check_is_fitted(self)
-        grids = self.by_frame(values).reshape(-1, *self.grid_shape_)
-        _, height, width = self.image_shape_
-        down = _covers(self._rows, self.patch_size, height)
-        across = _covers(self._columns, self.patch_size, width)
-        # The patches that cover a pixel are those of some rows, in each those of some columns.
-        return (
-            (down / down.sum(axis=1, keepdims=True))
-            @ grids
-            @ (across / across.sum(axis=1, keepdims=True)).T
-        )
-
-    def by_frame(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Sort values of patches by frame.
-
-        Parameters
-        ----------
-        values : array-like of shape (n_frames * n_patches,)
-            A value of each patch, in the order of `transform`.
-
-        Returns
-        -------
-        ndarray of shape (n_frames, n_patches)
-            float64.
-
-        Raises
-        ------
-        ValueError
-            If these are not the values of whole frames.
-        """
-        check_is_fitted(self)
         values = np.asarray(values, dtype=np.float64)
-        n_patches = self.grid_shape_[0] * self.grid_shape_[1]
-        if values.ndim != 1 or len(values) % n_patches:
+        if values.shape[1:] not in ((), (self.n_patches_,)) or values.size % self.n_patches_:
             raise ValueError(
-                f"values must be one for each of the {n_patches} patches of every frame, got an "
-                f"array of shape {values.shape}."
+                f"values must be one for each of the {self.n_patches_} patches of every frame, got "
+                f"an array of shape {values.shape}."
             )
-        return values.reshape(-1, n_patches)
+        grids = values.reshape(-1, *self.grid_shape_)
+        # The patches that cover a pixel are those of some rows, in each those of some columns.
+        down, across = (c / c.sum(axis=1, keepdims=True) for c in self._covers)
+        return down @ grids @ across.T
 
     def means(self, X: ArrayLike) -> NDArray[np.float64]:
         """Average every patch of one-channel frames, without cutting it.
@@ -196,26 +178,17 @@ class FramePatches(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_frames * n_patches,)
+        ndarray of shape (n_frames, n_patches)
             float64, in the order of `transform`.
         """
         check_is_fitted(self)
-        _, height, width = self.image_shape_
-        down = _covers(self._rows, self.patch_size, height) / self.patch_size
-        across = _covers(self._columns, self.patch_size, width) / self.patch_size
-        return np.asarray(down.T @ np.asarray(X, dtype=np.float64) @ across).ravel()
-
-    def _corners(self, length: int) -> NDArray[np.intp]:
-        """Where patches begin along an axis."""
-        last = length - self.patch_size
-        return np.append(np.arange(0, last, self.patch_size - self.overlap), last)
-
-    def __sklearn_tags__(self) -> Tags:
-        return frames_only(super().__sklearn_tags__())
+        down, across = (covers / self._size for covers in self._covers)
+        means = down.T @ np.asarray(X, dtype=np.float64) @ across
+        return np.asarray(means.reshape(-1, self.n_patches_))
 
 
-class PatchMotion(TransformerMixin, BaseEstimator):
-    """Describe patches by the speed of what moves in them, in concentric squares.
+class PatchMotion(TransformerMixin, ClipEstimator):
+    """Describe patches by the speed of their foreground, in concentric squares.
 
     A column for each square: the root of the mean squared speed of the foreground. The mean is over
     the foreground, not over the square, so that a crowd does not count as fast.
@@ -224,16 +197,14 @@ class PatchMotion(TransformerMixin, BaseEstimator):
     ----------
     squares : sequence of float, default=(0.5, 0.7, 1.0)
         Sides of the squares around the middle of a patch, in units of its own.
-    share : bool, default=False
-        Whether the root of the foreground's share of the patch stands in front, from which a
-        detector can tell what speed to expect.
+    fraction : bool, default=False
+        Whether a first column gives the root of the foreground's fraction of the patch, from which
+        a detector can tell what speed to expect.
 
     Attributes
     ----------
-    image_shape_ : tuple of int
-        Channels, height and width of the patches in `fit`.
-    n_features_in_ : int
-        Number of values of a patch.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the patches in `fit`, and their product.
 
     Examples
     --------
@@ -247,17 +218,17 @@ class PatchMotion(TransformerMixin, BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "squares": ["array-like"],
-        "share": ["boolean"],
+        "fraction": ["boolean"],
     }
 
-    image_shape_: ImageShape
-
-    def __init__(self, squares: Sequence[float] = (0.5, 0.7, 1.0), *, share: bool = False) -> None:
+    def __init__(
+        self, squares: Sequence[float] = (0.5, 0.7, 1.0), *, fraction: bool = False
+    ) -> None:
         self.squares = squares
-        self.share = share
+        self.fraction = fraction
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: Any = None) -> PatchMotion:
+    @unchanged_on_failure
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Remember the shape of the patches.
 
         Parameters
@@ -274,17 +245,19 @@ class PatchMotion(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` is not such an array, or `squares` are not shares.
+            If `X` is not such an array, has one channel only, or `squares` do not lie in (0, 1].
         """
+        self._validate_params()
         squares = np.asarray(self.squares)
         if squares.ndim != 1 or not len(squares) or not np.all((squares > 0) & (squares <= 1)):
             raise ValueError(f"squares must be numbers in (0, 1], got {self.squares!r}.")
-        _check_frames(self, X, reset=True)
+        self._validate_frames(X, reset=True)
         if self.image_shape_[0] < 2:
             raise ValueError(
                 "PatchMotion takes motion and foreground, two channels or more, got one. Cut the "
                 "patches from ForegroundMotion() of the frames."
             )
+        self._squares, self._has_fraction = squares.tolist(), self.fraction
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -297,46 +270,26 @@ class PatchMotion(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_patches, n_squares), or (n_patches, 1 + n_squares) with `share`
+        ndarray of shape (n_patches, n_squares), or (n_patches, 1 + n_squares) with `fraction`
             float64, in the units of the speed; not negative.
         """
         check_is_fitted(self)
-        patches = _check_frames(self, X, reset=False)
+        patches = self._validate_frames(X, reset=False)
         motion, foreground = patches[:, :-1], patches[:, -1]
         energy = np.einsum("ncij,ncij,nij->nij", motion, motion, foreground)
-        columns = [np.sqrt(_mean_in_centre(foreground, 1))] if self.share else []
-        for share in self.squares:
-            moving = _mean_in_centre(foreground, share)
-            # Of next to no foreground, the speed shall be next to none.
-            columns.append(np.sqrt(_mean_in_centre(energy, share) / (moving + _LEAST_SHARE)))
+        columns = [np.sqrt(_mean_in_centre(foreground, 1))] if self._has_fraction else []
+        for side in self._squares:
+            moving = _mean_in_centre(foreground, side)
+            # The constant keeps the speed low where there is next to no foreground.
+            columns.append(np.sqrt(_mean_in_centre(energy, side) / (moving + _LEAST_FRACTION)))
         return np.column_stack(columns)
 
-    def __sklearn_tags__(self) -> Tags:
-        return frames_only(super().__sklearn_tags__())
 
-
-def _check_frames(estimator: Any, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-    """Check an array of frames, or patches; `image_shape_` is set or compared."""
-    if isinstance(X, list | tuple):
-        raise ValueError(
-            f"{type(estimator).__name__} takes one array of frames (n_frames, channels, height, "
-            f"width), got a {type(X).__name__}. Join clips by np.concatenate."
-        )
-    (frames,) = check_clips(estimator, X, reset=reset)
-    return frames
-
-
-def _mean_in_centre(patches: NDArray[Any], share: float) -> NDArray[np.float64]:
-    """Average patches (n, height, width) over a concentric part of them."""
-    starts = [(length - max(1, round(share * length))) // 2 for length in patches.shape[1:]]
+def _mean_in_centre(patches: NDArray[Any], side: float) -> NDArray[np.float64]:
+    """Average patches (n, height, width) over a concentric part, `side` in units of their own."""
+    starts = [(length - max(1, round(side * length))) // 2 for length in patches.shape[1:]]
     down, across = (
         slice(start, length - start)
         for start, length in zip(starts, patches.shape[1:], strict=True)
     )
     return patches[:, down, across].mean(axis=(1, 2), dtype=np.float64)
-
-
-def _covers(corners: NDArray[np.intp], size: int, length: int) -> NDArray[np.float64]:
-    """Tell which patches cover each pixel of an axis: 1 or 0, (length, n_patches)."""
-    pixels = np.arange(length)[:, None]
-    return ((pixels >= corners) & (pixels < corners + size)).astype(np.float64)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sklearn_g2d.errors import VideoFileError
+from sklearn_g2d.video._clips import ClipTransformer
 
 
 def read_frames(
@@ -42,7 +43,7 @@ def read_frames(
 
     See Also
     --------
-    PatchDetector.stream : Scores frames as they are read.
+    ClipDetector.stream : Scores frames as they are read.
 
     Examples
     --------
@@ -108,6 +109,8 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
 
     Raises
     ------
+    TypeError
+        If it is a transformer from elsewhere.
     ValueError
         If a frame's shape differs from that of those before it or of `fit`, or the frames end
         before there are as many as a clip needs. What was given before stays valid.
@@ -122,9 +125,16 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
     >>> bool((streamed == channels.transform(clip)).all())
     True
     """
-    n_previous = getattr(transformer, "_n_previous", 0)
-    min_frames = getattr(transformer, "min_frames", 1)
-    kept: deque[NDArray[Any]] = deque(maxlen=max(n_previous + 1, min_frames))
+    min_frames, n_kept = 1, 1
+    if isinstance(transformer, ClipTransformer):
+        min_frames = transformer.min_frames
+        n_kept = max(transformer._n_previous + 1, min_frames)
+    elif transformer is not None:
+        raise TypeError(
+            f"A {type(transformer).__name__} does not tell how many earlier frames it needs. "
+            "Stream through a transformer of sklearn_g2d.video, such as OpticalFlow()."
+        )
+    kept: deque[NDArray[Any]] = deque(maxlen=n_kept)
     n_frames = 0
     for given in frames:
         frame = np.asarray(given)
@@ -146,7 +156,10 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
             yield from (channels[i : i + 1] for i in range(len(channels)))
         elif n_frames > min_frames:
             clip = np.stack(kept)
-            yield clip[-1:] if transformer is None else transformer.transform_last(clip)
+            if transformer is not None:
+                (clip,) = transformer._validate([clip], reset=False)
+                clip = transformer._channels(clip, np.array([len(clip) - 1]))
+            yield clip[-1:]
     if 0 < n_frames < min_frames:
         transformer.transform([np.stack(kept)])  # says what is missing
 

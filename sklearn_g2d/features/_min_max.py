@@ -1,0 +1,57 @@
+"""Scaling of all columns by one range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import OneToOneFeatureMixin
+
+from sklearn_g2d.features._rows import RowTransformer
+from sklearn_g2d.utils.arrays import float64, namespace
+
+# Networks compute in float32, in which the squares of what is left are finite.
+_LIMIT = 1e6
+
+
+class GlobalMinMaxScaler(OneToOneFeatureMixin, RowTransformer):
+    """Map the range of all columns together to [-1, 1].
+
+    This suits pixels, whose columns share one unit, and generators that end with tanh. Values far
+    outside the range seen in `fit` are clipped.
+
+    Attributes
+    ----------
+    data_min_, data_max_ : float
+        Lowest and highest value in `fit`.
+    center_, half_range_ : float
+        The middle of that range, and half its length; 1 instead of a length of 0.
+    n_features_in_ : int
+        Number of columns.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.features import GlobalMinMaxScaler
+    >>> scaler = GlobalMinMaxScaler().fit([[0, 255], [51, 0]])
+    >>> scaler.transform([[255, 0], [102, 51]]).round(1).tolist()
+    [[1.0, -1.0], [-0.2, -0.6]]
+    """
+
+    def _fit(self, X: NDArray[Any]) -> None:
+        self.data_min_, self.data_max_ = float(X.min()), float(X.max())
+        # Halved before the difference is taken, which might overflow.
+        half = self.data_max_ / 2 - self.data_min_ / 2
+        self.half_range_ = half if half > 0 else 1.0
+        varies = self.data_max_ > self.data_min_
+        self.center_ = self.data_min_ + self.half_range_ if varies else self.data_min_
+
+    def _constants(self) -> dict[str, ArrayLike]:
+        return {"center": self.center_, "half_range": self.half_range_}
+
+    def _compute(self, X: Any, c: dict[str, Any]) -> Any:
+        scaled = (float64(X) - c["center"]) / c["half_range"]
+        return namespace(X).clip(scaled, -_LIMIT, _LIMIT)
+
+    def _invert(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        return X * self.half_range_ + self.center_

@@ -1,0 +1,110 @@
+"""Standardisation with a smooth bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import OneToOneFeatureMixin
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import gen_batches
+from sklearn.utils._param_validation import Interval
+
+from sklearn_g2d.features._rows import RowTransformer
+from sklearn_g2d.utils.arrays import namespace
+
+_FIT_BATCH_ROWS = 8192
+
+# Squares of larger numbers may be infinite.
+_LIMIT = 1e150
+
+
+@dataclass(eq=False, repr=False)
+class SquashingScaler(OneToOneFeatureMixin, RowTransformer):
+    """Standardise columns, then bound them smoothly.
+
+    z = (x - mean) / scale becomes z / sqrt(1 + (z / bound)^2). This is nearly z for ordinary
+    values and never beyond +-bound, so that one wild cell cannot outweigh the rest of a row.
+
+    Parameters
+    ----------
+    bound : float, default=8.0
+        Largest magnitude of the output, in standard deviations; infinity only standardises.
+    range_weight : float in [0, 1], default=0.25
+        Columns are divided by ``std ** (1 - range_weight) * range ** range_weight``, then all by
+        one factor that makes their mean square 1. Above 0, a column whose outer values are rare,
+        such as a flag that is almost never set, weighs less. Ignored by `common_scale`.
+    common_scale : bool, default=False
+        Whether all columns are divided by one number instead, the root of their mean variance, as
+        coordinates of one space have to be.
+
+    Attributes
+    ----------
+    mean_, var_ : ndarray of shape (n_features,)
+        Mean and variance of every column; a memory map is read in blocks for them.
+    scale_ : ndarray of shape (n_features,)
+        Number by which a column is divided; 1 for a constant column.
+    bound_, n_features_in_ : float, int
+        The parameter `bound` in `fit`, and the number of columns.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.features import SquashingScaler
+    >>> scaler = SquashingScaler(bound=8).fit([[-1.0], [1.0]])
+    >>> scaler.transform([[1.0], [1000.0]]).round(2).tolist()
+    [[0.99], [8.0]]
+    """
+
+    bound: float = 8.0
+    range_weight: float = 0.25
+    common_scale: bool = False
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "bound": [Interval(Real, 0, None, closed="right")],
+        "range_weight": [Interval(Real, 0, 1, closed="both")],
+        "common_scale": ["boolean"],
+    }
+
+    def _fit(self, X: NDArray[Any]) -> None:
+        scaler = StandardScaler()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for batch in gen_batches(len(X), _FIT_BATCH_ROWS):
+                scaler.partial_fit(np.asarray(X[batch], dtype=np.float64))
+        overflow = ~(np.isfinite(scaler.mean_) & np.isfinite(scaler.var_))
+        if overflow.any():
+            column = int(np.argmax(overflow))
+            raise ValueError(
+                f"Column {column} holds values up to {np.abs(X[:, column]).max():.3g}, too "
+                "large to compute a variance from. Rescale or remove this column."
+            )
+        self.mean_, self.var_, self.bound_ = scaler.mean_, scaler.var_, float(self.bound)
+        # The deviations of a constant, or nearly constant, column are rounding errors.
+        std = np.maximum(scaler.scale_, 1e-13 * np.abs(self.mean_))
+        self.scale_ = std.copy()
+        width = np.ptp(X, axis=0).astype(np.float64)
+        varies = width > 0
+        if self.common_scale:
+            common = np.sqrt(self.var_.mean())
+            self.scale_[:] = common if common > 0 else 1.0
+        elif self.range_weight and varies.any():
+            self.scale_[varies] *= (width[varies] / std[varies]) ** self.range_weight
+            self.scale_ *= np.sqrt(np.mean(np.square(std[varies] / self.scale_[varies])))
+
+    def _constants(self) -> dict[str, ArrayLike]:
+        fitted = {"mean": self.mean_, "scale": self.scale_, "bound": self.bound_}
+        return fitted | {"one": 1.0, "limit": _LIMIT}
+
+    def _compute(self, X: Any, c: dict[str, Any]) -> Any:
+        xp = namespace(X)
+        z = X - c["mean"]
+        z /= c["scale"]
+        z = xp.clip(z, -c["limit"], c["limit"])
+        return z / xp.hypot(c["one"], z / c["bound"])
+
+    def _invert(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        # At the bound itself the inverse is infinite; stay as far out as data can be.
+        inside = np.maximum(1 - np.square(X / self.bound_), 1e-6)
+        return X / np.sqrt(inside) * self.scale_ + self.mean_

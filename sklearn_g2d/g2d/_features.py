@@ -1,0 +1,88 @@
+"""Rows of features by the features part, and the most central ones of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import Pipeline
+from sklearn.utils import gen_batches, get_tags
+
+from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.images import ImageShape
+
+PASSTHROUGH = "passthrough"
+
+# Images that a function is given at once: what networks are used to.
+_FUNCTION_BATCH = 256
+
+
+def featurize(
+    features: Any, X: NDArray[Any], image_shape: ImageShape | None, *, fit: bool = False
+) -> NDArray[Any]:
+    """Map rows (n_samples, n_values), of a table or of pixels, to features (n_samples, n_features).
+
+    `features` is a transformer, perhaps to be fitted before, a function, or "passthrough".
+    """
+    if isinstance(features, str):
+        return X
+    inputs = _inputs(features, X, image_shape)
+    if fit and hasattr(features, "fit"):
+        features.fit(inputs)
+    if hasattr(features, "transform"):
+        return _as_rows(features.transform(inputs), len(X))
+    batches = [inputs[rows] for rows in gen_batches(len(X), _FUNCTION_BATCH)]
+    return np.concatenate([_as_rows(features(batch), len(batch)) for batch in batches])
+
+
+def unfeaturize(features: Any, rows: Floats) -> Floats:
+    """Map rows of features back to rows of the detector's input, or raise a ValueError."""
+    if isinstance(features, str):
+        return rows
+    if not hasattr(features, "inverse_transform"):
+        name = getattr(features, "__name__", type(features).__name__)
+        raise ValueError(
+            f"The features, of {name}, have no inverse_transform, so that generated points cannot "
+            'be turned into rows. Use features="passthrough", or a transformer that has it.'
+        )
+    return np.asarray(features.inverse_transform(rows)).reshape(len(rows), -1)
+
+
+def central_rows(X: Floats, fraction: float) -> NDArray[np.bool_]:
+    """Mark a fraction of the rows (n_samples, n_features): those whose (n/10)-th neighbour is near.
+
+    A neighbour as far down the list as that lies outside a small cluster of outliers, whose
+    members would vouch for each other in a shorter profile.
+    """
+    if fraction == 1:
+        return np.ones(len(X), dtype=bool)
+    n_neighbors = max(1, min(max(20, len(X) // 10), len(X) // 2))
+    distances, _ = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors()
+    remoteness = distances[:, -1]
+    return remoteness <= np.quantile(remoteness, fraction)
+
+
+def _inputs(features: Any, X: NDArray[Any], image_shape: ImageShape | None) -> NDArray[Any]:
+    """Shape rows as the features take them."""
+    first = features
+    while isinstance(first, Pipeline):
+        first = first.steps[0][1]
+    takes_images = image_shape is not None and (
+        not hasattr(first, "transform") or get_tags(first).input_tags.three_d_array
+    )
+    return X.reshape(-1, *image_shape) if takes_images else X  # type: ignore[misc]
+
+
+def _as_rows(features: Any, n_samples: int) -> NDArray[Any]:
+    rows = np.asarray(features)
+    if len(rows.shape) == 0 or len(rows) != n_samples:
+        raise ValueError(
+            f"features returned an array of shape {rows.shape} for {n_samples} samples; it must "
+            "return a row of features for each."
+        )
+    rows = rows.reshape(n_samples, -1)
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise ValueError("features returned NaN or infinity; it must return finite numbers.")
+    return rows

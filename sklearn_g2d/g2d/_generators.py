@@ -1,0 +1,40 @@
+"""What a generator of outliers is given, and how samples are drawn from any of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_g2d.g2d._networks import Shape
+from sklearn_g2d.utils.arrays import Floats
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where generated points lie: between the scaler and the neighbour profile.
+
+    `shape` is that of a point, and `bound` the magnitude, perhaps infinite, that no coordinate
+    exceeds. `fraction_inside` maps points (n, n_features) to the fraction of them that lie as close
+    as normal points do.
+    """
+
+    shape: Shape
+    bound: float
+    fraction_inside: Callable[[Floats], float]
+
+
+def draw(generator: Any, n: int, rng: torch.Generator, **kwargs: Any) -> Floats:
+    """Draw points (n, n_features) by the `draw` of our generators, or the `sample` of others."""
+    if hasattr(generator, "draw"):
+        return generator.draw(n, rng, **kwargs)
+    seed = int(torch.randint(2**31 - 1, (1,), generator=rng, device=rng.device))
+    takes_seed = "random_state" in inspect.signature(generator.sample).parameters
+    samples = generator.sample(n, random_state=seed) if takes_seed else generator.sample(n)
+    if isinstance(samples, tuple):  # mixtures return their components, too
+        samples = samples[0]
+    return np.asarray(samples, dtype=np.float64)

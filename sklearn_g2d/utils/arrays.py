@@ -1,0 +1,38 @@
+"""Arithmetic written once, for NumPy arrays that are scored and for tensors of a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+def namespace(x: Any) -> Any:
+    """Give the module whose functions take `x`: `torch` for a tensor, else `numpy`."""
+    return torch if isinstance(x, Tensor) else np
+
+
+def sort(x: Any) -> Any:
+    """Sort along the last axis, ascending."""
+    return x.sort(-1).values if isinstance(x, Tensor) else np.sort(x, axis=-1)
+
+
+def float64(x: Any) -> Any:
+    """Convert to float64; an array that has this dtype is not copied."""
+    return x.double() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+
+
+def float32(x: Any) -> Any:
+    """Round to float32."""
+    return x.float() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float32)
+
+
+def take_along(x: Any, indices: Any, axis: int) -> Any:
+    """Take the elements at `indices` along an axis."""
+    is_tensor = isinstance(x, Tensor)
+    return x.gather(axis, indices) if is_tensor else np.take_along_axis(x, indices, axis)
