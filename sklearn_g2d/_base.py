@@ -34,6 +34,7 @@ from sklearn_g2d.utils.files import File
 from sklearn_g2d.utils.images import ImageShape, as_rows
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
 from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.utils.surroundings import shielded
 
 logger = logging.getLogger("sklearn_g2d")
 
@@ -91,6 +92,7 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
                 params[part] = self._default_parts[part]()
         return super().set_params(**params)
 
+    @shielded()
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """Score rows; **higher = more normal**.
 
@@ -110,7 +112,17 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
             If `X` holds NaN or infinity, or its columns are not those of `fit`.
         """
         check_is_fitted(self)
-        return self._score_validated(self._validate(X, reset=False))
+        scores = self._score_validated(self._validate(X, reset=False))
+        if not np.isfinite(scores).all():
+            raise ValueError(
+                f"{np.sum(~np.isfinite(scores))} of {len(scores)} scores are NaN or infinite. They "
+                f"come from {self._source_of_scores()}: check what it returns, and fit again."
+            )
+        return scores
+
+    def _source_of_scores(self) -> str:
+        """Name the part whose output the scores are."""
+        return type(self).__name__
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Score rows relative to the threshold; **negative = outlier**.
@@ -227,6 +239,7 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
                 raise ValueError(f"{name} is infinite or NaN")
         super().__setstate__(state)
 
+    @shielded()
     def to_onnx(self, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64") -> None:
         """Write the fitted detector as an ONNX graph, which runs without PyTorch.
 
@@ -313,6 +326,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         return self._is_convolutional
 
     @unchanged_on_failure
+    @shielded()
     @with_callbacks
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Learn what normal rows, or images, look like.
@@ -462,9 +476,17 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
                 f"{steps}), each time at half the learning rates, and then came to its end. Judge "
                 f"the detector before you rely on it. {remedy}",
                 ConvergenceWarning,
-                stacklevel=7,  # where `fit` was called
+                stacklevel=8,  # where `fit` was called
             )
         if self.verbose and training.history and parallel.rank() == 0:
+            _make_visible()
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
             logger.info("%s: %d steps, %s", name, training.step, final)
         return record(name, training)
+
+
+def _make_visible() -> None:
+    """Let the logger write to stderr if nobody has set up logging."""
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)

@@ -79,7 +79,7 @@ def to_onnx(
             "This detector scores in bfloat16, the exported graph in float32: scores will differ "
             'by some hundredths. Fit with precision="float32" for equal ones.',
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     example = detector._as_given(np.zeros((3, detector.n_features_in_), dtype=name))
     model = onnx_model(module, example, module.output_names)

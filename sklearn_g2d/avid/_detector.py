@@ -42,6 +42,7 @@ from sklearn_g2d.training.history import History, extend, n_steps
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.mapped import as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.surroundings import shielded
 
 # Training keeps its images in memory: at most so many values, drawn at random from more.
 MAX_TRAINING_VALUES = 2**26
@@ -265,6 +266,7 @@ class AVIDDetector(NetworkDetector):
         detector = cls(combination="minimum", error="absolute", top_fraction=0.1, **parts)
         return detector.set_params(**changes)
 
+    @shielded()
     def anomaly_map(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.float64]:
         """Say where images, or rows, are anomalous; **higher = more anomalous**.
 
@@ -290,6 +292,7 @@ class AVIDDetector(NetworkDetector):
         """
         return self._in_blocks(X, partial(self._map, source=source), source)
 
+    @shielded()
     def region_scores(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.float64]:
         """Say which regions are anomalous; **higher = more anomalous**.
 
@@ -312,6 +315,7 @@ class AVIDDetector(NetworkDetector):
 
         return self._in_blocks(X, regions, source)
 
+    @shielded()
     def predict_mask(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.bool_]:
         """Segment what is anomalous, Eq. 4 of the paper.
 
@@ -342,6 +346,7 @@ class AVIDDetector(NetworkDetector):
 
         return self._in_blocks(X, mask, source)
 
+    @shielded()
     def inpaint(self, X: ArrayLike) -> NDArray[np.float64]:
         """Show what the inpainter expects instead of each region, given its surroundings.
 
@@ -468,7 +473,7 @@ class AVIDDetector(NetworkDetector):
                 "any deviation will count as anomalous. Pass samples that differ as normal ones "
                 "do.",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
         n = min(int(_HELD_OUT_FRACTION * len(order)), most_held_out)
         if n < 2:

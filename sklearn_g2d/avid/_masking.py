@@ -59,7 +59,7 @@ class Blocks(Crops):
         block = self.blocks[int(_integers(len(self.blocks), 1, rng))]
         height, width = x.shape[2:]
         shape = (len(x), 1, height // block + 2, width // block + 2)
-        cells = (torch.rand(shape, generator=rng, device=rng.device) < fraction).to(x)
+        cells = (_uniform(shape, rng) < fraction).to(x)
         top, left = _integers(block, 2, rng).tolist()
         pixels = cells.repeat_interleave(block, 2).repeat_interleave(block, 3)
         return pixels[:, :, top : top + height, left : left + width]
@@ -102,13 +102,13 @@ class Cells(Rows):
         shape = n, self.X.shape[1]
         places = torch.randint(len(self.X), shape, generator=rng, device=rng.device)
         other = self.X.gather(0, places.to(self.X.device))
-        uniform = torch.rand((2, *other.shape), generator=rng, device=rng.device).to(self.X)
+        uniform = _uniform((2, *other.shape), rng).to(self.X)
         anywhere = self._low + (self._high - self._low) * (2 * uniform[0] - 0.5)
         return self.draw(n, rng), torch.where(uniform[1] < self.far_fraction, anywhere, other)
 
     def mask(self, x: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
         """Draw cells; rows differ in how many, `fraction` on average."""
-        uniform = torch.rand((len(x), x.shape[1] + 1), generator=rng, device=rng.device).to(x)
+        uniform = _uniform((len(x), x.shape[1] + 1), rng).to(x)
         return (uniform[:, 1:] < 2 * fraction * uniform[:, :1]).to(x)
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, None]:
@@ -143,3 +143,7 @@ def divide_columns(n_features: int, rng: torch.Generator) -> NDArray[np.bool_]:
 
 def _integers(high: int, n: int, rng: torch.Generator) -> Tensor:
     return torch.randint(high, (n,), generator=rng, device=rng.device)
+
+
+def _uniform(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float32)

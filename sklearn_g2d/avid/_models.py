@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -22,7 +23,7 @@ from sklearn_g2d.avid._preprocessing import ImagePreprocessor, box_mean, odd
 from sklearn_g2d.avid._scoring import AppearanceNormalizer, Maps
 from sklearn_g2d.features import SquashingScaler
 from sklearn_g2d.training.ensemble import StorableModule
-from sklearn_g2d.training.runtime import computes_in_bfloat16
+from sklearn_g2d.training.runtime import bfloat16_products, computes_in_bfloat16
 from sklearn_g2d.utils.state import Stored
 
 # Training looks at crops of so many regions in height and width.
@@ -162,11 +163,10 @@ class ImageModel(Model):
     def maps(self, X: NDArray[Any]) -> Maps:
         """Give both maps: arrays (n, height, width)."""
         c, resizing = self._tensors(), self.resizing()
-        with torch.autocast("cpu", enabled=False):  # also if the caller's is on
-            found = [
-                self._finish(images, maps, c, resizing)[: len(rows)].double().numpy()
-                for rows, images, maps in self._raw_maps(X)
-            ]
+        found = [
+            self._finish(images, maps, c, resizing)[: len(rows)].double().numpy()
+            for rows, images, maps in self._raw_maps(X)
+        ]
         by_inpainter, by_detector = np.concatenate(found).swapaxes(0, 1)
         return by_inpainter, by_detector
 
@@ -247,9 +247,9 @@ class ImageModel(Model):
             images = self.preprocessor.encode(X[batch])
             yield X[batch], F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(images)))
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[Any]:
         """Score in the precision of training, if this processor has it."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.rounds)
+        return bfloat16_products("cpu") if self.rounds else nullcontext()
 
 
 @dataclass(eq=False, repr=False)

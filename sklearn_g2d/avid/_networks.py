@@ -20,7 +20,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_g2d.training.convolutions import LAYOUT, initialize
+from sklearn_g2d.training.convolutions import LAYOUT, UNBUILT, initialize
 from sklearn_g2d.training.ensemble import EnsembleMLP, OwnModules, StorableModule
 from sklearn_g2d.training.runtime import globally_seeded
 
@@ -232,7 +232,7 @@ class UNetModule(StorableModule):
             _convolution(above * (1 + (level >= first_skip)), above)
             for level, (above, _) in enumerate(levels)
         )
-        self.last = nn.Conv2d(channels[0], n_channels, 1, device="meta")
+        self.last = nn.Conv2d(channels[0], n_channels, 1, **UNBUILT)
         initialize(self, rng)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ class PatchNetModule(StorableModule):
             _convolution(n_in, *layer, normalize and i > 0, negative_slope)
             for i, (n_in, layer) in enumerate(zip(channels[:-1], layers, strict=True))
         ]
-        self.layers = nn.Sequential(*blocks, nn.Conv2d(channels[-1], 1, 1, device="meta"))
+        self.layers = nn.Sequential(*blocks, nn.Conv2d(channels[-1], 1, 1, **UNBUILT))
         initialize(self, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -379,8 +379,8 @@ def _convolution(
     """Convolve with padding that keeps the size, or divides it by the stride, rounded up."""
     padding = (kernel - 1) // 2 if kernel % 2 or stride == 1 else (kernel - stride) // 2
     layers: list[nn.Module] = [
-        nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=not normalize, device="meta")
+        nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=not normalize, **UNBUILT)
     ]
     if normalize:
-        layers.append(nn.BatchNorm2d(n_out))
+        layers.append(nn.BatchNorm2d(n_out, dtype=torch.float32))
     return nn.Sequential(*layers, nn.LeakyReLU(negative_slope, inplace=True))

@@ -104,7 +104,7 @@ class AdversarialTrainer(NetworksTrainer):
         n, rng = self.batch_size, self.runtime.rng
         x = self.samples.draw(n, rng)
         # Eq. 2: normal data with noise.
-        noise = torch.randn(x.shape, generator=rng, device=rng.device).to(x)
+        noise = torch.randn(x.shape, generator=rng, device=rng.device, dtype=torch.float32).to(x)
         inpainted = self._inpaint(x + self.training.gamma * noise)
         # Eq. 3: E log ||D(X)||^2 + E log ||Y - D(I(X with noise))||^2. The inpainter minimises the
         # second term,

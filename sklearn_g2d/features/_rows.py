@@ -12,6 +12,8 @@ from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from sklearn_g2d.utils.surroundings import shielded
+
 
 class RowTransformer(TransformerMixin, BaseEstimator):
     """Transformer that computes by one pure method, of arrays or of a graph's tensors."""
@@ -35,6 +37,7 @@ class RowTransformer(TransformerMixin, BaseEstimator):
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
         """Transform rows by these constants, all of them arrays or all of them tensors."""
 
+    @shielded()
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Learn from rows.
 
@@ -53,6 +56,7 @@ class RowTransformer(TransformerMixin, BaseEstimator):
         self._fit(self._validate(X, reset=True))
         return self
 
+    @shielded()
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Transform rows; the class says to what.
 

@@ -34,6 +34,7 @@ from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.surroundings import shielded
 
 # Rows that training and the neighbour search see; more are drawn from at random, so that
 # neither fitting nor scoring a row slows down as tables grow.
@@ -355,6 +356,10 @@ class G2DOutlierDetector(NetworkDetector):
         """Map points to what the classifier sees."""
         return points if self.profile_ is None else self.profile_.transform(points)
 
+    def _source_of_scores(self) -> str:
+        part = self.classifier_
+        return f"the classifier {type(getattr(part, 'classifier', part)).__name__}"
+
     def _score_batch(self, X: NDArray[Any]) -> Floats:
         rows = featurize(self.features_, X, self.image_shape_)
         points = np.asarray(self.scaler_.transform(rows), dtype=np.float64)
@@ -391,6 +396,7 @@ class G2DOutlierDetector(NetworkDetector):
         self._check_has_snapshots("snapshots_", AttributeError)
         return self.generator_.snapshots_
 
+    @shielded()
     def sample_outliers(
         self,
         n_samples: int = 1,
@@ -424,6 +430,7 @@ class G2DOutlierDetector(NetworkDetector):
         self._check_has_snapshots("snapshots", ValueError)
         return self._sample(n_samples, random_state, snapshots=snapshots)
 
+    @shielded()
     def sample_normals(
         self, n_samples: int = 1, *, random_state: int | np.random.RandomState | None = None
     ) -> Floats:

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from sklearn_g2d.training.convolutions import LAYOUT, initialize
+from sklearn_g2d.training.convolutions import LAYOUT, UNBUILT, initialize
 from sklearn_g2d.training.ensemble import EnsembleMLP, OwnNetworks, StorableModule
 
 Shape = tuple[int, ...]  # of a sample: (n_features,), or (channels, height, width)
@@ -164,7 +164,7 @@ def _image_shape(network: Any, shape: Shape) -> Shape:
 
 
 def _noise(*shape: int, rng: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=rng, device=rng.device)
+    return torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32)
 
 
 class PerceptronGenerator(StorableModule):
@@ -197,7 +197,8 @@ class PerceptronGenerator(StorableModule):
         self.n_members, self.n_features, self.latent_dim = n_members, n_features, latent_dim
         self.tail, self.bound = tail, bound
         self.mlp = EnsembleMLP(n_members, (latent_dim, *hidden, n_features), rng)
-        self.skip = nn.Parameter(torch.zeros(n_members, latent_dim, n_features)) if skip else None
+        zeros = torch.zeros(n_members, latent_dim, n_features, dtype=torch.float32)
+        self.skip = nn.Parameter(zeros) if skip else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Map noise (n_members, n, latent_dim) to rows (n_members, n, n_features)."""
@@ -210,7 +211,8 @@ class PerceptronGenerator(StorableModule):
         """Draw `n` rows from every member: (n_members, n, n_features)."""
         z = _noise(self.n_members, n, self.latent_dim, rng=rng)
         if self.tail:
-            u = torch.rand(self.n_members, n, 1, generator=rng, device=rng.device)
+            shape = self.n_members, n, 1
+            u = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float32)
             z = z * torch.exp(self.tail * u.square())
         return self(z)
 
@@ -226,9 +228,9 @@ class PerceptronGenerator(StorableModule):
         even, odd = self.skip[::2], self.skip[1::2]
         rank = min(self.latent_dim, self.n_features)
         if self.latent_dim >= self.n_features:
-            even[:, :rank] = spread * torch.eye(rank, device=X.device)
+            even[:, :rank] = spread * torch.eye(rank, device=X.device, dtype=torch.float32)
         else:
-            noise = torch.randn(even.shape, generator=rng, device=rng.device)
+            noise = _noise(*even.shape, rng=rng)
             even.copy_(noise * spread / math.sqrt(self.latent_dim))
         covariance = torch.cov(X.T.cpu()).reshape(X.shape[1], X.shape[1])
         variances, axes = torch.linalg.eigh(covariance)  # not there on every device
@@ -275,7 +277,11 @@ class ConvGeneratorModule(StorableModule):
         def member() -> nn.Sequential:
             layers: list[nn.Module] = [_up(latent_dim, widths[0], smallest, stride=1, padding=0)]
             for n_in, n_out in zip(widths, [*widths[1:], n_colors], strict=True):
-                layers += [nn.BatchNorm2d(n_in), nn.ReLU(), _up(n_in, n_out, (4, 4))]
+                layers += [
+                    nn.BatchNorm2d(n_in, dtype=torch.float32),
+                    nn.ReLU(),
+                    _up(n_in, n_out, (4, 4)),
+                ]
             return nn.Sequential(*layers, nn.Tanh())
 
         self.members = nn.ModuleList(member() for _ in range(n_members))
@@ -321,9 +327,12 @@ class ConvNetworkModule(StorableModule):
         def member() -> nn.Sequential:
             layers: list[nn.Module] = [_down(n_colors, channels), nn.LeakyReLU(0.2)]
             for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
-                layers += [_down(n_in, n_out), nn.InstanceNorm2d(n_out, affine=True)]
+                layers += [
+                    _down(n_in, n_out),
+                    nn.InstanceNorm2d(n_out, affine=True, dtype=torch.float32),
+                ]
                 layers += [nn.LeakyReLU(0.2)]
-            head = nn.Conv2d(widths[-1], n_outputs, smallest, device="meta")
+            head = nn.Conv2d(widths[-1], n_outputs, smallest, **UNBUILT)
             return nn.Sequential(*layers, head)
 
         self.members = nn.ModuleList(member() for _ in range(n_members))
@@ -340,8 +349,8 @@ class ConvNetworkModule(StorableModule):
 
 def _up(n_in: int, n_out: int, kernel: tuple[int, ...], **geometry: Any) -> nn.Module:
     geometry = {"stride": 2, "padding": 1} | geometry
-    return nn.ConvTranspose2d(n_in, n_out, kernel, device="meta", **geometry)  # type: ignore[arg-type]
+    return nn.ConvTranspose2d(n_in, n_out, kernel, **UNBUILT, **geometry)  # type: ignore[arg-type]
 
 
 def _down(n_in: int, n_out: int) -> nn.Module:
-    return nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, device="meta")
+    return nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, **UNBUILT)

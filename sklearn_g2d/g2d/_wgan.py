@@ -304,7 +304,9 @@ class WGANTrainer(Trainer):
             # Eq. 3: how much higher the critic scores real rows than generated ones, an
             # estimate of the Wasserstein distance, and so the generator's loss.
             distance = (self.critic(real) - self.critic(generated)).float().mean((1, 2))
-        fraction = torch.rand(real.shape[:2], generator=rng, device=X.device).unsqueeze(2)
+        fraction = torch.rand(
+            real.shape[:2], generator=rng, device=X.device, dtype=torch.float32
+        ).unsqueeze(2)
         with self.runtime.autocast():
             slope = self.critic.input_gradient(torch.lerp(generated.float(), real, fraction))
         # The root of an exact zero has no gradient, hence the epsilon inside.

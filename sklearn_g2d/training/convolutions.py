@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 # Of images in memory: convolutions run fastest so on most processors (docs/results).
 LAYOUT = torch.channels_last
+
+# How convolutions are built before they have memory; `initialize` gives it to them.
+UNBUILT: dict[str, Any] = {"device": "meta", "dtype": torch.float32}
 
 
 @torch.no_grad()

@@ -121,8 +121,8 @@ class EnsembleLinear(nn.Module):
 
         def uniform(*shape: int) -> nn.Parameter:
             if rng is None:
-                return nn.Parameter(torch.empty(shape))
-            share = torch.rand(shape, generator=rng, device=rng.device)
+                return nn.Parameter(torch.empty(shape, dtype=torch.float32))
+            share = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float32)
             return nn.Parameter((2 * share - 1) * bound)
 
         self.weight = uniform(n_members, in_features, out_features)
@@ -177,7 +177,7 @@ class EnsembleMLP(StorableModule):
         with torch.no_grad():
             for layer in hidden:
                 x = layer(x)
-                slopes.append(torch.where(x > 0, 1.0, self.negative_slope))
+                slopes.append(torch.where(x > 0, torch.ones_like(x), self.negative_slope))
                 x = x * slopes[-1]
         gradient = last.weight.mT.expand(-1, x.shape[1], -1)
         for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class Runtime:
         """Context in which matrix products run in the chosen precision."""
         if not self.bfloat16:
             return nullcontext()  # takes no time, of which small networks leave little
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return bfloat16_products(self.device.type)
 
     def tensor(self, array: ArrayLike) -> Tensor:
         """Copy of `array` as float32 on the device."""
@@ -94,23 +94,50 @@ def single_thread() -> Iterator[None]:
     (docs/results). Besides, sums on several threads differ in their last digits, and training
     amplifies them: so a search gives the same scores whatever its `n_jobs`.
     """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    _limits.enter()
     try:
-        with threadpool_limits(1, user_api="blas"):
+        yield
+    finally:
+        _limits.leave()
+
+
+class _Limits:
+    """The process's limit on threads: the first fit sets it, and the last one lifts it."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside, self._lift = threading.Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._n_inside:
+                self._lift.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(1)
+                self._lift.enter_context(threadpool_limits(1, user_api="blas"))
+            self._n_inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if not self._n_inside:
+                self._lift.close()
+
+
+_limits = _Limits()
+
+if hasattr(os, "register_at_fork"):  # the fits of other threads do not go on in a fork
+    os.register_at_fork(after_in_child=_limits.__init__)  # type: ignore[misc]
+
+
+@contextmanager
+def bfloat16_products(device_type: str) -> Iterator[None]:
+    """Run matrix products in bfloat16."""
+    try:
+        with torch.autocast(device_type, dtype=torch.bfloat16):
             yield
     finally:
-        torch.set_num_threads(n_threads)
-
-
-def _use_one_thread() -> None:
-    """Keep a forked process from waiting for ever for its parent's threads of OpenMP."""
-    torch.set_num_threads(1)
-    threadpool_limits(1, user_api="openmp")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_use_one_thread)
+        # PyTorch does so only where no other autocast is around; else the next step would compute
+        # with weights of this one.
+        torch.clear_autocast_cache()
 
 
 def resolve_device(device: str) -> torch.device:

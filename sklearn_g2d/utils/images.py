@@ -49,7 +49,10 @@ def as_rows(
             )
         return X, expected
     found = (int(shape[1]), int(shape[2]), int(shape[3]))
-    channels_last = found[2] in _USUAL_CHANNELS and found[0] not in _USUAL_CHANNELS
+    # Images are larger than they have channels: an axis smaller than both others is not a width.
+    channels_last = found[2] < min(found[:2]) or (
+        found[2] in _USUAL_CHANNELS and found[0] not in _USUAL_CHANNELS
+    )
     if expected is not None:
         channels_last = found != expected and found == (*expected[1:], expected[0])
     if channels_last:

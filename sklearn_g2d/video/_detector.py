@@ -18,6 +18,7 @@ from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._patches import FramePatches
 from sklearn_g2d.video._streams import stream_channels
@@ -155,6 +156,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         self.random_state = random_state
 
     @unchanged_on_failure
+    @shielded()
     def fit(self, X: Clips, y: Any = None) -> Self:
         """Fit the detector on patches of normal frames.
 
@@ -204,6 +206,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         self.offset_ = float(np.percentile(self.calibration_scores_, 100 * rate))
         return self
 
+    @shielded()
     def anomaly_map(self, X: Clips) -> NDArray[np.float64]:
         """Say where frames are anomalous; **higher = more anomalous**.
 
@@ -220,6 +223,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """
         return self.to_maps(self.patch_scores(X))
 
+    @shielded()
     def patch_scores(self, X: Clips) -> NDArray[np.float64]:
         """Score every patch; **higher = more normal**.
 

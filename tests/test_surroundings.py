@@ -1,0 +1,188 @@
+"""What a caller has set for PyTorch and scikit-learn, and other threads, change no score."""
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.ensemble import IsolationForest
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from threadpoolctl import threadpool_info
+
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting
+from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
+from sklearn_g2d.training.runtime import single_thread
+from sklearn_g2d.video import ClipDetector
+
+RNG = np.random.default_rng(0)
+TABLE, IMAGES = RNG.normal(size=(120, 4)), RNG.normal(size=(24, 1, 16, 16))
+SHORT = NetworkClassifier(max_steps=5)
+
+
+def flatten(patches):
+    return patches.reshape(len(patches), -1)
+
+
+def of_clips():
+    forest = make_pipeline(
+        FunctionTransformer(flatten), IsolationForest(n_estimators=10, random_state=0)
+    )
+    return ClipDetector(forest, patch_size=8, overlap=0, n_worst=1)
+
+
+DETECTORS = {
+    "G2D": (G2DOutlierDetector(classifier=SHORT), TABLE),
+    "G2D trained": (
+        G2DOutlierDetector(generator=WassersteinGAN(max_steps=3), classifier=SHORT),
+        TABLE,
+    ),
+    "G2D on images": (G2DOutlierDetector(classifier=SHORT), IMAGES),
+    "G2D published": (
+        G2DOutlierDetector.from_paper(generator__max_steps=3, classifier__max_steps=5),
+        TABLE,
+    ),
+    "G2D published, images": (
+        G2DOutlierDetector.from_paper(
+            "images", generator__max_steps=2, classifier__max_steps=3, generator__n_critic=1
+        ),
+        IMAGES,
+    ),
+    "AVID": (AVIDDetector(training=CellInpainting(max_steps=5)), TABLE),
+    "AVID on images": (AVIDDetector(training=MaskedInpainting(max_steps=3)), IMAGES),
+    "AVID published": (AVIDDetector.from_paper("tables", training__max_steps=3), TABLE),
+    "AVID published, images": (AVIDDetector.from_paper(training__max_steps=2), IMAGES),
+    "clips": (of_clips(), IMAGES),
+}
+
+
+@contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+STATES = {
+    "pandas": lambda: sklearn.config_context(transform_output="pandas"),
+    "polars": lambda: sklearn.config_context(transform_output="polars"),
+    "float64": default_dtype,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_surroundings_change_no_bit(name):
+    detector, X = DETECTORS[name]
+    detector = clone(detector).set_params(random_state=0)
+    fitted = clone(detector).fit(X)
+    expected = fitted.score_samples(X)
+    for state, surroundings in STATES.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with surroundings():
+                again, scores = clone(detector).fit(X), fitted.score_samples(X)
+                scores_of_again = again.score_samples(X)
+                maps = again.anomaly_map(X) if hasattr(again, "anomaly_map") else None
+        np.testing.assert_array_equal(scores, expected, err_msg=state)
+        np.testing.assert_array_equal(scores_of_again, expected, err_msg=state)
+        if maps is not None:
+            np.testing.assert_array_equal(maps, fitted.anomaly_map(X), err_msg=state)
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_overlapping_fits_give_the_threads_back():
+    """Of two that overlap, the first one to enter leaves first."""
+    before = torch.get_num_threads(), blas_threads()
+    inside, leave = threading.Event(), threading.Event()
+
+    def first():
+        with single_thread():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with single_thread():
+        leave.set()
+        thread.join()
+        assert set(blas_threads()) == {1}
+    assert (torch.get_num_threads(), blas_threads()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks need a POSIX system")
+def test_a_fork_that_only_imports_the_package_keeps_its_threads():
+    script = (
+        "import os, sys, torch, sklearn_g2d\n"
+        "torch.set_num_threads(2)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(torch.get_num_threads())\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 2
+
+
+def test_verbose_shows_something_without_any_set_up():
+    script = (
+        "import numpy as np\n"
+        "from sklearn_g2d import G2DOutlierDetector\n"
+        "X = np.random.default_rng(0).normal(size=(50, 2))\n"
+        "G2DOutlierDetector(verbose=1, random_state=0).fit(X).score_samples(X)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert done.stderr.startswith("classifier: 300 steps, classifier_loss ")
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("shape", [(10, 16, 16, 2), (10, 9, 12, 5)])
+@pytest.mark.parametrize("detector", [G2DOutlierDetector(), AVIDDetector()], ids=["G2D", "AVID"])
+def test_a_last_axis_that_is_the_smallest_is_not_taken_for_a_width(detector, shape):
+    X = RNG.normal(size=shape)
+    with pytest.raises(ValueError, match=r"channels last.*np.moveaxis\(X, -1, 1\).*image_shape="):
+        detector.fit(X)
+    G2DOutlierDetector(features="passthrough", classifier=SHORT, image_shape=shape[1:]).fit(X)
+
+
+class SometimesNaN(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict_proba(self, X):
+        normal = np.where(X[:, 0] > 5, np.nan, 0.5)
+        return np.column_stack([normal, 1 - normal])
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    detector = G2DOutlierDetector(classifier=SometimesNaN(), n_neighbors=0, random_state=0)
+    with pytest.raises(Exception, match="classifier"):
+        detector.fit(TABLE).predict([[1e9, 0, 0, 0]])
+    far = np.full((1, 4), 1e9)
+    detector = G2DOutlierDetector(classifier=SHORT, random_state=0).fit(TABLE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector.classifier_, "log_odds", lambda X: np.full((1, len(X)), np.nan))
+        for judge in (detector.score_samples, detector.predict, detector.p_values):
+            with pytest.raises(ValueError, match=r"1 of 1 scores.*NetworkClassifier"):
+                judge(far)
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            detector.calibrate(TABLE)
