@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
@@ -1220,3 +1220,53 @@ def test_a_generator_in_training_cannot_score():
     assert len(errors) == 6
     detector.fit(X)
     assert len(errors) == 12
+
+
+class Turned(ClassifierMixin, BaseEstimator):
+    """A classifier whose columns of probabilities stand in the other order."""
+
+    def fit(self, X, y):
+        self.regression_ = LogisticRegression().fit(X, y)
+        self.classes_ = self.regression_.classes_[::-1]
+        return self
+
+    def predict_proba(self, X):
+        return self.regression_.predict_proba(X)[:, ::-1]
+
+
+def test_the_order_of_a_classifiers_classes_does_not_matter():
+    scores = [
+        G2DOutlierDetector(classifier=classifier, random_state=0)
+        .fit(TABLE[0])
+        .score_samples(TABLE[0])
+        for classifier in (LogisticRegression(), Turned())
+    ]
+    np.testing.assert_array_equal(*scores)
+
+
+class TooFew(BaseEstimator):
+    def fit(self, X, y=None):
+        self.rows_ = X[:2]
+        return self
+
+    def sample(self, n_samples):
+        return self.rows_
+
+
+def test_a_generator_that_returns_too_few_rows_is_an_error():
+    detector = G2DOutlierDetector(generator=TooFew(), random_state=0)
+    with pytest.raises(ValueError, match=r"TooFew.sample\(\d+\) returned shape \(2, \d\)"):
+        detector.fit(TABLE[0])
+
+
+class Dropping(BaseEstimator):
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X[:5]
+
+
+def test_a_scaler_that_drops_rows_is_an_error():
+    with pytest.raises(ValueError, match=r"scaler Dropping returned shape \(5, \d\) for 80 rows"):
+        G2DOutlierDetector(scaler=Dropping(), random_state=0).fit(TABLE[0])

@@ -170,8 +170,12 @@ class FoldedClassifier(BaseEstimator):
     def log_odds(self, X: Floats) -> Floats:
         """Give log p(normal) - log p(generated), of shape (n_members, n_samples)."""
         # Trees and neighbours give exact zeros and ones, whose logarithm is infinite.
-        probabilities = [np.clip(m.predict_proba(X), 1e-6, 1 - 1e-6) for m in self.members_]
-        return np.stack([np.log(p[:, NORMAL]) - np.log(p[:, OUTLIER]) for p in probabilities])
+        odds = []
+        for member in self.members_:
+            classes = list(getattr(member, "classes_", (NORMAL, OUTLIER)))
+            logs = np.log(np.clip(member.predict_proba(X), 1e-6, 1 - 1e-6))
+            odds.append(logs[:, classes.index(NORMAL)] - logs[:, classes.index(OUTLIER)])
+        return np.stack(odds)
 
 
 class ClassifierTrainer(Trainer):

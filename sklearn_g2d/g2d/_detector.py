@@ -324,11 +324,11 @@ class G2DOutlierDetector(NetworkDetector):
         the classifier does (n_central, n_values), and which rows they are (n_samples,).
         """
         rows = featurize(self.features_, X, self.image_shape_, fit=True)
-        points = np.asarray(self.scaler_.fit(rows).transform(rows), dtype=np.float64)
+        points = self._scale(rows, fit=True)
         is_central = central_rows(points, self.support_fraction)
         if not is_central.all():
             rows = rows[is_central]
-            points = np.asarray(self.scaler_.fit(rows).transform(rows), dtype=np.float64)
+            points = self._scale(rows, fit=True)
         if not self.n_neighbors:
             self.profile_ = None
             return points, points, is_central
@@ -360,9 +360,20 @@ class G2DOutlierDetector(NetworkDetector):
         part = self.classifier_
         return f"the classifier {type(getattr(part, 'classifier', part)).__name__}"
 
+    def _scale(self, rows: NDArray[Any], fit: bool = False) -> Floats:
+        """Map rows of features to points, by the scaler, which is fitted on them first if asked."""
+        scaler = self.scaler_.fit(rows) if fit else self.scaler_
+        points = np.asarray(scaler.transform(rows), dtype=np.float64)
+        if points.ndim != 2 or len(points) != len(rows):
+            raise ValueError(
+                f"The scaler {type(scaler).__name__} returned shape {points.shape} for {len(rows)} "
+                "rows; it must return a row for each."
+            )
+        return points
+
     def _score_batch(self, X: NDArray[Any]) -> Floats:
         rows = featurize(self.features_, X, self.image_shape_)
-        points = np.asarray(self.scaler_.transform(rows), dtype=np.float64)
+        points = self._scale(rows)
         return self.classifier_.log_odds(self._describe(points)).mean(axis=0)
 
     def predict_proba(self, X: ArrayLike) -> Floats:

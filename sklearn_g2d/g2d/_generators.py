@@ -37,4 +37,10 @@ def draw(generator: Any, n: int, rng: torch.Generator, **kwargs: Any) -> Floats:
     samples = generator.sample(n, random_state=seed) if takes_seed else generator.sample(n)
     if isinstance(samples, tuple):  # mixtures return their components, too
         samples = samples[0]
-    return np.asarray(samples, dtype=np.float64)
+    samples = np.asarray(samples, dtype=np.float64)
+    if samples.ndim != 2 or len(samples) != n:
+        raise ValueError(
+            f"{type(generator).__name__}.sample({n}) returned shape {samples.shape}; a generator "
+            f"must return {n} rows with as many columns as the rows that it was fitted on."
+        )
+    return samples

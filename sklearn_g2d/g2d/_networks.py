@@ -156,9 +156,10 @@ def build_network(
 def _image_shape(network: Any, shape: Shape) -> Shape:
     if len(shape) != 3:
         raise ValueError(
-            f"{type(network).__name__} needs images, but the samples have shape {shape}. Fit on an "
-            'array (n_samples, channels, height, width) with features="passthrough", or use '
-            '"perceptron" instead of it.'
+            f"{type(network).__name__} needs images, but the samples that it is given have shape "
+            f"{shape}. Fit on an array (n_samples, channels, height, width) with "
+            'features="passthrough" and, for a classifier, n_neighbors=0, which shows it the '
+            'images themselves; or use "perceptron" instead of it.'
         )
     return shape
 
