@@ -94,31 +94,32 @@ def single_thread() -> Iterator[None]:
     (docs/results). Besides, sums on several threads differ in their last digits, and training
     amplifies them: so a search gives the same scores whatever its `n_jobs`.
     """
-    _limits.enter()
-    try:
+    fit = object()
+    try:  # also around what an interrupt may leave half done
+        _limits.enter(fit)
         yield
     finally:
-        _limits.leave()
+        _limits.leave(fit)
 
 
 class _Limits:
     """The process's limit on threads: the first fit sets it, and the last one lifts it."""
 
     def __init__(self) -> None:
-        self._lock, self._n_inside, self._lift = threading.Lock(), 0, ExitStack()
+        self._lock, self._fits, self._lift = threading.Lock(), set[object](), ExitStack()
 
-    def enter(self) -> None:
+    def enter(self, fit: object) -> None:
         with self._lock:
-            if not self._n_inside:
+            self._fits.add(fit)
+            if len(self._fits) == 1:
                 self._lift.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
                 self._lift.enter_context(threadpool_limits(1, user_api="blas"))
-            self._n_inside += 1
 
-    def leave(self) -> None:
+    def leave(self, fit: object) -> None:
         with self._lock:
-            self._n_inside -= 1
-            if not self._n_inside:
+            self._fits.discard(fit)
+            if not self._fits:
                 self._lift.close()
 
 
