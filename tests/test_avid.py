@@ -3,7 +3,9 @@
 import copy
 import logging
 import pickle
+from functools import partial
 
+import avid_detectors
 import joblib
 import numpy as np
 import pandas as pd
@@ -17,35 +19,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_g2d import AVIDDetector
-from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet, _models
+from sklearn_g2d.avid import CellInpainting, _models
 from sklearn_g2d.avid import _detector as _avid
 
 SOURCES = "combined", "inpainter", "detector"
 
 
-def make_detector(kind, **changed):
-    """An untrained detector of small networks: "images", "paper images", "table", "paper table"."""
-    if kind == "images":
-        detector = AVIDDetector(
-            region_size=12,
-            training=MaskedInpainting(max_steps=2, batch_size=4),
-            inpainter=UNet(channels=4),
-            detector=PatchNet(channels=4),
-        )
-    elif kind == "table":
-        detector = AVIDDetector(training=CellInpainting(max_steps=5, batch_size=16))
-    elif kind == "paper images":
-        detector = AVIDDetector.from_paper(
-            "images",
-            region_size=20,
-            training__max_steps=2,
-            training__batch_size=4,
-            inpainter__channels=4,
-            detector__channels=4,
-        )
-    else:
-        detector = AVIDDetector.from_paper("tables", training__max_steps=5, training__batch_size=16)
-    return detector.set_params(random_state=0).set_params(**changed)
+make_detector = partial(avid_detectors.make_detector, channels=4, table_steps=5)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,7 +1,9 @@
 """What AVIDDetector takes and refuses: shapes, dtypes, odd values, too few of anything."""
 
 import warnings
+from functools import partial
 
+import avid_detectors
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,29 +27,7 @@ ON_TABLES = pytest.mark.parametrize("kind", ["table", "paper table"])
 ON_BOTH = pytest.mark.parametrize("kind", ["images", "paper images", "table", "paper table"])
 
 
-def make_detector(kind, **changed):
-    """An untrained detector of small networks: "images", "paper images", "table", "paper table"."""
-    if kind == "images":
-        detector = AVIDDetector(
-            region_size=12,
-            training=MaskedInpainting(max_steps=2, batch_size=4),
-            inpainter=UNet(channels=2),
-            detector=PatchNet(channels=2),
-        )
-    elif kind == "table":
-        detector = AVIDDetector(training=CellInpainting(max_steps=3, batch_size=16))
-    elif kind == "paper images":
-        detector = AVIDDetector.from_paper(
-            "images",
-            region_size=20,
-            training__max_steps=2,
-            training__batch_size=4,
-            inpainter__channels=2,
-            detector__channels=2,
-        )
-    else:
-        detector = AVIDDetector.from_paper("tables", training__max_steps=3, training__batch_size=16)
-    return detector.set_params(random_state=0).set_params(**changed)
+make_detector = partial(avid_detectors.make_detector, channels=2, table_steps=3)
 
 
 @pytest.fixture(scope="module", autouse=True)

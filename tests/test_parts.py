@@ -457,7 +457,7 @@ def test_an_unknown_parameter_of_a_part():
             G2DOutlierDetector().set_params(**{name: 1})
 
 
-# Searches, clones, what is shown
+# Searches, clones, and text and HTML representations
 
 
 def test_a_grid_over_parts(blobs):

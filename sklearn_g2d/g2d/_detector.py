@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
@@ -287,7 +287,7 @@ class G2DOutlierDetector(NetworkDetector):
 
         # The irregularity generator I and its critic C: sections 3.1 and 3.3 of the paper.
         bound = float(getattr(self.scaler_, "bound_", math.inf))
-        inside = partial(self._fraction_inside, points, described)
+        inside = self._make_fraction_inside(points, described)
         space = Space(self._shape_of(points), bound, inside)
         if hasattr(self.generator_, "fit_in"):
             self.generator_.fit_in(points, session, space)
@@ -335,14 +335,22 @@ class G2DOutlierDetector(NetworkDetector):
         self.profile_ = NeighborProfile(self.n_neighbors, self.measure_)
         return points, self.profile_.fit_transform(points), is_central
 
-    def _fraction_inside(self, points: Floats, described: Floats, samples: Floats) -> float:
-        """Tell how many of some samples lie as close as the normal points do."""
-        profile = self.profile_
-        if profile is None:
-            profile = NeighborProfile()
-            described = profile.fit_transform(points)
-        limit = np.quantile(described[:, -1], _INSIDE_QUANTILE)
-        return float(np.mean(profile.transform(samples)[:, -1] < limit))
+    def _make_fraction_inside(self, points: Floats, described: Floats) -> Callable[[Floats], float]:
+        """Make the function that tells how many of some samples lie as close as normal points."""
+
+        @cache  # for all snapshots, and only if a generator asks
+        def limit() -> tuple[NeighborProfile, float]:
+            profile, own = self.profile_, described
+            if profile is None:
+                profile = NeighborProfile()
+                own = profile.fit_transform(points)
+            return profile, float(np.quantile(own[:, -1], _INSIDE_QUANTILE))
+
+        def fraction_inside(samples: Floats) -> float:
+            profile, farthest = limit()
+            return float(np.mean(profile.transform(samples)[:, -1] < farthest))
+
+        return fraction_inside
 
     def _shape_of(self, points: Floats) -> Shape:
         """Give the shape of a sample of points; pixels that stayed pixels are images."""
