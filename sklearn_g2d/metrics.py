@@ -270,7 +270,8 @@ def make_scorers(pos_label: PosLabel = None) -> dict[str, Any]:
     """Make the scorers anew, for labels of your own or for requests of metadata.
 
     Scorers take labels as the metrics do, and `sample_weight`: alone as an argument, in a
-    search by scikit-learn's metadata routing and ``set_score_request(sample_weight=True)``.
+    search by scikit-learn's metadata routing and ``set_score_request(sample_weight=True)``,
+    which changes the scorer itself.
     Where rows of one kind only are to be scored, as the training rows of
     `sklearn_g2d.model_selection.NormalOnlySplit`, a scorer gives nan, and a search warns once.
 
