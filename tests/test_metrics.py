@@ -458,6 +458,24 @@ def test_scorers_weigh_rows():
         assert weighted != pytest.approx(scorer(FirstColumn(), X, y))
 
 
+def test_scorers_are_nan_where_one_kind_has_no_weight():
+    y, score = random_scores(2)
+    for scorer in SCORERS.values():
+        with pytest.warns(UndefinedMetricWarning, match="where sample_weight is not 0"):
+            value = scorer(FirstColumn(), score[:, None], y, sample_weight=(y == 1) * 2)
+        assert np.isnan(value)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_weights_may_be_series(library):
+    y, score = random_scores(1)
+    weight = np.random.default_rng(0).random(60)
+    series = pytest.importorskip(library).Series(weight)
+    for metric in SCORE_METRICS:
+        expected = metric(y, score, sample_weight=weight)
+        assert metric(y, score, sample_weight=series) == expected
+
+
 def run_cross_validate(scoring, X, y, **params):
     params = {"cv": NormalOnlySplit(2), "return_train_score": True} | params
     return cross_validate(FirstColumn(), X, y, scoring=scoring, **params)
