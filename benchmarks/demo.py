@@ -76,7 +76,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
 
-    factories = g2d_detectors(CONTAMINATION) | pyod_detectors(CONTAMINATION)
+    factories = g2d_detectors("auto") | pyod_detectors(CONTAMINATION)
     runs = [
         (table, seed, detector) for table in tables() for seed in range(2) for detector in DETECTORS
     ]

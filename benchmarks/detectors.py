@@ -28,6 +28,7 @@ class Detector(Protocol):
     """What a benchmark asks of a detector."""
 
     offset_: float
+    training_scores_: NDArray
 
     def fit(self, X: NDArray) -> Any: ...
 
@@ -75,6 +76,7 @@ class PyOD:
         with _quiet():
             self.model_ = detector_class(**params).fit(X)
         self.offset_ = -float(self.model_.threshold_)
+        self.training_scores_ = -self.model_.decision_scores_
         return self
 
     def score_samples(self, X: NDArray) -> NDArray:
@@ -109,7 +111,10 @@ PYOD_PATHS = {
     "IForest": "iforest.IForest",
     "OCSVM": "ocsvm.OCSVM",
     "PCA": "pca.PCA",
+    "HBOS": "hbos.HBOS",
     "ECOD": "ecod.ECOD",
+    "COPOD": "copod.COPOD",
+    "INNE": "inne.INNE",
     "CBLOF": "cblof.CBLOF",
     "LUNAR": "lunar.LUNAR",
     "AutoEncoder": "auto_encoder.AutoEncoder",
@@ -132,7 +137,6 @@ G2D_VARIANTS: dict[str, MakeG2D] = {
     "G2D trained": G2D_TRAINED,
     "G2D no profile": partial(G2DOutlierDetector, n_neighbors=0),
     "G2D as published": partial(G2DOutlierDetector.from_paper, data="tables"),
-    "G2D support .8": partial(G2DOutlierDetector, support_fraction=0.8),
 }
 
 

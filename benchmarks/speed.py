@@ -47,7 +47,7 @@ def measure(case: str, repeats: int) -> pd.DataFrame:
     X, X_new = np.split(draw_rows(2 * n_rows, n_columns), 2)
     outliers = np.random.default_rng(1).permuted(X_new[:1000], axis=0)
     few, labels = np.concatenate([X_new[:1000], outliers]), np.repeat([1, -1], 1000)
-    factories = g2d_detectors(CONTAMINATION) | pyod_detectors(CONTAMINATION)
+    factories = g2d_detectors("auto") | pyod_detectors(CONTAMINATION)
     runs = []
     for repeat in range(repeats + 1 if n_rows <= FEW_ROWS else 1):
         for name in ["G2D", *OTHERS]:

@@ -63,6 +63,7 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
     contamination: Any
     offset_: float
     calibration_scores_: NDArray[np.float64]
+    _training_scores: NDArray[np.float64] | None
 
     @abstractmethod
     def _validate(self, X: Any, *, reset: bool) -> Any:
@@ -264,19 +265,50 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
         """
         export.to_onnx(self, path, dtype=dtype)
 
-    def _set_threshold(self, X: Any, out_of_fold: NDArray[np.float64]) -> None:
-        """Set `offset_` from the training rows `X` and the scores of held-out ones."""
+    @property
+    def training_scores_(self) -> NDArray[np.float64]:
+        """Scores of the training rows in their order; the class says by which networks.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            **Higher = more normal**.
+        """
+        check_is_fitted(self)
+        if self._training_scores is None:
+            raise AttributeError(
+                "training_scores_ is not kept of these training rows, because to score them takes "
+                "longer than to fit. Call score_samples, or set contamination to a number."
+            )
+        return self._training_scores
+
+    def _set_threshold(
+        self,
+        X: Any,
+        out_of_fold: NDArray[np.float64],
+        positions: NDArray[np.intp] | None = None,
+    ) -> None:
+        """Set `offset_` from the training rows `X` and the scores of held-out ones.
+
+        `positions` says which rows of `X` these are; None stands for any.
+        """
         if not np.isfinite(out_of_fold).all():
             raise TrainingDivergedError(
                 "Scores of training rows are infinite or NaN, and so would be those of new ones. "
                 "Lower max_steps, or check the classifier if it is your own."
             )
         self.calibration_scores_ = np.sort(out_of_fold)
-        if self.contamination == "auto":
-            self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
-        else:
-            scores = np.concatenate(parallel.gather(self._score_validated(X)))
+        self._training_scores = None
+        if self.contamination != "auto":
+            self._training_scores = scores = self._score_validated(X)
+            scores = np.concatenate(parallel.gather(scores))
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+        else:
+            self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
+            if positions is not None and len(positions) == len(X):
+                self._training_scores = np.empty(len(X))
+        if positions is not None and self._training_scores is not None:
+            self._training_scores[positions] = out_of_fold
 
 
 class NetworkDetector(CallbackSupportMixin, BaseDetector):
@@ -336,7 +368,8 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Normal rows or images, at least two, without NaN, infinity or text.
         y : ignored
-            Labels are not used.
+            Labels are not used. Two kinds of them are warned of, as the rows of outliers should be
+            dropped.
 
         Returns
         -------
@@ -352,6 +385,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         self._validate_params()
         context = self._init_callback_context(max_subtasks=self._n_stages)
         rows = self._validate_training(X)
+        warn_of_labels(y, stacklevel=6)  # where `fit` was called
         earlier = self._to_continue()
         random_state = parallel.from_first(check_random_state(self.random_state))
         start = {"random_state": random_state, "to_continue": earlier}
@@ -483,6 +517,21 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
             logger.info("%s: %d steps, %s", name, training.step, final)
         return record(name, training)
+
+
+def warn_of_labels(y: Any, stacklevel: int) -> None:
+    """Warn of labels of two kinds, which `fit` does not use."""
+    labels = np.asarray(y)
+    kinds = sorted(set(labels.tolist()), key=str) if labels.ndim == 1 else []
+    if len(kinds) != 2:
+        return
+    normal = {(-1, 1): "X[y == 1]", (0, 1): "X[y == 0]"}.get(tuple(kinds), "those alone")
+    warnings.warn(
+        f"y holds the labels {kinds[0]!r} and {kinds[1]!r}, but fit does not use labels and learns "
+        f"from all rows of X. If you know the normal rows, pass {normal}.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def _make_visible() -> None:

@@ -3,6 +3,8 @@
 import copy
 import logging
 import pickle
+import warnings
+from functools import partial
 
 import joblib
 import numpy as np
@@ -20,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d.g2d import GaussianCloud, NetworkClassifier, WassersteinGAN
+from sklearn_g2d.g2d import GaussianCloud, NetworkClassifier, WassersteinGAN, _detector
 from sklearn_g2d.metrics import SCORERS, outlier_roc_auc_score
 from sklearn_g2d.model_selection import NormalOnlySplit
 
@@ -280,21 +282,82 @@ def test_predict_proba_follows_the_score(fitted, blobs):
     assert (np.diff(proba[order, 1]) >= 0).all()
 
 
-def test_support_fraction_finds_hidden_outliers():
+@pytest.fixture(scope="module")
+def with_cluster():
+    """A table with a cluster of outliers, which vouch for each other, and new rows; with labels."""
     rng = np.random.default_rng(0)
-    cluster = rng.normal(8, 0.3, size=(80, 4))  # outliers that vouch for each other
-    X = np.concatenate([rng.normal(size=(560, 4)), cluster[:40]])
-    X_test = np.concatenate([rng.normal(size=(200, 4)), cluster[40:]])
-    y_test = np.repeat([1, -1], [200, 40])
+    normal, cluster = rng.normal(size=(760, 4)), rng.normal(8, 0.3, size=(80, 4))
+    X = np.concatenate([normal[:560], cluster[:40]])
+    X_test = np.concatenate([normal[560:], cluster[40:]])
+    return X, np.repeat([1, -1], [560, 40]), X_test, np.repeat([1, -1], [200, 40])
+
+
+@pytest.mark.parametrize(
+    ("params", "finds"),
+    [
+        ({"support_fraction": 1.0}, False),
+        ({"support_fraction": 0.9}, True),
+        ({"contamination": 0.1}, True),
+        ({"contamination": 0.1, "support_fraction": 1.0}, False),
+        ({}, True),  # because the cluster is remote and yet in company
+    ],
+)
+def test_hidden_outliers_are_found_if_they_are_not_learned_from(with_cluster, params, finds):
+    X, y, X_test, y_test = with_cluster
+    detector = G2DOutlierDetector(**params, random_state=0).fit(X)
+    new = outlier_roc_auc_score(y_test, detector.score_samples(X_test))
+    own = outlier_roc_auc_score(y, detector.training_scores_)
+    assert (min(new, own) > 0.95) if finds else (max(new, own) < 0.7)
+
+
+def test_clean_rows_are_all_learned_from():
+    X = np.random.default_rng(0).normal(size=(500, 4))
     trusting, wary = (
-        outlier_roc_auc_score(
-            y_test,
-            G2DOutlierDetector(support_fraction=share, random_state=0).fit(X).score_samples(X_test),
-        )
-        for share in (1.0, 0.9)
+        G2DOutlierDetector(support_fraction=fraction, random_state=0).fit(X)
+        for fraction in (1.0, "auto")
     )
-    assert trusting < 0.7
-    assert wary > 0.95
+    np.testing.assert_array_equal(wary.score_samples(X), trusting.score_samples(X))
+
+
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+def test_training_scores_are_out_of_fold_and_in_order(monkeypatch, contamination):
+    X = np.random.default_rng(0).normal(size=(300, 4))
+    X[17] = 9
+    make = partial(G2DOutlierDetector, contamination=contamination, random_state=0)
+    detector = make().fit(X)
+    assert detector.training_scores_.argmin() == 17
+    assert (detector.training_scores_ != detector.score_samples(X)).sum() > 100
+    assert np.corrcoef(detector.training_scores_, detector.score_samples(X))[0, 1] > 0.95
+    np.testing.assert_array_equal(np.sort(detector.training_scores_), detector.calibration_scores_)
+    monkeypatch.setattr(_detector, "MAX_TRAINING_ROWS", 200)
+    of_some = make().fit(X)
+    if contamination == "auto":
+        with pytest.raises(AttributeError, match="score_samples, or set contamination"):
+            print(of_some.training_scores_)
+    else:
+        assert of_some.training_scores_.shape == (300,)
+        assert np.isin(of_some.calibration_scores_, of_some.training_scores_).all()
+        assert np.sum(of_some.training_scores_ == of_some.score_samples(X)) >= 100
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        ([1, -1], r"pass X\[y == 1\]"),
+        ([0, 1], r"pass X\[y == 0\]"),
+        (["a", "b"], "pass those alone"),
+    ],
+)
+def test_fit_warns_of_labels_that_it_does_not_use(blobs, labels, remedy):
+    y = np.resize(labels, len(blobs[0]))
+    detector = G2DOutlierDetector(classifier=NetworkClassifier(max_steps=1))
+    with pytest.warns(UserWarning, match=remedy) as record:
+        detector.fit(blobs[0], y)
+    assert record[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.fit(blobs[0], np.ones(len(y)))
+        detector.fit(blobs[0], np.arange(len(y)))
 
 
 def test_support_fraction_keeps_the_meaning_of_contamination():

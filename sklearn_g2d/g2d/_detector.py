@@ -24,14 +24,16 @@ from sklearn_g2d.features import GlobalMinMaxScaler, OrientedGradients, Residual
 from sklearn_g2d.features._neighbors import NeighborProfile
 from sklearn_g2d.g2d._classifier import FoldedClassifier, NetworkClassifier
 from sklearn_g2d.g2d._cloud import GaussianCloud
-from sklearn_g2d.g2d._features import PASSTHROUGH, central_rows, featurize, unfeaturize
+from sklearn_g2d.g2d._features import PASSTHROUGH, featurize, unfeaturize
 from sklearn_g2d.g2d._generators import Space, draw
 from sklearn_g2d.g2d._networks import ConvGenerator, ConvNetwork, Shape
 from sklearn_g2d.g2d._snapshots import Snapshot
 from sklearn_g2d.g2d._wgan import WassersteinGAN
+from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.centrality import CONTAMINATED_FRACTION, central_rows
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.surroundings import shielded
@@ -85,14 +87,17 @@ class G2DOutlierDetector(NetworkDetector):
         Tells normal from generated rows, the paper's D. None is ``NetworkClassifier()``. Of a
         classifier with ``predict_proba`` one clone for each of four folds is trained.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        A float flags that fraction of the training rows. "auto" leaves the line to `threshold`.
+        A float says that outliers are among the training rows, and flags that fraction of them.
+        "auto" says nothing of the kind, and leaves the line to `threshold`.
     threshold : {"held_out", "probability"}, default="held_out"
         "held_out" promises about 5 % false alarms on new normal rows, judged by scores of rows that
         a classifier did not see; "probability" is the classifier's .5, as published. Ignored if
         `contamination` is a number.
-    support_fraction : float in [0.5, 1], default=1.0
+    support_fraction : "auto" or float in [0.5, 1], default="auto"
         Fraction of the training rows to learn from, the most central ones; thresholds regard all.
-        Lower it where outliers hide among them, to .8 for a suspected tenth (docs/results).
+        "auto" takes .7 where `contamination` is a number, which says that outliers are among them.
+        Otherwise it leaves out only rows that are remote and yet in company, as a cluster of
+        outliers is: of clean tables 1 or 2 %.
     image_shape : tuple of int, default=None
         Channels, height and width, if the rows given to `fit` are pixels of images; arrays of shape
         (n_samples, channels, height, width) need not say so.
@@ -127,6 +132,10 @@ class G2DOutlierDetector(NetworkDetector):
         "classifier_retries", the steps from which training was taken up again at half the rates.
     n_iter_ : int
         Generator steps taken; 0 of generators that are not trained.
+    training_scores_ : ndarray of shape (n_samples,)
+        Scores of the training rows in their order, **higher = more normal**, by classifiers that
+        did not see them: to rank the rows of an unlabelled table. Not kept of more than 10,000
+        rows under ``contamination="auto"``.
     calibration_scores_ : ndarray
         Sorted scores of held-out normal rows, on which `p_values` rest.
     device_ : str
@@ -160,7 +169,7 @@ class G2DOutlierDetector(NetworkDetector):
     classifier: Any = None
     contamination: float | Literal["auto"] = "auto"
     threshold: Literal["held_out", "probability"] = "held_out"
-    support_fraction: float = 1.0
+    support_fraction: float | Literal["auto"] = "auto"
     image_shape: Sequence[int] | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -187,7 +196,7 @@ class G2DOutlierDetector(NetworkDetector):
         "n_generated": [Interval(Real, 0, None, closed="neither")],
         "classifier": [HasMethods(["fit_in"]), HasMethods(["fit", "predict_proba"]), None],
         "threshold": [StrOptions({"held_out", "probability"})],
-        "support_fraction": [Interval(Real, 0.5, 1, closed="both")],
+        "support_fraction": [StrOptions({"auto"}), Interval(Real, 0.5, 1, closed="both")],
     }
 
     @classmethod
@@ -235,8 +244,8 @@ class G2DOutlierDetector(NetworkDetector):
             )
             classifier.set_params(network=ConvNetwork())
         parts = cls(features=PASSTHROUGH, scaler=scaler, generator=generator, classifier=classifier)
-        detector = parts.set_params(n_neighbors=0, n_generated=1.0, threshold="probability")
-        return detector.set_params(**changes)
+        parts.set_params(n_neighbors=0, n_generated=1.0, support_fraction=1.0)
+        return parts.set_params(threshold="probability").set_params(**changes)
 
     # Fitting
 
@@ -282,7 +291,7 @@ class G2DOutlierDetector(NetworkDetector):
         return earlier if self.warm_start and isinstance(earlier, WassersteinGAN) else None
 
     def _fit(self, X: NDArray[Any], session: Session) -> None:
-        rows = self._training_rows(X, session)
+        rows, positions = self._training_rows(X, session)
         points, described, is_central = self._fit_preprocessing(rows)
 
         # The irregularity generator I and its critic C: sections 3.1 and 3.3 of the paper.
@@ -302,20 +311,27 @@ class G2DOutlierDetector(NetworkDetector):
         )
         self.history_ = getattr(self.generator_, "history_", {}) | self.classifier_.history_
         self.n_iter_ = getattr(self.generator_, "n_steps_", 0)
+        scores = np.empty(len(rows))
+        scores[is_central] = held_out_scores
         if not is_central.all():
-            left_out = self._score_validated(rows[~is_central])
-            held_out_scores = np.concatenate([held_out_scores, left_out])
-        self._set_threshold(X, held_out_scores)
+            scores[~is_central] = self._score_validated(rows[~is_central])
+        self._set_threshold(X, scores, positions)
         if self.threshold == "probability" and self.contamination == "auto":
             self.offset_ = 0.0  # log-odds of the paper's alpha, .5
 
-    def _training_rows(self, X: NDArray[Any], session: Session) -> NDArray[Any]:
+    def _training_rows(
+        self, X: NDArray[Any], session: Session
+    ) -> tuple[NDArray[Any], NDArray[np.intp] | None]:
+        """Give the rows to fit with, and where they are in `X`, or None if in other processes."""
         rows = self._pooled(X, MAX_TRAINING_ROWS, session.random_state)
+        positions = np.arange(len(rows))
         if len(rows) > MAX_TRAINING_ROWS:
             chosen = session.random_state.choice(len(rows), MAX_TRAINING_ROWS, replace=False)
-            return take(rows, np.sort(chosen))
+            positions = np.sort(chosen)
+            rows = take(rows, positions)
         # Sums depend on the memory layout in their last digits, and training amplifies them.
-        return np.ascontiguousarray(as_known_dtype(rows))
+        rows = np.ascontiguousarray(as_known_dtype(rows))
+        return rows, positions if parallel.n_processes() == 1 else None
 
     def _fit_preprocessing(self, X: NDArray[Any]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
         """Fit features, scaler and profile.
@@ -325,7 +341,7 @@ class G2DOutlierDetector(NetworkDetector):
         """
         rows = featurize(self.features_, X, self.image_shape_, fit=True)
         points = self._scale(rows, fit=True)
-        is_central = central_rows(points, self.support_fraction)
+        is_central = central_rows(points, self._resolve_support())
         if not is_central.all():
             rows = rows[is_central]
             points = self._scale(rows, fit=True)
@@ -334,6 +350,11 @@ class G2DOutlierDetector(NetworkDetector):
             return points, points, is_central
         self.profile_ = NeighborProfile(self.n_neighbors, self.measure_)
         return points, self.profile_.fit_transform(points), is_central
+
+    def _resolve_support(self) -> float | Literal["auto"]:
+        if self.support_fraction == "auto" and self.contamination != "auto":
+            return CONTAMINATED_FRACTION
+        return self.support_fraction
 
     def _make_fraction_inside(self, points: Floats, described: Floats) -> Callable[[Floats], float]:
         """Make the function that tells how many of some samples lie as close as normal points."""

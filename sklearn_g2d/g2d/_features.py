@@ -1,4 +1,4 @@
-"""Rows of features by the features part, and the most central ones of them."""
+"""Rows of features by the features part, and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline
 from sklearn.utils import gen_batches, get_tags
 
@@ -48,20 +47,6 @@ def unfeaturize(features: Any, rows: Floats) -> Floats:
             'be turned into rows. Use features="passthrough", or a transformer that has it.'
         )
     return np.asarray(features.inverse_transform(rows)).reshape(len(rows), -1)
-
-
-def central_rows(X: Floats, fraction: float) -> NDArray[np.bool_]:
-    """Mark a fraction of the rows (n_samples, n_features): those whose (n/10)-th neighbour is near.
-
-    A neighbour as far down the list as that lies outside a small cluster of outliers, whose
-    members would vouch for each other in a shorter profile.
-    """
-    if fraction == 1:
-        return np.ones(len(X), dtype=bool)
-    n_neighbors = max(1, min(max(20, len(X) // 10), len(X) // 2))
-    distances, _ = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors()
-    remoteness = distances[:, -1]
-    return remoteness <= np.quantile(remoteness, fraction)
 
 
 def _inputs(features: Any, X: NDArray[Any], image_shape: ImageShape | None) -> NDArray[Any]:

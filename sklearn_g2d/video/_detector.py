@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector
+from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector, warn_of_labels
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
@@ -165,7 +165,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         X : array-like of shape (n_frames, channels, height, width), or list of such
             One clip, or several, of normal frames.
         y : ignored
-            Accepted for scikit-learn's sake.
+            Labels are not used; two kinds of them are warned of.
 
         Returns
         -------
@@ -180,6 +180,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """
         self._validate_params()
         clips = self._validate(X, reset=True)
+        warn_of_labels(y, stacklevel=5)
         random_state = check_random_state(self.random_state)
         self.min_foreground_, self.n_smoothed_ = self.min_foreground, self.n_smoothed
         self.channels_ = None
