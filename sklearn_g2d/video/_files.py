@@ -112,7 +112,7 @@ def _read(
         hint = " Addresses are not opened." if "://" in str(path) else ""
         raise FileNotFoundError(f"There is no file {path}.{hint}") from None
     try:
-        with file, av.open(file, "r", options=_ONLY_THIS_FILE) as container:
+        with file, av.open(file, "r", container_options=_ONLY_THIS_FILE) as container:
             if not container.streams.video:
                 raise VideoFileError(f"{path} holds no video. Pass a file with a video stream.")
             stream = container.streams.video[0]
@@ -132,11 +132,10 @@ def _read(
                 if (turned, down, right) != _AS_STORED:
                     image = image.swapaxes(0, 1) if turned else image
                     image = np.ascontiguousarray(image[::down, ::right])
-                seconds = n_read / float(stream.average_rate or 25)
-                yield (
-                    image[None] if gray else np.moveaxis(image, -1, 0),
-                    seconds if frame.time is None else frame.time,
-                )
+                seconds = n_read / (stream.average_rate or 25)
+                if frame.pts is not None:
+                    seconds = frame.pts * stream.time_base
+                yield image[None] if gray else np.moveaxis(image, -1, 0), float(seconds)
                 n_read += 1
             n_missing, n_fewer = decoder.n_missing, stream.frames - decoder.n_packets
             kind, whole = container.format.name, _is_whole(file, container.format.name)
