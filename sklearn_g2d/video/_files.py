@@ -60,8 +60,8 @@ def read_frames(
     Warns
     -----
     UserWarning
-        After the last frame, with their number, if frames were left out: dropped by the camera,
-        marked as corrupt, or made from earlier ones that are missing.
+        After the last frame, once, if frames were left out: dropped by the camera (AVI), marked as
+        corrupt, or made from others that are missing. It says how many, as far as the file tells.
 
     See Also
     --------
@@ -77,7 +77,13 @@ def read_frames(
 
 
 class FramesOfFile(Iterator[NDArray[np.uint8]]):
-    """Frames, and the time of the one last given, in seconds of the video."""
+    """Frames, and the time of the one last given, in seconds of the video.
+
+    Parameters
+    ----------
+    timed_frames : generator of tuple of ndarray and float
+        Frames and their times.
+    """
 
     def __init__(self, timed_frames: Generator[tuple[NDArray[np.uint8], float]]) -> None:
         self._timed_frames = timed_frames
@@ -139,7 +145,9 @@ def _read(
                 n_read += 1
             n_missing, n_fewer = decoder.n_missing, stream.frames - decoder.n_packets
             kind, whole = container.format.name, _is_whole(file, container.format.name)
-            if decoder.ends_early or not n_read or (whole is False and kind == "matroska,webm"):
+            if not n_read:
+                raise VideoFileError(_damaged(path, 0, "no frame of it can be decoded"))
+            if decoder.ends_early or (whole is False and kind == "matroska,webm"):
                 raise VideoFileError(_damaged(path, n_read, "it ends too early"))
             if n_fewer > 0 and not whole:
                 what = f"{stream.frames} frames were promised"
@@ -183,11 +191,13 @@ class _Decoder:
 
     def frames(self) -> Iterator[Any]:
         """Decode all packets."""
-        from av.error import InvalidDataError
+        from av.error import FFmpegError
 
         context = self.stream.codec_context
         # Else FFmpeg conceals damage by what it guesses, which is then scored.
         context.options = {"err_detect": "crccheck+explode"}
+        # Only in a transport stream packets are lost; elsewhere the file is cut off.
+        is_lossy = self.container.format.name == "mpegts"
         has_key = in_gap = False
         for packet in self.container.demux(self.stream):
             if packet.size:  # else it is the end, where the decoder gives what it holds back
@@ -198,8 +208,6 @@ class _Decoder:
                     has_key = self._has_begun = False
                     self._expected.clear()
                 has_key = has_key or (packet.is_keyframe and not packet.is_corrupt)
-                # Only in a transport stream packets are lost; elsewhere the file is cut off.
-                is_lossy = self.container.format.name == "mpegts"
                 self.ends_early = packet.is_corrupt or not (has_key or is_lossy)
                 if not has_key:
                     in_gap = True
@@ -210,7 +218,7 @@ class _Decoder:
                     self._expected.append(packet.pts)
             try:
                 frames = packet.decode()
-            except InvalidDataError:
+            except FFmpegError:
                 if self._has_begun or not in_gap or not packet.size:
                     raise
                 self._absent.add(packet.pts)  # its frame may come all the same
