@@ -110,7 +110,7 @@ def _read(
         ) from error
     if isdir(path):
         raise VideoFileError(f"{path} is a folder. Pass the name of a video file.")
-    n_read, first_size = 0, None
+    n_read, first_size, decoder = 0, None, None
     # Opened here, a name with a colon is no address.
     try:
         file = FileIO(fspath(path))
@@ -156,7 +156,7 @@ def _read(
                 n_missing += n_fewer
     except (av.error.FFmpegError, OSError) as error:
         what = "it is in none of the formats that are read, or damaged; lists of files are refused"
-        what = str(error.strerror) if n_read else what
+        what = what if decoder is None else str(error.strerror)
         raise VideoFileError(_damaged(path, n_read, what)) from error
     if n_missing:
         warnings.warn(
@@ -177,17 +177,17 @@ class _Decoder:
         self.container, self.stream = container, stream
         self.n_packets = 0
         self.ends_early = False
-        self._n_corrupt = 0
-        # Times of frames that should be shown and have not come.
-        self._absent: set[object] = set()
-        # Times of frames from a key frame on, until the first has come.
+        self._n_left_out = 0
+        # Times of packets since a key frame, until the first frame has come.
         self._expected: list[int] = []
+        # Times of those that could not be decoded, but whose frames may come all the same.
+        self._failed: set[int | None] = set()
         self._has_begun = False
 
     @property
     def n_missing(self) -> int:
         """Number of frames that were not given."""
-        return self._n_corrupt + len(self._absent)
+        return self._n_left_out + len(self._failed)
 
     def frames(self) -> Iterator[Any]:
         """Decode all packets."""
@@ -211,8 +211,7 @@ class _Decoder:
                 self.ends_early = packet.is_corrupt or not (has_key or is_lossy)
                 if not has_key:
                     in_gap = True
-                    if not packet.is_discard:
-                        self._absent.add(object() if packet.pts is None else packet.pts)
+                    self._n_left_out += not packet.is_discard
                     continue
                 if not (self._has_begun or packet.is_discard or packet.pts is None):
                     self._expected.append(packet.pts)
@@ -221,7 +220,7 @@ class _Decoder:
             except FFmpegError:
                 if self._has_begun or not in_gap or not packet.size:
                     raise
-                self._absent.add(packet.pts)  # its frame may come all the same
+                self._failed.add(packet.pts)
                 if packet.is_keyframe:
                     has_key = False
                     context.flush_buffers()
@@ -231,13 +230,15 @@ class _Decoder:
 
     def _sound(self, frames: list[Any]) -> Iterator[Any]:
         for frame in frames:
-            self._absent.discard(frame.pts)
+            self._failed.discard(frame.pts)
             if frame.is_corrupt:
-                self._n_corrupt += 1
+                self._n_left_out += 1
                 continue
             if not self._has_begun and frame.pts is not None:
                 # Those before were made from frames in the gap, and will not come.
-                self._absent.update(time for time in self._expected if time < frame.pts)
+                lost = {time for time in self._expected if time < frame.pts}
+                self._n_left_out += len(lost)
+                self._failed -= lost
             self._has_begun = True
             yield frame
 
