@@ -1,7 +1,11 @@
 """Clips stay apart, channels are what the papers say, files and streams fail clearly."""
 
 import copy
+import os
 import pickle
+import struct
+import threading
+import warnings
 from fractions import Fraction
 
 import av
@@ -790,20 +794,96 @@ def test_short_and_foreign_streams(walkers, fitted):
         list(fitted.stream(fast.repeat(3, axis=1)))
 
 
+def test_a_camera_may_write_every_frame_over_the_last():
+    clip = random_clip(9)
+    channels = MotionChannels().fit(clip)
+
+    def camera():
+        memory = np.empty_like(clip[0])
+        for frame in clip:
+            memory[:] = frame
+            yield memory
+
+    streamed = np.concatenate(list(stream_channels(channels, camera())))
+    np.testing.assert_array_equal(streamed, channels.transform(clip))
+
+
+def warned(function, *args):
+    """Give what a function returns, and the texts of its warnings."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        returned = function(*args)
+    return returned, [str(warning.message) for warning in record]
+
+
+def test_a_frozen_camera_is_told_once(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("sklearn_g2d.video._streams.time.monotonic", lambda: clock[0])
+    one, other = random_clip(2)
+
+    def camera(*runs):
+        for frame, seconds in runs:
+            for _ in range(round(4 * seconds) + 1):
+                yield frame.copy()
+                clock[0] += 0.25
+
+    def texts(*runs):
+        return warned(lambda: list(stream_channels(None, camera(*runs))))[1]
+
+    assert not texts((one, 1.75), (other, 1.75), (one, 1.75))
+    (text,) = texts((one, 9))
+    assert "Frames 0 to 8 are equal in every bit, for 2.0 seconds" in text
+    almost = one.copy()
+    almost[0, 0, 0] ^= 1
+    assert len(texts((one, 5), (almost, 0), (one, 5), (other, 1), (one, 1))) == 2
+    clip = np.stack([one] * 9)
+    detector = ClipDetector(MeanDetector(), patch_size=8).fit(clip)
+    given, text = warned(lambda: list(detector.stream(camera((one, 3)))))
+    assert (len(given), len(text)) == (13, 1)
+
+
+def test_a_file_of_a_frozen_camera_is_told_by_its_own_time(tmp_path):
+    clip = random_clip(50, shape=(1, 48, 64))
+    clip[10:40] = clip[10]
+    write_video(tmp_path / "clip.mkv", clip)
+    frames = read_frames(tmp_path / "clip.mkv")
+    channels, (text,) = warned(lambda: list(stream_channels(None, frames)))
+    assert len(channels) == 50
+    assert "Frames 10 to 30 are equal" in text
+    clip[20:40:5] += 1
+    write_video(tmp_path / "clip.mkv", clip)
+    assert not warned(lambda: list(stream_channels(None, read_frames(tmp_path / "clip.mkv"))))[1]
+
+
 # Files
 
 
-def write_video(path, clip, codec="ffv1", pixels="gray", pix_fmt=None):
-    """Write a clip (n, channels, height, width), by default without loss."""
-    with av.open(str(path), "w") as container:
+def write_video(
+    path, clip, codec="ffv1", pixels="gray", pix_fmt=None, times=None, options=None, **settings
+):
+    """Write a clip (n, channels, height, width), by default without loss and at 10 a second."""
+    with av.open(str(path), "w", container_options=options) as container:
         stream = container.add_stream(codec, rate=Fraction(10))
         stream.height, stream.width = clip.shape[2:]
         stream.pix_fmt = pix_fmt or ("gray" if pixels == "gray" else "bgr0")
-        for image in clip:
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        for number, image in enumerate(clip):
             array = image[0] if pixels == "gray" else np.moveaxis(image, 0, -1)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), pixels)
-            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+            frame = frame.reformat(format=stream.pix_fmt)
+            frame.pts = None if times is None else times[number]
+            frame.time_base = Fraction(1, 10)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def walk(n_frames, shape=(48, 64)):
+    """Frames that codecs keep apart: a bright square that moves over noise."""
+    clip = random_clip(n_frames, shape=(1, *shape)) // 8
+    for number, frame in enumerate(clip):
+        frame[0, 8:24, number % 48 : number % 48 + 16] += 150
+    return clip
 
 
 def test_files_are_read_as_they_were_written(tmp_path):
@@ -852,14 +932,17 @@ def test_files_without_video(tmp_path, content, message):
         list(read_frames(tmp_path / "missing.mp4"))
 
 
-def test_sound_is_no_video(tmp_path):
-    path = tmp_path / "sound.wav"
+@pytest.mark.parametrize(
+    ("name", "message"), [("sound.mov", "holds no video"), ("sound.wav", "none of the formats")]
+)
+def test_sound_is_no_video(tmp_path, name, message):
+    path = tmp_path / name
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), "s16", "mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
-    with pytest.raises(VideoFileError, match="holds no video"):
+    with pytest.raises(VideoFileError, match=message):
         list(read_frames(path))
 
 
@@ -918,3 +1001,187 @@ def test_frames_that_change_in_size(tmp_path):
     path.write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
     with pytest.raises(VideoFileError, match="frames change from 48 x 64 pixels to 64 x 64"):
         list(read_frames(path))
+
+
+LISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile 'other.ts'\n",
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 26\n",
+    "xspf": "<playlist><trackList><track><location>other.ts</location></track></trackList>",
+    "txt": "other.ts\n",
+}
+
+
+@pytest.mark.parametrize("name", ["list.{}", "list.mp4", "list.avi", "list.ts"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_files_is_not_followed(tmp_path, monkeypatch, kind, name):
+    monkeypatch.chdir(tmp_path)
+    write_video("other.ts", walk(9), "mpeg2video", pix_fmt="yuv420p")
+    assert len(list(read_frames("other.ts"))) == 9
+    name = name.format(kind)
+    (tmp_path / name).write_text(LISTS[kind])
+    with pytest.raises(VideoFileError, match=r"none of the formats.*lists of files are refused"):
+        next(read_frames(name))
+
+
+def test_pictures_are_not_followed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("0.png", walk(1), "png")
+    write_video("1.png", walk(1), "png")
+    with pytest.raises(VideoFileError, match="none of the formats"):
+        next(read_frames("0.png"))
+    with pytest.raises(FileNotFoundError):
+        next(read_frames("%d.png"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names")
+@pytest.mark.parametrize(
+    "name", ["a:b.mkv", "2026-11-25T10:00:00.mkv", "http:a.mkv", "concat:a|b.mkv", "pipe:0", "-"]
+)
+def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_video("plain.mkv", walk(3))
+    os.rename("plain.mkv", name)
+    np.testing.assert_array_equal(list(read_frames(name)), walk(3))
+
+
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Addresses are not opened"):
+        next(read_frames("http://127.0.0.1/camera.mp4"))
+    with pytest.raises(VideoFileError, match="is a folder"):
+        next(read_frames(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe_is_read(tmp_path):
+    write_video(tmp_path / "clip.mkv", walk(5))
+    os.mkfifo(tmp_path / "pipe")
+    content = (tmp_path / "clip.mkv").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[content])
+    writer.start()
+    np.testing.assert_array_equal(list(read_frames(tmp_path / "pipe")), walk(5))
+    writer.join()
+
+
+@pytest.mark.parametrize(("first", "n_shown"), [(7, 13), (0, 8), (12, 3)])
+def test_a_trimmed_file_is_read_as_it_is_shown(tmp_path, first, n_shown):
+    path = tmp_path / "clip.mp4"
+    write_video(
+        path, walk(20), "mpeg4", pix_fmt="yuv420p", gop_size=5, options={"movflags": "faststart"}
+    )
+    whole = list(read_frames(path))
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"elst") + 12  # of its edit list: duration in ms, first time in ticks
+    ticks = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)[0]
+    struct.pack_into(">Ii", content, entry, 100 * n_shown, first * ticks // 10)
+    path.write_bytes(content)
+    frames, texts = warned(lambda: list(read_frames(path)))
+    assert not texts
+    np.testing.assert_array_equal(frames, whole[first : first + n_shown])
+    path.write_bytes(content[: -len(content) // 4])
+    with pytest.raises(VideoFileError, match="cannot be read beyond"):
+        list(read_frames(path))
+
+
+def test_an_avi_file_with_dropped_frames(tmp_path):
+    times = [0, 1, 2, 3, 9, 10, 14, 15, 16]
+    write_video(tmp_path / "clip.avi", walk(9), times=times)
+    frames, (text,) = warned(lambda: list(read_frames(tmp_path / "clip.avi")))
+    np.testing.assert_array_equal(frames, walk(9))
+    assert "frames are missing. 8 were dropped" in text
+    content = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "clip.avi").write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(VideoFileError, match="cannot be read beyond"):
+        list(read_frames(tmp_path / "clip.avi"))
+
+
+def test_frames_at_uneven_times_are_not_missing(tmp_path):
+    times = np.cumsum([0, 1, 1, 7, 1, 2, 1, 30, 1])
+    for name in ("clip.mkv", "clip.mp4"):
+        write_video(tmp_path / name, walk(9), times=times.tolist())
+        frames, texts = warned(lambda name=name: list(read_frames(tmp_path / name)))
+        assert not texts
+        np.testing.assert_array_equal(frames, walk(9))
+
+
+def test_a_matroska_file_cut_short(tmp_path):
+    write_video(tmp_path / "clip.mkv", walk(20))
+    content = (tmp_path / "clip.mkv").read_bytes()
+    (tmp_path / "clip.mkv").write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(VideoFileError, match="it ends too early"):
+        list(read_frames(tmp_path / "clip.mkv"))
+
+
+def transport_stream(path, n_b_frames=0):
+    """Write a transport stream with a key frame every ten; returns its frames."""
+    settings = {"gop_size": 10, "max_b_frames": n_b_frames, "bit_rate": 10**6}
+    write_video(path, walk(40, (96, 128)), "mpeg2video", pix_fmt="yuv420p", **settings)
+    frames, texts = warned(lambda: list(read_frames(path)))
+    assert (len(frames), texts) == (40, [])
+    return frames
+
+
+@pytest.mark.parametrize("n_b_frames", [0, 2])
+@pytest.mark.parametrize("first", [1, 7, 14])
+def test_a_transport_stream_that_begins_between_key_frames(tmp_path, n_b_frames, first):
+    whole = transport_stream(tmp_path / "whole.ts", n_b_frames)
+    with (
+        av.open(str(tmp_path / "whole.ts")) as source,
+        av.open(str(tmp_path / "part.ts"), "w") as part,
+    ):
+        stream = part.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size][first:]
+        for packet in packets:
+            packet.stream = stream
+        key = next(packet.pts for packet in packets if packet.is_keyframe)
+        n_missing = sum(packet.pts < key for packet in packets)
+        part.mux(packets)
+    frames, (text,) = warned(lambda: list(read_frames(tmp_path / "part.ts")))
+    assert len(frames) == len(packets) - n_missing
+    assert f"frames are missing. {n_missing} were" in text
+    np.testing.assert_array_equal(frames, whole[-len(frames) :])
+
+
+@pytest.mark.parametrize("n_b_frames", [0, 2])
+def test_a_transport_stream_that_lost_packets(tmp_path, n_b_frames):
+    whole = transport_stream(tmp_path / "clip.ts", n_b_frames)
+    content = (tmp_path / "clip.ts").read_bytes()
+    packets = [content[start : start + 188] for start in range(0, len(content), 188)]
+    # Three in a row where no frame begins, whose own packet would be lost then, too.
+    begins = [bool(packet[1] & 0x40) for packet in packets]
+    lost = next(n for n in range(len(packets) // 2, len(packets)) if not any(begins[n : n + 3]))
+    (tmp_path / "clip.ts").write_bytes(b"".join(packets[:lost] + packets[lost + 3 :]))
+    frames, (text,) = warned(lambda: list(read_frames(tmp_path / "clip.ts")))
+    assert 20 <= len(frames) < 40
+    assert f"frames are missing. {40 - len(frames)} were" in text
+    assert {frame.tobytes() for frame in frames} < {frame.tobytes() for frame in whole}
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1, axes=(1, 2))),
+        ((-1, 0, 0, -1), lambda frame: frame[:, ::-1, ::-1]),
+        ((0, -1, 1, 0), lambda frame: np.rot90(frame, 1, axes=(1, 2))),
+        ((-1, 0, 0, 1), lambda frame: frame[:, :, ::-1]),
+        ((1, 0, 0, -1), lambda frame: frame[:, ::-1]),
+        ((0, 1, 1, 0), lambda frame: frame.swapaxes(1, 2)),
+    ],
+)
+def test_frames_are_turned_as_a_player_shows_them(tmp_path, matrix, shown):
+    path = tmp_path / "clip.mp4"
+    write_video(path, walk(3), "mpeg4", pix_fmt="yuv420p")
+    stored = {gray: list(read_frames(path, gray=gray)) for gray in (True, False)}
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    for number, value in zip((0, 1, 3, 4), matrix, strict=True):
+        struct.pack_into(">i", content, place + 4 * number, value << 16)
+    path.write_bytes(content)
+    for gray, frames in stored.items():
+        read = list(read_frames(path, gray=gray))
+        np.testing.assert_array_equal(read, [shown(frame) for frame in frames])
+        assert min(read[0].strides) >= 0  # PyTorch takes no others
+    small = next(read_frames(path, size=(30, 20)))
+    assert small.shape == (1, 30, 20)
+    turned_back = shown(np.arange(6).reshape(1, 2, 3)).shape
+    assert read[0].shape[1:] == ((48, 64) if turned_back == (1, 2, 3) else (64, 48))

@@ -26,8 +26,9 @@ Optical flow and `read_frames` need ``pip install 'sklearn_g2d[video]'``.
 from sklearn_g2d.video._channels import Foreground, ForegroundMotion, MotionChannels, OpticalFlow
 from sklearn_g2d.video._clips import smooth_over_time, split_clips
 from sklearn_g2d.video._detector import ClipDetector
+from sklearn_g2d.video._files import read_frames
 from sklearn_g2d.video._patches import FramePatches, PatchMotion
-from sklearn_g2d.video._streams import read_frames, stream_channels
+from sklearn_g2d.video._streams import stream_channels
 
 __all__ = [
     "ClipDetector",

@@ -280,7 +280,8 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         ----------
         frames : iterable of array-like of shape (channels, height, width)
             Frames of one clip, as from `read_frames`. An error ends the stream; what was given
-            before stays valid.
+            before stays valid. Frames that stay equal for two seconds, as of a frozen camera, are
+            warned of once: see `stream_channels`.
 
         Yields
         ------
