@@ -1157,6 +1157,16 @@ def test_a_transport_stream_that_lost_packets(tmp_path, n_b_frames):
     assert {frame.tobytes() for frame in frames} < {frame.tobytes() for frame in whole}
 
 
+def test_joined_transport_streams(tmp_path):
+    whole = transport_stream(tmp_path / "clip.ts")
+    content = (tmp_path / "clip.ts").read_bytes()
+    (tmp_path / "clip.ts").write_bytes(2 * content)
+    frames, (text,) = warned(lambda: list(read_frames(tmp_path / "clip.ts")))
+    # FFmpeg cannot tell a joint from packets that are lost.
+    np.testing.assert_array_equal(frames, whole[:38] + whole)
+    assert "frames are missing. 2 were" in text
+
+
 @pytest.mark.parametrize(
     ("matrix", "shown"),
     [

@@ -198,17 +198,19 @@ class _Decoder:
         context.options = {"err_detect": "crccheck+explode"}
         # Only in a transport stream packets are lost; elsewhere the file is cut off.
         is_lossy = self.container.format.name == "mpegts"
-        has_key = in_gap = False
+        has_key = in_gap = marked = False
         for packet in self.container.demux(self.stream):
             if packet.size:  # else it is the end, where the decoder gives what it holds back
                 self.n_packets += 1
-                if packet.is_corrupt and has_key:
+                # FFmpeg may mark the packet before the one that is corrupt.
+                is_corrupt, marked = packet.is_corrupt or marked, packet.is_corrupt
+                if is_corrupt and has_key:
                     yield from self._sound(context.decode(None))
                     context.flush_buffers()
                     has_key = self._has_begun = False
                     self._expected.clear()
-                has_key = has_key or (packet.is_keyframe and not packet.is_corrupt)
-                self.ends_early = packet.is_corrupt or not (has_key or is_lossy)
+                has_key = has_key or (packet.is_keyframe and not is_corrupt)
+                self.ends_early = is_corrupt or not (has_key or is_lossy)
                 if not has_key:
                     in_gap = True
                     self._n_left_out += not packet.is_discard
