@@ -19,7 +19,7 @@ from sklearn.callback import CallbackContext, CallbackSupportMixin, with_callbac
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d import export, persistence
 from sklearn_g2d.calibration import conformal_p_values, conformal_threshold
@@ -32,7 +32,8 @@ from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Losses, Trainer
 from sklearn_g2d.utils.files import File
 from sklearn_g2d.utils.images import ImageShape, as_rows
-from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
+from sklearn_g2d.utils.inputs import plain, validate
+from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 
@@ -376,16 +377,20 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Check rows or images; returns rows, which are views of images."""
         known = self.image_shape if reset else self.image_shape_
-        name = type(self).__name__
-        rows, image_shape = as_rows(X, known, name=name, fitted=not reset)
-        n = 2 if reset else 1
-        rows = validate_data(
-            self, rows, reset=reset, dtype=NUMBERS, ensure_all_finite=False, ensure_min_samples=n
+        X = plain(X)
+        rows, image_shape = as_rows(X, known, name=type(self).__name__, fitted=not reset)
+        given_as_images = rows is not X
+        rows = validate(
+            self,
+            rows,
+            reset=reset,
+            dtype=NUMBERS,
+            ensure_min_samples=2 if reset else 1,
+            of_images=image_shape is not None,
         )
-        check_finite(rows, name)
         if reset:
             self.image_shape_ = image_shape
-            self._given_as_images = rows is not X
+            self._given_as_images = given_as_images
         return rows
 
     def _validate_training(self, X: ArrayLike) -> NDArray[Any]:

@@ -49,7 +49,10 @@ def with_cell(X, value):
         (lambda X: with_cell(X, np.inf), "contains infinity"),
         (lambda X: sparse.csr_array(X), "Sparse data was passed"),
         (lambda X: X + 1j, "Complex data not supported"),
-        (lambda X: X.astype(str).astype(object) + "cm", "could not convert string to float"),
+        (
+            lambda X: X.astype(str).astype(object) + "cm",
+            r"text in 4 of 4 columns \(0, 1, 2, 3\): encode it by OneHotEncoder",
+        ),
         (lambda X: X[:1], "1 sample.* while a minimum of 2 is required"),
         (lambda X: X[:0], "0 sample"),
         (lambda X: X[:, :0], "0 feature"),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sklearn_g2d.errors import VideoFileError
+from sklearn_g2d.utils.inputs import plain
 from sklearn_g2d.video._clips import ClipTransformer
 
 
@@ -137,7 +138,7 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
     kept: deque[NDArray[Any]] = deque(maxlen=n_kept)
     n_frames = 0
     for given in frames:
-        frame = np.asarray(given)
+        frame = np.asarray(plain(given, f"Frame {n_frames}"))
         if frame.ndim != 3:
             raise ValueError(
                 f"Frame {n_frames} has shape {frame.shape}, but frames are (channels, height, "
