@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
@@ -34,6 +34,7 @@ from sklearn_g2d.utils.files import File
 from sklearn_g2d.utils.images import ImageShape, as_rows
 from sklearn_g2d.utils.inputs import plain, validate
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
+from sklearn_g2d.utils.parts import EstimatorOfParts
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 
@@ -47,14 +48,11 @@ _SCORING_BATCH_ROWS = 8192
 _SCORING_BATCH_CELLS = 2**24
 
 
-class BaseDetector(OutlierMixin, BaseEstimator, ABC):
+class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
     """Learns normal samples, then scores new ones, higher = more normal.
 
     A subclass sets `offset_` and `calibration_scores_` in `fit`.
     """
-
-    # What stands in for a part that is None when one of its own parameters is set.
-    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
@@ -72,26 +70,6 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
     @abstractmethod
     def _score_validated(self, X: Any) -> NDArray[np.float64]:
         """Score checked samples, higher = more normal."""
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, also of the parts that a detector is put together from.
-
-        Parameters
-        ----------
-        **params
-            By name; ``generator__spread=1`` sets the parameter `spread` of the part `generator`. A
-            part that is None becomes its default first.
-
-        Returns
-        -------
-        self
-        """
-        for name in list(params):
-            part, _, nested = name.partition("__")
-            is_part = nested and part in self._default_parts
-            if is_part and params.get(part, getattr(self, part)) is None:
-                params[part] = self._default_parts[part]()
-        return super().set_params(**params)
 
     @shielded()
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:

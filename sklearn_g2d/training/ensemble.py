@@ -207,6 +207,11 @@ class OwnModules(StorableModule):
         seed: int | None = None,
         **config: Any,
     ) -> None:
+        if isinstance(factory, nn.Module):
+            raise TypeError(
+                "A network must be a callable that builds a torch.nn.Module, for every fit starts "
+                f"anew; got the module {type(factory).__name__}(...)."
+            )
         seeded = globally_seeded(rng or torch.Generator(), seed)
         with seeded as seed, torch.device("cpu"), float32_by_default():
             members = [factory(*arguments) for _ in range(n_members)]
