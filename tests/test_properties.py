@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -134,6 +135,39 @@ def frame(X):
     return pd.DataFrame(X) if X.ndim == 2 and X.dtype.kind in "biufO" else X
 
 
+def frame_of(package):
+    """Other frames of what is a pandas frame of plain numbers; dask's have several parts."""
+
+    def convert(X):
+        if X.ndim != 2 or X.dtype.kind not in "biuf" or X.dtype in (np.float16, np.longdouble):
+            return X
+        given = pd.DataFrame(
+            X.astype(X.dtype.newbyteorder("=")), columns=[*map(str, range(X.shape[1]))]
+        )
+        if package == "nullable":
+            return given.convert_dtypes(convert_string=False)
+        module = pytest.importorskip({"dask": "dask.dataframe"}.get(package, package))
+        if package == "polars":
+            return module.DataFrame({name: given[name].to_numpy() for name in given})
+        if package == "pyarrow":
+            return module.Table.from_pandas(given, preserve_index=False)
+        return module.from_pandas(given, npartitions=2) if X.size else given
+
+    convert.__name__ = package
+    return convert
+
+
+def tensor(X):
+    try:
+        return torch.from_numpy(X.astype(X.dtype.newbyteorder("=")))
+    except TypeError:  # of a type that PyTorch does not have
+        return X
+
+
+def unmasked(X):
+    return np.ma.array(X, mask=np.zeros(X.shape, dtype=bool))
+
+
 EQUAL_ARRAYS = [
     np.ascontiguousarray,
     np.asfortranarray,
@@ -143,6 +177,9 @@ EQUAL_ARRAYS = [
     swapped_bytes,
     memory_map,
     frame,
+    *map(frame_of, ("nullable", "polars", "pyarrow", "dask")),
+    tensor,
+    unmasked,
     np.ndarray.tolist,
 ]
 

@@ -37,7 +37,7 @@ class EstimatorOfParts(BaseEstimator):
         return super().set_params(**params)
 
     def _validate_params(self) -> None:
-        """Check parameters, also that none is a class of estimators; that of a module may be one."""
+        """Check parameters, also that none is a class of estimators; a factory may be a class."""
         for name, value in self.get_params().items():
             if isinstance(value, type) and (hasattr(value, "get_params") or hasattr(value, "fit")):
                 raise ValueError(
