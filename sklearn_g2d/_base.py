@@ -78,7 +78,7 @@ class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            A memory map is read in blocks.
+            Also a frame of pandas, polars, pyarrow or dask. A memory map is read in blocks.
 
         Returns
         -------
@@ -88,7 +88,9 @@ class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity, or its columns are not those of `fit`.
+            If `X` holds what is not a finite number, or its columns are not those of `fit`.
+        TypeError
+            If `X` is something else than rows or images.
         """
         check_is_fitted(self)
         scores = self._score_validated(self._validate(X, reset=False))
@@ -313,7 +315,8 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Normal rows or images, at least two, without NaN, infinity or text.
+            Normal rows or images, at least two, also as a frame of pandas, polars, pyarrow or dask;
+            without NaN, infinity or text.
         y : ignored
             Labels are not used.
 

@@ -253,6 +253,10 @@ REFUSED_TABLES = {
         lambda X: pd.DataFrame(X, columns=["a", "a", "b"]),
         "'a' 2 times. Rename the columns",
     ),
+    "complex numbers": (
+        column_of([1j, 2j]),
+        r"complex numbers in 1 of 2 columns \('b'\): pass their real and imaginary parts",
+    ),
     "lazy": (with_polars(lambda pl: pl.LazyFrame({"a": [1, 2]})), r"LazyFrame.*pass X.collect\(\)"),
     "no columns": (lambda X: pd.DataFrame(index=range(4)), r"0 feature\(s\)"),
     "nothing": (lambda X: pd.DataFrame(), r"0 sample\(s\)"),

@@ -30,9 +30,10 @@ _BLOCK_ROWS = 1000
 _ENCODE = "encode {} by OneHotEncoder or OrdinalEncoder before {{}}"
 _REMEDIES = {
     "text": _ENCODE.format("it"),
-    "categories": _ENCODE.format("them") + ", or, if they are numbers, pass X.astype(float)",
+    "categories": _ENCODE.format("them") + ", or convert them if they are numbers",
     "dates or times": "turn them into numbers before {}, such as days since a fixed date",
-    "missing values": "fill them by SimpleImputer before {}, or leave their rows out",
+    "missing values": "fill them by SimpleImputer before {}, or leave such rows out",
+    "complex numbers": "pass their real and imaginary parts as columns",
     "sparse values": "pass X.sparse.to_dense()",
     "lists or arrays": "give every number a column, or pass images as one array (n_samples, "
     "channels, height, width)",
@@ -51,6 +52,8 @@ def plain(X: Any, name: str = "X") -> Any:
         return check_array(X, input_name=name)  # raises, and says how to make it dense
     if package in ("dask", "dask_expr") and hasattr(X, "compute"):
         return plain(X.compute(), name)
+    if package == "narwhals" and hasattr(X, "to_native"):
+        return plain(X.to_native(), name)
     if package == "pyarrow" and kind == "RecordBatch":
         return sys.modules["pyarrow"].Table.from_batches([X])
     if package == "polars" and kind == "LazyFrame":
@@ -172,7 +175,7 @@ def _trouble(x: Any) -> tuple[str, str] | None:
     pixels = "np.moveaxis(np.asarray({}.convert('RGB')), -1, 0)"
     if isinstance(x, torch.Tensor):
         return _trouble_of_tensor(x)
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+    if isinstance(x, np.ma.MaskedArray) and x.dtype.names is None and np.ma.is_masked(x):
         hidden = f"a masked array that hides {np.ma.count_masked(x)} of {x.size} values"
         return hidden, "{}.filled(value)"
     if is_picture(type(x)):
@@ -244,8 +247,9 @@ def _problems_of_column(column: nw.Series[Any]) -> set[str]:
     if dtype.is_nested():
         return {"lists or arrays"}
     native = column.to_native()
-    if str(getattr(native, "dtype", "")).startswith("Sparse"):
-        return {"sparse values"}
+    native_dtype = str(getattr(native, "dtype", ""))
+    if native_dtype.startswith(("Sparse", "complex")):
+        return {"sparse values" if native_dtype[0] == "S" else "complex numbers"}
     return _problems_of_cells(native.to_list() if hasattr(native, "to_list") else column.to_list())
 
 
@@ -319,7 +323,7 @@ def _not_finite(X: NDArray[Any], names: Any, name: str, of_images: bool) -> str:
     else:
         where = _count([names[i] for i in found], X.shape[1], "column")
         remedy = "fill it by SimpleImputer" if what == "NaN" else "clip it by np.clip"
-        remedy = f"{remedy} before {name}, or leave their rows out"
+        remedy = f"{remedy} before {name}, or leave such rows out"
     return f"Input X contains {what} in {where}: {remedy}."
 
 
