@@ -98,12 +98,12 @@ def validate(
         with suppress(ValueError):  # which scikit-learn raises again
             X = np.asarray(X)
     if nw.dependencies.is_into_dataframe(X):
-        columns = _columns(X)
-        if not columns:
+        frame = _frame(X)
+        if not frame.columns:
             X = np.empty((len(X), 0))  # of which scikit-learn says that it has no features
         elif not reset:
             validate_data(estimator, X, reset=False, skip_check_array=True)  # compares names
-        _check_columns(columns, name)
+        _check_columns(frame, name)
     elif isinstance(X, np.ndarray):
         _check_dtype(X, name)
     rows = validate_data(
@@ -217,9 +217,9 @@ def _trouble_of_tensor(x: torch.Tensor) -> tuple[str, str] | None:
 # Tables
 
 
-def _columns(X: Any) -> list[nw.Series[Any]]:
+def _frame(X: Any) -> nw.DataFrame[Any]:
     try:
-        return list(nw.from_native(X, eager_only=True).iter_columns())
+        return nw.from_native(X, eager_only=True)
     except ValueError as error:  # names that are not unique
         raise ValueError(
             f"{' '.join(str(error).split())}. Rename the columns of X, so that each has its own "
@@ -227,19 +227,19 @@ def _columns(X: Any) -> list[nw.Series[Any]]:
         ) from None
 
 
-def _check_columns(columns: list[nw.Series[Any]], name: str) -> None:
-    """Raise ValueError if columns of a data frame are not numbers, by their types or cells."""
+def _check_columns(frame: nw.DataFrame[Any], name: str) -> None:
+    """Raise ValueError if columns are not numbers, by their types or cells."""
     problems: dict[str, list[Any]] = {}
-    for column in columns:
-        for problem in _problems_of_column(column):
-            problems.setdefault(problem, []).append(column.name)
-    _refuse(problems, len(columns), name)
+    for number, (column, dtype) in enumerate(frame.schema.items()):
+        if dtype.is_numeric() or dtype == nw.Boolean:
+            continue  # missing ones will be NaN
+        for problem in _problems_of_column(frame[:, number]):
+            problems.setdefault(problem, []).append(column)
+    _refuse(problems, len(frame.columns), name)
 
 
 def _problems_of_column(column: nw.Series[Any]) -> set[str]:
     dtype = column.dtype
-    if dtype.is_numeric() or dtype == nw.Boolean:
-        return set()  # missing ones will be NaN
     if dtype.is_temporal():
         return {"dates or times"}
     if dtype in (nw.Categorical, nw.Enum):
@@ -324,7 +324,8 @@ def _not_finite(X: NDArray[Any], names: Any, name: str, of_images: bool) -> str:
         where = _count([names[i] for i in found], X.shape[1], "column")
         remedy = "fill it by SimpleImputer" if what == "NaN" else "clip it by np.clip"
         remedy = f"{remedy} before {name}, or leave such rows out"
-    return f"Input X contains {what} in {where}: {remedy}."
+    shown = "NaN (missing values)" if what == "NaN" else what
+    return f"Input X contains {shown} in {where}: {remedy}."
 
 
 def _count(found: list[Any], n: int, what: str) -> str:
