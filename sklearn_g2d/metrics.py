@@ -1,43 +1,81 @@
 """Metrics for outlier detectors, with the outliers as the class of interest.
 
-Everywhere in this module labels are scikit-learn's (+1 inlier, -1 outlier) and
-scores are a detector's ``decision_function`` or ``score_samples`` (**higher = more
-normal**). The pixel metrics at the end take anomaly maps, whose sign is the opposite
+Scores are a detector's ``decision_function`` or ``score_samples`` (**higher = more normal**).
+The pixel metrics at the end take anomaly maps, whose sign is the opposite
 (**higher = more anomalous**), because that is what ``anomaly_map`` returns.
+
+`y_true` names the outliers in one of these ways:
+
+- scikit-learn's numbers: +1 is an inlier, **-1 an outlier**;
+- PyOD's numbers: 0 is an inlier, **1 an outlier**; labels that are all 1 are read as
+  scikit-learn's, so as inliers;
+- booleans: **True is an outlier**;
+- any two labels, for instance texts, with `pos_label`: the label of the **outliers**.
+
+`sample_weight` counts a row, in any metric, as often as its weight says.
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import joblib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    make_scorer,
-    roc_auc_score,
-    roc_curve,
+from sklearn.base import is_classifier
+from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
+from sklearn.metrics._scorer import _SCORERS, _Scorer
+from sklearn.pipeline import Pipeline
+from sklearn.utils import (
+    assert_all_finite,
+    check_array,
+    check_consistent_length,
+    column_or_1d,
 )
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.validation import _check_sample_weight
 
 __all__ = [
     "SCORERS",
     "equal_error_rate",
+    "make_scorers",
     "outlier_average_precision_score",
     "outlier_f1_score",
     "outlier_roc_auc_score",
     "per_region_overlap_auc",
     "pixel_level_equal_error_rate",
+    "register_scorers",
 ]
 
+PosLabel: TypeAlias = bool | int | float | str | None
 
-def outlier_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
+
+def outlier_roc_auc_score(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    pos_label: PosLabel = None,
+) -> float:
     """Area under the ROC curve of finding the outliers.
 
     Parameters
     ----------
-    y_true, y_score : array-like of shape (n_samples,)
-        +1 for inliers and -1 for outliers, which must both occur; scores, higher = more normal.
+    y_true : array-like of shape (n_samples,)
+        Labels in one of the module's encodings (-1, 1 or True is an outlier); both kinds occur.
+    y_score : array-like of shape (n_samples,)
+        Scores, **higher = more normal**.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the rows, not negative; None weighs all alike.
+    pos_label : bool, int, float or str, default=None
+        Label of the outliers; None for labels whose meaning is known.
 
     Returns
     -------
@@ -48,7 +86,8 @@ def outlier_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If a label is neither +1 nor -1, or only one kind occurs.
+        If the labels are in none of the encodings, are texts without `pos_label`, or are all
+        of one kind where rows have weight.
 
     Examples
     --------
@@ -56,16 +95,29 @@ def outlier_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     >>> outlier_roc_auc_score([1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1])
     0.75
     """
-    return float(roc_auc_score(*_check_outlier_scores(y_true, y_score)))
+    outlier, score, weight = _check_outlier_scores(y_true, y_score, sample_weight, pos_label)
+    return float(roc_auc_score(outlier, score, sample_weight=weight))
 
 
-def outlier_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
+def outlier_average_precision_score(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    pos_label: PosLabel = None,
+) -> float:
     """Average precision (area under precision-recall) of finding the outliers.
 
     Parameters
     ----------
-    y_true, y_score : array-like of shape (n_samples,)
-        +1 for inliers and -1 for outliers, which must both occur; scores, higher = more normal.
+    y_true : array-like of shape (n_samples,)
+        Labels in one of the module's encodings (-1, 1 or True is an outlier); both kinds occur.
+    y_score : array-like of shape (n_samples,)
+        Scores, **higher = more normal**.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the rows, not negative; None weighs all alike.
+    pos_label : bool, int, float or str, default=None
+        Label of the outliers; None for labels whose meaning is known.
 
     Returns
     -------
@@ -75,7 +127,8 @@ def outlier_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> fl
     Raises
     ------
     ValueError
-        If a label is neither +1 nor -1, or only one kind occurs.
+        If the labels are in none of the encodings, are texts without `pos_label`, or are all
+        of one kind where rows have weight.
 
     Examples
     --------
@@ -83,16 +136,29 @@ def outlier_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> fl
     >>> round(outlier_average_precision_score([1, 1, -1, -1], [0.9, 0.1, 0.5, 0.2]), 3)
     0.583
     """
-    return float(average_precision_score(*_check_outlier_scores(y_true, y_score)))
+    outlier, score, weight = _check_outlier_scores(y_true, y_score, sample_weight, pos_label)
+    return float(average_precision_score(outlier, score, sample_weight=weight))
 
 
-def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
+def equal_error_rate(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    pos_label: PosLabel = None,
+) -> float:
     """Error rate at the threshold where false alarms and misses are equally frequent.
 
     Parameters
     ----------
-    y_true, y_score : array-like of shape (n_samples,)
-        +1 for inliers and -1 for outliers, which must both occur; scores, higher = more normal.
+    y_true : array-like of shape (n_samples,)
+        Labels in one of the module's encodings (-1, 1 or True is an outlier); both kinds occur.
+    y_score : array-like of shape (n_samples,)
+        Scores, **higher = more normal**.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the rows, not negative; None weighs all alike.
+    pos_label : bool, int, float or str, default=None
+        Label of the outliers; None for labels whose meaning is known.
 
     Returns
     -------
@@ -104,7 +170,8 @@ def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If a label is neither +1 nor -1, or only one kind occurs.
+        If the labels are in none of the encodings, are texts without `pos_label`, or are all
+        of one kind where rows have weight.
 
     Examples
     --------
@@ -112,10 +179,16 @@ def equal_error_rate(y_true: ArrayLike, y_score: ArrayLike) -> float:
     >>> equal_error_rate([1, 1, -1, -1], [0.9, 0.4, 0.5, 0.1])
     0.5
     """
-    return _equal_error_rate(*_check_outlier_scores(y_true, y_score))
+    return _equal_error_rate(*_check_outlier_scores(y_true, y_score, sample_weight, pos_label))
 
 
-def outlier_f1_score(y_true: ArrayLike, y_pred: ArrayLike) -> float:
+def outlier_f1_score(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    pos_label: PosLabel = None,
+) -> float:
     """F1 score of the outliers.
 
     scikit-learn's ``scoring="f1"`` takes +1 as the positive class and therefore scores
@@ -123,14 +196,25 @@ def outlier_f1_score(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
     Parameters
     ----------
-    y_true, y_pred : array-like of shape (n_samples,)
-        +1 for inliers, -1 for outliers, as ``predict`` returns them.
+    y_true : array-like of shape (n_samples,)
+        Labels in one of the module's encodings (-1, 1 or True is an outlier); both kinds occur.
+    y_pred : array-like of shape (n_samples,)
+        Predictions: +1 for inliers and -1 for outliers, as ``predict`` returns them, whatever
+        the encoding of `y_true`; or booleans, True for outliers; or texts, with `pos_label`.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the rows, not negative; None weighs all alike.
+    pos_label : bool, int, float or str, default=None
+        Label of the outliers; None for labels whose meaning is known.
 
     Returns
     -------
     float
-        Harmonic mean of precision and recall of the label -1; 0 when nothing is
-        flagged.
+        Harmonic mean of precision and recall of the outliers; 0 when nothing is flagged.
+
+    Raises
+    ------
+    ValueError
+        As the other metrics of labels do; if numbers in `y_pred` are neither +1 nor -1.
 
     Examples
     --------
@@ -140,27 +224,136 @@ def outlier_f1_score(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     >>> outlier_f1_score([1, 1, 1, -1, -1], [1, 1, 1, 1, 1])  # nothing is flagged
     0.0
     """
-    _check_labels(y_true, "y_true")
-    _check_labels(y_pred, "y_pred")
-    return float(f1_score(y_true, y_pred, pos_label=-1, zero_division=0.0))
+    flagged = _is_outlier(y_pred, "y_pred", pos_label, predicted=True)
+    outlier, weight = _check_outliers(y_true, sample_weight, pos_label)
+    return float(f1_score(outlier, flagged, sample_weight=weight, zero_division=0.0))
 
 
-SCORERS = {
-    "outlier_roc_auc": make_scorer(outlier_roc_auc_score, response_method="decision_function"),
-    "outlier_average_precision": make_scorer(
-        outlier_average_precision_score, response_method="decision_function"
-    ),
-    "outlier_f1": make_scorer(outlier_f1_score),
-    "neg_equal_error_rate": make_scorer(
-        equal_error_rate, response_method="decision_function", greater_is_better=False
-    ),
-}
+class _OutlierScorer(_Scorer):
+    """Scorer as of `make_scorer` that knows detectors: whose signs it takes, when it is nan."""
+
+    def __init__(
+        self, name: str, metric: Callable, method: str, sign: int, pos_label: PosLabel
+    ) -> None:
+        kwargs = {} if pos_label is None else {"pos_label": pos_label}
+        super().__init__(metric, sign, kwargs, method)
+        self.__name__ = name
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in self._kwargs.items()]
+        origin = f"make_scorers({given[0]})" if given else "SCORERS"
+        return f"{origin}[{self.__name__!r}]"
+
+    def _get_pos_label(self) -> None:
+        # It would turn the scores of a classifier to the outliers.
+        return None
+
+    def _score(
+        self, method_caller: Callable, estimator: Any, X: Any, y_true: Any, **kwargs: Any
+    ) -> float:
+        given = {**self._kwargs, **kwargs}
+        pos_label = given.get("pos_label")
+        _check_signs(estimator, pos_label)
+        try:
+            # First, because scores of rows may take long, for instance of all training rows.
+            _check_outliers(y_true, given.get("sample_weight"), pos_label)
+        except _OneKindError as error:
+            _warn_once_a_search(
+                f"{error} The scores of such rows are nan. Training folds of NormalOnlySplit hold "
+                "no outliers on purpose, so that they have no training score."
+            )
+            return np.nan
+        return float(super()._score(method_caller, estimator, X, y_true, **kwargs))
+
+
+def make_scorers(pos_label: PosLabel = None) -> dict[str, Any]:
+    """Make the scorers anew, for labels of your own or for requests of metadata.
+
+    Scorers take labels as the metrics do, and `sample_weight`: alone as an argument, in a
+    search by scikit-learn's metadata routing and ``set_score_request(sample_weight=True)``,
+    which changes the scorer itself.
+    Where rows of one kind only are to be scored, as the training rows of
+    `sklearn_g2d.model_selection.NormalOnlySplit`, a scorer gives nan, and a search warns once.
+
+    Parameters
+    ----------
+    pos_label : bool, int, float or str, default=None
+        Label of the outliers; None for labels whose meaning is known.
+
+    Returns
+    -------
+    dict of str to scorer
+        "outlier_roc_auc", "outlier_average_precision", "outlier_f1" and
+        "neg_equal_error_rate"; higher is better for each.
+
+    See Also
+    --------
+    SCORERS : The same, made once for labels whose meaning is known.
+
+    Notes
+    -----
+    A scorer raises ValueError for what the metrics do, apart from rows of one kind, and TypeError
+    for detectors whose scores have other signs: those of PyOD, which
+    ``sklearn_g2d.adapters.FromPyOD`` turns, and classifiers of other classes than -1 and +1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn_g2d.metrics import make_scorers
+    >>> X, y = np.array([[0.0], [0.1], [0.2], [9.0]]), ["fine", "fine", "fine", "broken"]
+    >>> detector = IsolationForest(random_state=0).fit(X)
+    >>> make_scorers(pos_label="broken")["outlier_roc_auc"](detector, X, y)
+    1.0
+    """
+    scorers: dict[str, tuple[Callable, str, int]] = {
+        "outlier_roc_auc": (outlier_roc_auc_score, "decision_function", 1),
+        "outlier_average_precision": (outlier_average_precision_score, "decision_function", 1),
+        "outlier_f1": (outlier_f1_score, "predict", 1),
+        "neg_equal_error_rate": (equal_error_rate, "decision_function", -1),
+    }
+    return {name: _OutlierScorer(name, *how, pos_label) for name, how in scorers.items()}
+
+
+SCORERS = make_scorers()
 """Scorers by name: ``scoring=SCORERS["outlier_roc_auc"]`` for one of them, or
 ``scoring=SCORERS, refit="outlier_roc_auc"`` for all at once."""
 
 
+def register_scorers() -> None:
+    """Make scikit-learn know `SCORERS` by name, as in ``scoring="outlier_roc_auc"``.
+
+    Call it once in a program, before the names are used; further calls change nothing.
+    scikit-learn offers no way to register a scorer, so that this changes a dictionary of it that
+    is not public, and the lists of names that its functions check `scoring` against. Worker
+    processes do not inherit that: a search *inside* of what `n_jobs` distributes needs the
+    scorer itself, ``scoring=SCORERS["outlier_roc_auc"]``, which works everywhere.
+
+    Examples
+    --------
+    >>> from sklearn.metrics import get_scorer
+    >>> from sklearn_g2d.metrics import register_scorers
+    >>> register_scorers()
+    >>> get_scorer("outlier_roc_auc")
+    SCORERS['outlier_roc_auc']
+    """
+    _SCORERS.update(SCORERS)
+    # Modules that are imported later find the names in _SCORERS.
+    for name in [name for name in sys.modules if name.startswith("sklearn.")]:
+        for entry in list(vars(sys.modules[name]).values()):
+            for attribute in ("_parameter_constraints", "_skl_parameter_constraints"):
+                constraints = getattr(entry, attribute, None)
+                for scoring in constraints.get("scoring", ()) if constraints else ():
+                    if isinstance(scoring, StrOptions) and "roc_auc" in scoring.options:
+                        scoring.options.update(SCORERS)
+
+
 def pixel_level_equal_error_rate(
-    masks: ArrayLike, anomaly_maps: ArrayLike, *, min_overlap: float = 0.4
+    masks: ArrayLike,
+    anomaly_maps: ArrayLike,
+    *,
+    min_overlap: float = 0.4,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Equal error rate of frames, where a hit must cover the anomaly's pixels.
 
@@ -176,6 +369,8 @@ def pixel_level_equal_error_rate(
         Scores, higher = more anomalous.
     min_overlap : float in (0, 1], default=0.4
         Fraction of the anomalous pixels that a detection has to cover.
+    sample_weight : array-like of shape (n_frames,), default=None
+        Weights of the frames, not negative; None weighs all alike.
 
     Returns
     -------
@@ -198,7 +393,7 @@ def pixel_level_equal_error_rate(
     >>> pixel_level_equal_error_rate(masks, np.zeros(masks.shape))  # a map that shows nothing
     0.5
     """
-    masks, anomaly_maps = _check_maps(masks, anomaly_maps)
+    masks, anomaly_maps, weight = _check_maps(masks, anomaly_maps, sample_weight)
     if not 0 < min_overlap <= 1:
         raise ValueError(f"min_overlap must lie in (0, 1], got {min_overlap!r}.")
     is_anomalous = np.any(masks, axis=(1, 2))
@@ -214,11 +409,15 @@ def pixel_level_equal_error_rate(
         inside = np.sort(anomaly_maps[i][masks[i]])[::-1]
         # The epsilon mends products such as 0.28 * 25 = 7.000000000000001.
         critical[i] = inside[int(np.ceil(min_overlap * len(inside) - 1e-9)) - 1]
-    return _equal_error_rate(is_anomalous, critical)
+    return _equal_error_rate(is_anomalous, critical, weight)
 
 
 def per_region_overlap_auc(
-    masks: ArrayLike, anomaly_maps: ArrayLike, *, max_false_positive_rate: float = 0.3
+    masks: ArrayLike,
+    anomaly_maps: ArrayLike,
+    *,
+    max_false_positive_rate: float = 0.3,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
     """Area under the per-region-overlap curve (AUPRO).
 
@@ -233,6 +432,9 @@ def per_region_overlap_auc(
         Scores, higher = more anomalous.
     max_false_positive_rate : float in (0, 1], default=0.3
         The curve is integrated up to this fraction of flagged normal pixels.
+    sample_weight : array-like of shape (n_images,), default=None
+        Weights of the images, not negative, each of which weighs the image's regions and normal
+        pixels; None weighs all alike.
 
     Returns
     -------
@@ -255,7 +457,7 @@ def per_region_overlap_auc(
     >>> round(per_region_overlap_auc(masks, maps), 2)  # one flaw of two, and chance beyond
     0.57
     """
-    masks, anomaly_maps = _check_maps(masks, anomaly_maps)
+    masks, anomaly_maps, weight = _check_maps(masks, anomaly_maps, sample_weight)
     if not 0 < max_false_positive_rate <= 1:
         raise ValueError(
             f"max_false_positive_rate must lie in (0, 1], got {max_false_positive_rate!r}."
@@ -264,11 +466,12 @@ def per_region_overlap_auc(
         raise ValueError("AUPRO needs both normal and anomalous pixels in the masks.")
     # The mean overlap of regions is the recall of pixels weighted by 1 / region size,
     # so that one weighted ROC curve gives it at every threshold.
-    weights = np.ones(masks.shape)
+    weights = np.empty(masks.shape)
+    weights[:] = weight[:, np.newaxis, np.newaxis]
     eight_connected = np.ones((3, 3))
     for mask, weight in zip(masks, weights, strict=True):
         regions, _ = ndimage.label(mask, structure=eight_connected)
-        weight[mask] = 1 / np.bincount(regions.ravel())[regions[mask]]
+        weight[mask] /= np.bincount(regions.ravel())[regions[mask]]
     fpr, overlap, _ = roc_curve(masks.ravel(), anomaly_maps.ravel(), sample_weight=weights.ravel())
     # The curve ends within a step, at the limit.
     end = int(np.searchsorted(fpr, max_false_positive_rate, side="left"))
@@ -279,8 +482,10 @@ def per_region_overlap_auc(
     return float(area / max_false_positive_rate)
 
 
-def _equal_error_rate(is_outlier: NDArray, anomaly_score: NDArray) -> float:
-    fpr, tpr, _ = roc_curve(is_outlier, anomaly_score, drop_intermediate=False)
+def _equal_error_rate(is_outlier: NDArray, anomaly_score: NDArray, weight: NDArray) -> float:
+    fpr, tpr, _ = roc_curve(
+        is_outlier, anomaly_score, sample_weight=weight, drop_intermediate=False
+    )
     gap = fpr - (1 - tpr)  # rises from -1 to 1 along the curve
     after = int(np.argmax(gap >= 0))
     before = after - 1
@@ -288,15 +493,73 @@ def _equal_error_rate(is_outlier: NDArray, anomaly_score: NDArray) -> float:
     return float(fpr[before] + fraction * (fpr[after] - fpr[before]))
 
 
-def _check_labels(y: ArrayLike, name: str) -> NDArray:
+class _OneKindError(ValueError):
+    """Labels of inliers or of outliers only, for which a metric is not defined."""
+
+
+def _is_outlier(
+    y: ArrayLike, name: str, pos_label: PosLabel = None, *, predicted: bool = False
+) -> NDArray[np.bool_]:
+    """Read labels in the encodings that the module's docstring lists."""
     labels: NDArray = column_or_1d(y)
-    unknown = np.setdiff1d(labels, [-1, 1])
-    if len(unknown):
+    # Texts of data frames are objects, and numbers may be. Texts among others would become texts.
+    if labels.dtype.kind in "OT" and len({isinstance(label, str) for label in labels}) == 1:
+        labels = np.asarray(labels.tolist())
+    kind = labels.dtype.kind
+    if kind not in "biufU" or not len(labels):
         raise ValueError(
-            f"{name} must hold +1 for inliers and -1 for outliers, but contains "
-            f"{unknown[0].item()!r}. PyOD's labels (0 inlier, 1 outlier) convert by 1 - 2 * y."
+            f"{name} must hold labels of one kind, numbers, booleans or texts, of which none is "
+            f"missing; got {len(labels)} of dtype {labels.dtype}."
         )
-    return labels
+    assert_all_finite(labels, input_name=name)
+    present = np.unique(labels).tolist()
+    shown = ", ".join(map(repr, present[:5])) + (", ..." if len(present) > 5 else "")
+    if pos_label is not None and (kind == "U" or not predicted):
+        if len(present) > 2 or (len(present) == 2 and pos_label not in present):
+            raise ValueError(
+                f"With pos_label={pos_label!r}, the label of the outliers, {name} must hold that "
+                f"label and one other, but contains {shown}."
+            )
+        outlier: NDArray[np.bool_] = labels == pos_label
+        return outlier
+    if kind == "U":
+        raise ValueError(
+            f"{name} contains the texts {shown}, of which none is known to mean an outlier. "
+            "Pass pos_label, the label of the outliers."
+        )
+    if kind == "b":
+        return labels
+    for numbers in [(1, -1)] if predicted else [(1, -1), (0, 1)]:
+        if set(present).issubset(numbers):
+            return labels == numbers[1]
+    if predicted:
+        raise ValueError(
+            f"{name} must hold +1 for inliers and -1 for outliers, as predict returns them, but "
+            f"contains {shown}. PyOD's labels (0 inlier, 1 outlier) convert by 1 - 2 * {name}."
+        )
+    raise ValueError(
+        f"{name} must hold +1 for inliers and -1 for outliers, or 0 for inliers and 1 for "
+        f"outliers, but contains {shown}. Pass pos_label, the label of the outliers, if it has "
+        "two other labels."
+    )
+
+
+def _check_outliers(
+    y_true: ArrayLike, sample_weight: ArrayLike | None, pos_label: PosLabel
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    # Which rows are outliers, and weights of all rows.
+    outlier = _is_outlier(y_true, "y_true", pos_label)
+    weight = _check_sample_weight(
+        sample_weight, outlier, dtype=np.float64, ensure_non_negative=True
+    )
+    kinds = np.unique(outlier[weight > 0])
+    if len(kinds) < 2:
+        labels = np.unique(column_or_1d(y_true)[weight > 0]).tolist()
+        raise _OneKindError(
+            f"y_true must contain both inliers and outliers, but it only contains {labels}"
+            f"{'' if weight.all() else ' where sample_weight is not 0'}."
+        )
+    return outlier, weight
 
 
 def _check_scores(y_score: ArrayLike) -> NDArray[np.float64]:
@@ -305,25 +568,84 @@ def _check_scores(y_score: ArrayLike) -> NDArray[np.float64]:
     return checked
 
 
-def _check_outlier_scores(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray, NDArray]:
-    y = _check_labels(y_true, "y_true")
+def _check_outlier_scores(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    pos_label: PosLabel = None,
+) -> tuple[NDArray, NDArray, NDArray]:
+    # As scikit-learn's functions take them, with the outliers as positives.
     score = _check_scores(y_score)
-    check_consistent_length(y, score)
-    if len(np.unique(y)) < 2:
-        raise ValueError(
-            f"y_true must contain both inliers (+1) and outliers (-1); it only contains {y[0]}."
-        )
-    return y == -1, -score
+    check_consistent_length(y_true, score)
+    outlier, weight = _check_outliers(y_true, sample_weight, pos_label)
+    return outlier, -score, weight
 
 
-def _check_maps(masks: ArrayLike, anomaly_maps: ArrayLike) -> tuple[NDArray, NDArray]:
-    masks = np.asarray(masks, dtype=bool)
+def _check_maps(
+    masks: ArrayLike, anomaly_maps: ArrayLike, sample_weight: ArrayLike | None
+) -> tuple[NDArray, NDArray, NDArray]:
+    flaws: NDArray[np.bool_] = np.asarray(masks, dtype=bool)
     maps = check_array(
         anomaly_maps, allow_nd=True, dtype=np.float64, input_name="anomaly_maps", copy=False
     )
-    if masks.ndim != 3 or masks.shape != maps.shape:
+    if flaws.ndim != 3 or flaws.shape != maps.shape:
         raise ValueError(
             "masks and anomaly_maps must both have shape (n, height, width), got "
-            f"{masks.shape} and {maps.shape}."
+            f"{flaws.shape} and {maps.shape}."
         )
-    return masks, maps
+    weight = _check_sample_weight(sample_weight, maps, dtype=np.float64, ensure_non_negative=True)
+    if weight.all():
+        return flaws, maps, weight
+    return flaws[weight > 0], maps[weight > 0], weight[weight > 0]
+
+
+def _check_signs(estimator: Any, pos_label: PosLabel = None) -> None:
+    """Raise an error for an estimator whose scores are not higher for more normal rows."""
+    last = estimator
+    while True:
+        if isinstance(last, Pipeline):
+            last = last.steps[-1][1]
+        elif isinstance(last, FrozenEstimator):
+            last = last.estimator
+        elif hasattr(last, "best_estimator_"):
+            last = last.best_estimator_
+        else:
+            break
+    if any(cls.__module__.split(".")[0] == "pyod" for cls in type(last).__mro__):
+        raise TypeError(
+            f"{type(last).__name__} is a detector of PyOD: its scores are higher for more "
+            "anomalous rows and it labels outliers 1, which is the opposite of scikit-learn's "
+            "signs. Wrap it before fit: sklearn_g2d.adapters.FromPyOD(detector)."
+        )
+    if is_classifier(estimator) and not (
+        list(estimator.classes_) == [-1, 1] and pos_label in (None, -1)
+    ):
+        raise TypeError(
+            f"{type(last).__name__} is a classifier of {list(estimator.classes_)}, so that its "
+            "scores are not known to be higher for more normal rows. Fit it on +1 for inliers "
+            "and -1 for outliers, without pos_label, or use scikit-learn's own scorers."
+        )
+
+
+_warned: weakref.WeakSet = weakref.WeakSet()
+
+
+def _warn_once_a_search(message: str) -> None:
+    """Warn, but only at the first fold of a search or cross-validation.
+
+    Each of these runs in one call of joblib, which the stack shows. Workers of joblib do not
+    see that call; one of them warns once in its life.
+    """
+    search: Any = None
+    frame: Any = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, joblib.Parallel):
+            search = owner
+        elif isinstance(owner, joblib.parallel.BatchedCalls) and search is None:
+            search = joblib.parallel.BatchedCalls
+        frame = frame.f_back
+    if search is None or search not in _warned:
+        warnings.warn(message, UndefinedMetricWarning, stacklevel=3)
+    if search is not None:
+        _warned.add(search)

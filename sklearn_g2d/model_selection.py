@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import BaseCrossValidator, check_cv
 from sklearn.utils import check_consistent_length
 
-from sklearn_g2d.metrics import _check_labels
+from sklearn_g2d.metrics import PosLabel, _is_outlier
 
 __all__ = ["NormalOnlySplit"]
 
@@ -28,6 +28,9 @@ class NormalOnlySplit(BaseCrossValidator):
         An integer stands for `StratifiedKFold` with that many folds, which distributes the
         outliers evenly and does not shuffle. Any other splitter works too, or the splits as
         arrays of indices.
+    pos_label : bool, int, float or str, default=None
+        Label of the outliers in `y`; None for labels whose meaning is known: -1 among +1 and -1,
+        1 among 0 and 1, True among booleans.
 
     See Also
     --------
@@ -53,10 +56,14 @@ class NormalOnlySplit(BaseCrossValidator):
     __metadata_request__split: ClassVar[dict[str, bool]] = {"groups": True}
 
     def __init__(
-        self, cv: int | BaseCrossValidator | Iterable[tuple[ArrayLike, ArrayLike]] = 5
+        self,
+        cv: int | BaseCrossValidator | Iterable[tuple[ArrayLike, ArrayLike]] = 5,
+        *,
+        pos_label: PosLabel = None,
     ) -> None:
         # An iterator serves one pass only, but searches count the splits first.
         self.cv = list(cv) if isinstance(cv, Iterator) else cv
+        self.pos_label = pos_label
 
     def split(
         self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
@@ -68,7 +75,7 @@ class NormalOnlySplit(BaseCrossValidator):
         X : array-like of shape (n_samples, n_features)
             Rows to split.
         y : array-like of shape (n_samples,)
-            +1 for inliers, -1 for outliers.
+            Labels of inliers and outliers, as `sklearn_g2d.metrics` takes them.
         groups : array-like of shape (n_samples,), default=None
             Passed on to the splitter inside.
 
@@ -82,23 +89,24 @@ class NormalOnlySplit(BaseCrossValidator):
         Raises
         ------
         ValueError
-            If `y` is None or holds a label that is neither +1 nor -1, the lengths differ,
-            or a training fold has no normal row.
+            If `y` is None or its labels have no known meaning, the lengths differ, or a training
+            fold has no normal row.
         """
         if y is None:
             raise ValueError(
                 "NormalOnlySplit needs to know the outliers, but y is None. Pass labels, +1 for "
                 "inliers and -1 for outliers, as y; detectors ignore them in fit."
             )
-        y = _check_labels(y, "y")
+        outlier = _is_outlier(y, "y", self.pos_label)
+        y = np.where(outlier, -1, 1)  # as every splitter takes it
         check_consistent_length(X, y, groups)
         splitter = check_cv(self.cv, y, classifier=True)
         for fold, (train, test) in enumerate(splitter.split(X, y, groups)):
             train = np.asarray(train)
-            normal = train[y[train] == 1]
+            normal = train[~outlier[train]]
             if not len(normal):
                 raise ValueError(
-                    f"None of the {len(train)} training rows of split {fold} is normal (y == 1). "
+                    f"None of the {len(train)} training rows of split {fold} is normal. "
                     "Use another cv, or add normal rows."
                 )
             yield normal, np.asarray(test)

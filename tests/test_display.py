@@ -88,7 +88,8 @@ def test_draws_on_the_given_axes_as_often_as_asked(cls, fitted):
 @pytest.mark.parametrize(
     ("y", "score", "message"),
     [
-        ([0, 0, 1, 1], SCORE, r"y_true must hold \+1 for inliers .* 1 - 2 \* y"),
+        ([0, 0, 1, -1], SCORE, r"y_true must hold \+1 for inliers .* contains -1, 0, 1"),
+        (["a", "a", "b", "b"], SCORE, "y_true contains the texts 'a', 'b'.* Pass pos_label"),
         (Y, SCORE[:3], "inconsistent numbers of samples"),
         (Y, [0.1, np.nan, 0.2, 0.3], "y_score contains NaN"),
     ],
@@ -96,6 +97,53 @@ def test_draws_on_the_given_axes_as_often_as_asked(cls, fitted):
 def test_unusable_input_is_an_error(cls, y, score, message):
     with pytest.raises(ValueError, match=message):
         cls.from_predictions(y, score)
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("cls", SCORE_DISPLAYS)
+@pytest.mark.parametrize(
+    ("labels", "pos_label"),
+    [
+        (lambda outlier: outlier.astype(int), None),
+        (lambda outlier: outlier, None),
+        (lambda outlier: np.where(outlier, "bad", "good").astype(object), "bad"),
+    ],
+    ids=["0 and 1", "booleans", "texts"],
+)
+def test_labels_may_be_of_every_kind(cls, labels, pos_label, fitted):
+    detector, X, y = fitted
+    expected = cls.from_estimator(detector, X, y)
+    given = cls.from_estimator(detector, X, labels(y == -1), pos_label=pos_label)
+    assert legend_of(given.ax_) == legend_of(expected.ax_)
+    for patch, other in zip(given.ax_.patches, expected.ax_.patches, strict=True):
+        assert patch.get_height() == other.get_height()
+    np.testing.assert_array_equal(given.line_.get_xydata(), expected.line_.get_xydata())
+
+
+@pytest.mark.parametrize("cls", SCORE_DISPLAYS)
+def test_weights_count_rows_as_copies_of_them_do(cls, fitted):
+    detector, X, y = fitted
+    weight = np.random.default_rng(0).integers(1, 4, size=80)
+    given = cls.from_estimator(detector, X, y, sample_weight=weight)
+    copies = np.repeat(np.arange(80), weight)
+    expected = cls.from_estimator(detector, X[copies], y[copies])
+    assert legend_of(given.ax_) == legend_of(expected.ax_)
+    for patch, other in zip(given.ax_.patches, expected.ax_.patches, strict=True):
+        assert patch.get_height() == pytest.approx(other.get_height())
+    np.testing.assert_allclose(
+        given.line_.get_xydata(), expected.line_.get_xydata(), rtol=1e-9, atol=1e-12
+    )
+    with pytest.raises(ValueError, match="Negative values"):
+        cls.from_estimator(detector, X, y, sample_weight=-weight)
+
+
+@pytest.mark.parametrize("cls", SCORE_DISPLAYS)
+def test_a_detector_of_pyod_is_an_error_that_names_the_adapter(cls, fitted):
+    _, X, y = fitted
+    of_pyod = type("KNN", (IsolationForest,), {"__module__": "pyod.models.knn"})
+    detector = make_pipeline(StandardScaler(), of_pyod(n_estimators=2)).fit(X)
+    with pytest.raises(TypeError, match=r"KNN is a detector of PyOD.*FromPyOD"):
+        cls.from_estimator(detector, X, y)
     assert not plt.get_fignums()
 
 

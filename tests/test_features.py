@@ -18,6 +18,7 @@ from sklearn_g2d.features import (
     SquashingScaler,
 )
 from sklearn_g2d.metrics import outlier_roc_auc_score
+from sklearn_g2d.utils.search import NeighborSearch
 
 
 @pytest.fixture
@@ -120,23 +121,66 @@ def distances_in(profile, X):
     return np.exp(logs) - profile.floor_
 
 
+def likeness_to_a_copy(reference, X):
+    """How much of a copy of its nearest reference row each row is, (n_samples, 1)."""
+
+    def nearest(rows):
+        distances = np.linalg.norm(rows[:, None] - reference, axis=2)
+        return np.sort(distances, axis=1)[:, :2]
+
+    limit = np.quantile(nearest(reference)[:, 1], 0.2)
+    return np.maximum(1 - np.square(nearest(X)[:, :1] / limit), 0)
+
+
 def brute_force(reference, X, k):
-    """Sorted distances to the k nearest rows that differ from the row itself."""
+    """Sorted distances to the k nearest rows, of which a copy is left out, a near one in part."""
     distances = np.sort(np.linalg.norm(X[:, None] - reference, axis=2), axis=1)
-    return np.array([row[row > 0][:k] for row in distances])
+    likeness = likeness_to_a_copy(reference, X)
+    return likeness * distances[:, 1 : k + 1] + (1 - likeness) * distances[:, :k]
 
 
 @pytest.mark.parametrize("n_features", [3, 5])
 def test_profile_against_brute_force(n_features):
     rng = np.random.default_rng(0)
     reference, new = rng.normal(size=(80, n_features)), rng.normal(size=(30, n_features))
+    near_copies = reference + 0.1 * rng.normal(size=reference.shape)
+    assert 0.1 < likeness_to_a_copy(reference, near_copies).mean() < 0.98
     profile = NeighborProfile(n_neighbors=6).fit(reference)
-    own, other = brute_force(reference, reference, 6), brute_force(reference, new, 6)
+    own = brute_force(reference, reference, 6)
     floor = 0.01 * np.median(own[:, -1]) + 1e-6
     logs = np.log(own + floor)
-    for rows, distances in [(reference, own), (new, other)]:
+    for rows in (reference, new, near_copies):
+        distances = brute_force(reference, rows, 6)
         expected = (np.log(distances + floor) - logs.mean(axis=0)) / logs.std(axis=0)
         np.testing.assert_allclose(profile.transform(rows), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("measure", ["distance", "reconstruction"])
+def test_a_rounded_copy_is_like_an_exact_one(X, measure):
+    profile = NeighborProfile(8, measure).fit(X)
+    exact = profile.transform(X)
+    near = [profile.transform(X + offset) for offset in (1e-12, 1e-9, 1e-6, 1e-3)]
+    for described, tolerance in zip(near, (1e-9, 1e-6, 1e-3, 0.1), strict=True):
+        np.testing.assert_allclose(described, exact, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("n_references", "n_features"), [(30, 2), (40, 7), (1000, 7), (1001, 30), (200, 300)]
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 1e140])
+def test_the_search_finds_the_nearest_in_every_bit(n_references, n_features, scale):
+    rng = np.random.default_rng(0)
+    reference = np.round(rng.normal(size=(n_references, n_features)), 1)  # with ties
+    rows = np.concatenate([reference[:20], rng.normal(size=(20, n_features)), 1e6 * reference[:3]])
+    reference, rows = scale * reference, scale * rows
+    search = NeighborSearch(reference)
+    distances, indices = search.nearest(rows, 5)
+    brute = np.linalg.norm(rows[:, None] - reference, axis=2)
+    np.testing.assert_allclose(distances, np.sort(brute, axis=1)[:, :5], rtol=1e-12)
+    np.testing.assert_allclose(np.take_along_axis(brute, indices, axis=1), distances, rtol=1e-12)
+    alone = [search.nearest(row[None], 5) for row in rows]
+    np.testing.assert_array_equal(np.concatenate([d for d, _ in alone]), distances)
+    np.testing.assert_array_equal(np.concatenate([i for _, i in alone]), indices)
 
 
 def test_reference_rows_are_treated_like_new_ones(X):
@@ -175,18 +219,23 @@ def test_agrees_with_scikit_learns_neighbors(X):
 
 def brute_force_reconstruction(reference, X, n_neighbors):
     """Distance to the nearest mixture of neighbours, its ridge penalty of .3 included."""
-    distances = []
-    for row in X:
-        order = np.argsort(np.linalg.norm(reference - row, axis=1))
-        order = order[np.linalg.norm(reference[order] - row, axis=1) > 0]
-        for size in (n_neighbors // 4, n_neighbors // 2, n_neighbors):
-            mean = reference[order[:size]].mean(axis=0)
-            span = reference[order[:size]] - mean
-            alpha = 0.3 * np.square(span).sum(axis=1).mean()
-            weights = Ridge(alpha, fit_intercept=False).fit(span.T, row - mean).coef_
-            rest = row - mean - weights @ span
-            distances.append(np.sqrt(rest @ rest + alpha * weights @ weights))
-    return np.reshape(distances, (len(X), 3))
+
+    def distance(row, neighbors):
+        mean = neighbors.mean(axis=0)
+        span = neighbors - mean
+        alpha = 0.3 * np.square(span).sum(axis=1).mean()
+        weights = Ridge(alpha, fit_intercept=False).fit(span.T, row - mean).coef_
+        rest = row - mean - weights @ span
+        return np.sqrt(rest @ rest + alpha * weights @ weights)
+
+    distances = np.empty((2, len(X), 3))
+    for i, row in enumerate(X):
+        neighbors = reference[np.argsort(np.linalg.norm(reference - row, axis=1))]
+        for j, size in enumerate((n_neighbors // 4, n_neighbors // 2, n_neighbors)):
+            for first in (0, 1):
+                distances[first, i, j] = distance(row, neighbors[first : first + size])
+    likeness = likeness_to_a_copy(reference, X)
+    return likeness * distances[1] + (1 - likeness) * distances[0]
 
 
 @pytest.mark.parametrize("n_features", [3, 12])
@@ -194,10 +243,12 @@ def test_reconstruction_against_ridge_regression(n_features):
     rng = np.random.default_rng(0)
     reference, new = rng.normal(size=(80, n_features)), rng.normal(size=(30, n_features))
     profile = NeighborProfile(8, "reconstruction").fit(reference)
-    own, other = (brute_force_reconstruction(reference, rows, 8) for rows in (reference, new))
+    near_copies = reference[:30] + 0.2 * rng.normal(size=(30, n_features))
+    own = brute_force_reconstruction(reference, reference, 8)
     floor = 0.01 * np.median(own[:, -1]) + 1e-6
     logs = np.log(own + floor)
-    for rows, distances in [(reference, own), (new, other)]:
+    for rows in (reference, new, near_copies):
+        distances = brute_force_reconstruction(reference, rows, 8)
         expected = (np.log(distances + floor) - logs.mean(axis=0)) / logs.std(axis=0)
         np.testing.assert_allclose(profile.transform(rows), expected, atol=1e-7)
 
@@ -207,13 +258,13 @@ def test_reconstruction_follows_the_surface_that_rows_lie_on():
     lattice = np.array([i * first + j * second for i in range(12) for j in range(12)])
     corner = 5 * first + 6 * second
     points = np.stack([corner + (first + second) / 2, corner + np.sqrt(0.5) * normal])
-    on, off = distances_in(NeighborProfile(20).fit(lattice), points)[:, 0]
+    on, off = np.linalg.norm(points[:, None] - lattice, axis=2).min(axis=1)
     assert on == pytest.approx(off)  # equally far from the nearest row
     profile = NeighborProfile(20, "reconstruction").fit(lattice)
     on, off = distances_in(profile, points)
     assert (on < 0.2 * off).all()
     on, off = profile.transform(points)
-    assert (on < 0).all()
+    assert (on < 0.1).all()
     assert (off > 1).all()
 
 
@@ -319,7 +370,7 @@ def test_components_of_a_row_do_not_depend_on_its_batch():
     pca = ResidualPCA(10).fit(X)
     together = pca.transform(X)
     alone = np.concatenate([pca.transform(row[None]) for row in X])
-    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(alone, together)
 
 
 @pytest.mark.parametrize(("n_rows", "n_components"), [(30, 29), (640, 80), (641, 64)])

@@ -447,13 +447,22 @@ def test_pickle_holds_no_tensor(blobs, params):
     assert b"torch._utils" not in pickle.dumps(detector)
 
 
-def test_a_score_does_not_depend_on_its_batch(fitted, blobs):
-    _, X_test, _ = blobs
-    together = fitted.score_samples(X_test)
-    alone = np.concatenate([fitted.score_samples(row[None]) for row in X_test])
-    reverse = fitted.score_samples(X_test[::-1])[::-1]
-    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(reverse, together, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("decimals", [10, 6, 4, 3, 2])
+def test_rounded_copies_score_like_exact_ones(decimals):
+    X = np.random.default_rng(0).normal(size=(600, 6))
+    detector = G2DOutlierDetector(random_state=0).fit(X)
+    exact = detector.score_samples(X).mean()
+    assert abs(exact - detector.calibration_scores_.mean()) < 0.1
+    assert abs(detector.score_samples(X.round(decimals)).mean() - exact) < 0.1
+
+
+def test_near_copies_of_images_score_like_exact_ones(make_stripes):
+    X, _ = make_stripes(60, seed=0, size=16)
+    new, _ = make_stripes(60, seed=1, size=16, n_odd=60)
+    detector = G2DOutlierDetector(random_state=0).fit(X)
+    exact = detector.score_samples(X).mean()
+    near = detector.score_samples(X + 1e-4 * np.sign(X)).mean()
+    assert abs(near - exact) < 0.05 * (exact - detector.score_samples(new).mean())
 
 
 def test_clone_and_html_repr(fitted):

@@ -91,6 +91,30 @@ def test_labels_may_be_lists_floats_or_series_with_another_index(table):
     assert_same_splits(NormalOnlySplit(3).split(frame, labels), expected)
 
 
+@pytest.mark.parametrize(
+    ("labels", "pos_label"),
+    [
+        (lambda outlier: outlier.astype(int), None),
+        (lambda outlier: outlier.tolist(), None),
+        (lambda outlier: outlier.astype(int).astype(object), None),
+        (lambda outlier: np.where(outlier, "bad", "good"), "bad"),
+        (lambda outlier: np.where(outlier, 2, 3), 2),
+        (lambda outlier: pytest.importorskip("polars").Series(outlier), None),
+    ],
+    ids=["0 and 1", "booleans", "objects", "texts", "other numbers", "polars"],
+)
+@pytest.mark.parametrize("cv", [3, KFold(4)], ids=str)
+def test_labels_may_be_of_every_kind(labels, pos_label, cv, table):
+    X, y = table
+    split = NormalOnlySplit(cv, pos_label=pos_label)
+    assert_same_splits(split.split(X, labels(y == -1)), NormalOnlySplit(cv).split(X, y))
+
+
+def test_labels_that_are_all_one_are_normal():
+    for train, _ in NormalOnlySplit(KFold(2)).split(np.zeros((4, 1)), [1, 1, 1, 1]):
+        assert len(train) == 2
+
+
 @pytest.mark.parametrize("routing", [False, True])
 def test_groups_reach_the_splitter_inside(routing, table):
     X, y = table
@@ -170,7 +194,7 @@ def test_two_jobs_score_as_one(table):
 def test_repr_and_clone():
     split = NormalOnlySplit(cv=KFold(3))
     assert re.sub(r"\s+", " ", repr(split)) == (
-        "NormalOnlySplit(cv=KFold(n_splits=3, random_state=None, shuffle=False))"
+        "NormalOnlySplit(cv=KFold(n_splits=3, random_state=None, shuffle=False), pos_label=None)"
     )
     assert split.cv.n_splits == 3
     search = clone(GridSearchCV(Recorder(), {}, cv=NormalOnlySplit(KFold(3).split(np.zeros(6)))))
@@ -187,13 +211,29 @@ def test_labels_are_required(table):
         cross_val_score(Recorder(), table[0], cv=NormalOnlySplit(), scoring="roc_auc")
 
 
-@pytest.mark.parametrize(("label", "shown"), [(0, "0"), (2, "2"), (np.nan, "nan")])
-def test_unknown_labels_are_named_with_the_remedy(label, shown, table):
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (0, r"y must hold .* contains -1\.0, 0\.0, 1\.0\. Pass pos_label"),
+        (2, r"y must hold .* contains -1\.0, 1\.0, 2\.0\. Pass pos_label"),
+        (np.nan, "y contains NaN"),
+    ],
+)
+def test_unknown_labels_are_named_with_the_remedy(label, message, table):
     X, y = table
     y = y.astype(float)
     y[3] = label
-    with pytest.raises(ValueError, match=rf"y must hold .* contains .*{shown}.*1 - 2 \* y"):
+    with pytest.raises(ValueError, match=message):
         next(NormalOnlySplit().split(X, y))
+
+
+def test_texts_need_pos_label(table):
+    X, y = table
+    texts = np.where(y == -1, "bad", "good")
+    with pytest.raises(ValueError, match=r"y contains the texts 'bad', 'good'.* Pass pos_label"):
+        next(NormalOnlySplit().split(X, texts))
+    with pytest.raises(ValueError, match=r"With pos_label='worse'.* contains 'bad', 'good'"):
+        next(NormalOnlySplit(pos_label="worse").split(X, texts))
 
 
 def test_a_training_fold_without_normal_rows_is_an_error(table):

@@ -214,6 +214,21 @@ def test_code_of_the_users_own_computes_as_under_float32(name):
         assert torch.zeros(1).dtype == torch.float64  # here and in other threads
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_equal_rows_score_equal_in_every_bit(name):
+    detector, X = DETECTORS[name]
+    detector = clone(detector).set_params(random_state=0)
+    scores = detector.fit(X).score_samples(X)
+    if name == "clips":
+        return  # whose frames are smoothed
+    order = RNG.permutation(len(X))
+    np.testing.assert_array_equal(detector.score_samples(X[order]), scores[order])
+    alone = np.concatenate([detector.score_samples(row[None]) for row in X[:5]])
+    np.testing.assert_array_equal(alone, scores[:5])
+    repeated = detector.score_samples(np.repeat(X[:2], 50, axis=0))
+    np.testing.assert_array_equal(repeated, np.repeat(scores[:2], 50))
+
+
 def blas_threads():
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 

@@ -30,7 +30,7 @@ from sklearn_g2d.utils.state import Stored
 _CROP_REGIONS = 4
 
 # Pixels, as the networks see them, and rows of tables that are scored at once.
-_SCORING_PIXELS, _SCORING_ROWS = 2**17, 8192
+_SCORING_PIXELS, _SCORING_ROWS = 2**17, 256
 
 # Squared errors below this, in the data's variance, are alike: the logarithm would spread them.
 _LEAST_ERROR = 0.1
@@ -264,7 +264,7 @@ class TableModel(Model):
     groups: NDArray[np.bool_]
     hides: bool
 
-    # Products in float32 depend on the batch, and a row's score must not.
+    # Networks of tables are small enough for it.
     dtype: ClassVar[torch.dtype] = torch.float64
 
     def __post_init__(self) -> None:
@@ -285,9 +285,12 @@ class TableModel(Model):
     @torch.no_grad()
     def maps(self, X: NDArray[Any]) -> Maps:
         """Give both maps: arrays (n, n_features)."""
-        rows = torch.from_numpy(self.scaler.transform(X))
-        by_inpainter, by_detector = self._compute(rows, self._tensors(), at_once=False)
-        return by_inpainter.numpy(), by_detector.numpy()
+        c, rows = self._tensors(), torch.from_numpy(self.scaler.transform(X))
+        # Batches of one size: products differ in their last digits from one size to another.
+        batches = F.pad(rows, (0, 0, 0, -len(rows) % _SCORING_ROWS)).split(_SCORING_ROWS)
+        found = zip(*(self._compute(batch, c, at_once=False) for batch in batches), strict=True)
+        by_inpainter, by_detector = (torch.cat(maps)[: len(rows)].numpy() for maps in found)
+        return by_inpainter, by_detector
 
     @torch.no_grad()
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:

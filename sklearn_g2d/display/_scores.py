@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import DetCurveDisplay, RocCurveDisplay, det_curve, roc_curve
 from sklearn.utils import check_consistent_length
+from sklearn.utils.validation import _check_sample_weight
 
 from sklearn_g2d.display._drawing import import_pyplot, new_axes
 from sklearn_g2d.metrics import (
-    _check_labels,
+    PosLabel,
     _check_outlier_scores,
     _check_scores,
+    _check_signs,
+    _is_outlier,
     equal_error_rate,
     outlier_roc_auc_score,
 )
@@ -37,6 +40,8 @@ class _ScoreDisplay(ABC):
         X: ArrayLike,
         y: ArrayLike | None = None,
         *,
+        sample_weight: ArrayLike | None = None,
+        pos_label: PosLabel = None,
         name: str | None = None,
         ax: Axes | None = None,
         **kwargs: Any,
@@ -50,7 +55,8 @@ class _ScoreDisplay(ABC):
         X : array-like of shape (n_samples, n_features)
             Rows to score.
         y : array-like of shape (n_samples,), default=None
-            +1 for inliers, -1 for outliers. A curve needs both; None makes one histogram.
+            Labels, as `y_true` in `from_predictions`.
+        sample_weight, pos_label : as in `from_predictions`
         name : str, default=None
             As in `from_predictions`; None takes the estimator's class.
         ax, **kwargs : as in `plot`
@@ -64,11 +70,15 @@ class _ScoreDisplay(ABC):
         ------
         ImportError, ValueError
             As in `from_predictions`.
+        TypeError
+            For a detector of PyOD, or a classifier whose scores have another sign.
         """
         import_pyplot()
+        _check_signs(estimator, pos_label)
         name = type(estimator).__name__ if name is None else name
         score = estimator.decision_function(X)
-        return cls.from_predictions(y, score, name=name, ax=ax, **kwargs)
+        labels: dict[str, Any] = {"sample_weight": sample_weight, "pos_label": pos_label}
+        return cls.from_predictions(y, score, **labels, name=name, ax=ax, **kwargs)
 
     @classmethod
     def from_predictions(
@@ -76,6 +86,8 @@ class _ScoreDisplay(ABC):
         y_true: ArrayLike | None,
         y_score: ArrayLike,
         *,
+        sample_weight: ArrayLike | None = None,
+        pos_label: PosLabel = None,
         name: str | None = None,
         ax: Axes | None = None,
         **kwargs: Any,
@@ -85,10 +97,15 @@ class _ScoreDisplay(ABC):
         Parameters
         ----------
         y_true : array-like of shape (n_samples,) or None
-            +1 for inliers, -1 for outliers. A curve needs both; None makes one histogram.
+            Labels, as `sklearn_g2d.metrics` takes them: -1, True, or the 1 of 0 and 1, is an
+            outlier. A curve needs both kinds; None makes one histogram.
         y_score : array-like of shape (n_samples,)
             Values of ``decision_function``, negative = outlier; for curves any scores that are
             higher for more normal rows.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows, not negative; None weighs all alike.
+        pos_label : bool, int, float or str, default=None
+            Label of the outliers; None for labels whose meaning is known.
         name : str, default=None
             Title of histograms, or a curve's name in the legend.
         ax, **kwargs : as in `plot`
@@ -103,14 +120,17 @@ class _ScoreDisplay(ABC):
         ImportError
             Without matplotlib.
         ValueError
-            If a label is neither +1 nor -1, a score is not finite, the lengths differ, or a curve
-            lacks inliers or outliers.
+            If the labels have no known meaning, a score is not finite, the lengths differ, or a
+            curve lacks inliers or outliers.
         """
-        return cls(name=name, **cls._compute(y_true, y_score)).plot(ax=ax, **kwargs)
+        parts = cls._compute(y_true, y_score, sample_weight, pos_label)
+        return cls(name=name, **parts).plot(ax=ax, **kwargs)
 
     @classmethod
     @abstractmethod
-    def _compute(cls, y_true: Any, y_score: ArrayLike) -> dict[str, Any]:
+    def _compute(
+        cls, y_true: Any, y_score: ArrayLike, sample_weight: Any, pos_label: PosLabel
+    ) -> dict[str, Any]:
         """Check the scores and compute the parameters of this class from them."""
 
     @abstractmethod
@@ -130,6 +150,8 @@ class ScoreDistributionDisplay(_ScoreDisplay):  # numpydoc ignore=PR02
         Values of ``decision_function``, **negative = outlier**.
     y_true : ndarray of shape (n_samples,), default=None
         +1 for inliers, -1 for outliers; None makes one histogram of all rows.
+    sample_weight : ndarray of shape (n_samples,), default=None
+        Weights of the rows; None weighs all alike.
     name : str, default=None
         Title of the plot.
 
@@ -150,14 +172,21 @@ class ScoreDistributionDisplay(_ScoreDisplay):  # numpydoc ignore=PR02
 
     y_score: NDArray[np.float64]
     y_true: NDArray[Any] | None = None
+    sample_weight: NDArray[np.float64] | None = None
 
     @classmethod
-    def _compute(cls, y_true: Any, y_score: ArrayLike) -> dict[str, Any]:
+    def _compute(
+        cls, y_true: Any, y_score: ArrayLike, sample_weight: Any, pos_label: PosLabel
+    ) -> dict[str, Any]:
         score = _check_scores(y_score)
         if y_true is not None:
-            y_true = _check_labels(y_true, "y_true")
+            y_true = np.where(_is_outlier(y_true, "y_true", pos_label), -1, 1)
             check_consistent_length(y_true, score)
-        return {"y_score": score, "y_true": y_true}
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(
+                sample_weight, score, dtype=np.float64, ensure_non_negative=True
+            )
+        return {"y_score": score, "y_true": y_true, "sample_weight": sample_weight}
 
     def plot(self, ax: Axes | None = None, *, bins: Any = 30, **kwargs: Any) -> Self:
         """Draw the histograms.
@@ -179,9 +208,11 @@ class ScoreDistributionDisplay(_ScoreDisplay):  # numpydoc ignore=PR02
         self.ax_, self.figure_ = new_axes(ax, self.name)
         kwargs = {"density": True, "alpha": 0.6, **kwargs}
         edges = np.histogram_bin_edges(self.y_score, bins=bins)
+        weight = np.ones(len(self.y_score)) if self.sample_weight is None else self.sample_weight
         self.bars_ = []
         for kind, color, rows in self._kinds():
-            style = {"label": f"{kind} (n = {rows.sum()})", "color": color} | kwargs
+            label = f"{kind} (n = {weight[rows].sum():.10g})"
+            style = {"label": label, "color": color, "weights": weight[rows]} | kwargs
             self.bars_.append(self.ax_.hist(self.y_score[rows], bins=edges.tolist(), **style)[2])
         self.line_ = self.ax_.axvline(0, color="black", linestyle="--", label="threshold")
         self.ax_.set(
@@ -271,9 +302,13 @@ class OutlierRocCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
     _summary: ClassVar[tuple[str, str]] = ("AUC", "roc_auc")
 
     @classmethod
-    def _compute(cls, y_true: Any, y_score: ArrayLike) -> dict[str, Any]:
-        fpr, tpr, _ = roc_curve(*_check_outlier_scores(y_true, y_score))
-        return {"fpr": fpr, "tpr": tpr, "roc_auc": outlier_roc_auc_score(y_true, y_score)}
+    def _compute(
+        cls, y_true: Any, y_score: ArrayLike, sample_weight: Any, pos_label: PosLabel
+    ) -> dict[str, Any]:
+        outlier, score, weight = _check_outlier_scores(y_true, y_score, sample_weight, pos_label)
+        fpr, tpr, _ = roc_curve(outlier, score, sample_weight=weight)
+        auc = outlier_roc_auc_score(outlier, y_score, sample_weight=weight)
+        return {"fpr": fpr, "tpr": tpr, "roc_auc": auc}
 
     def _draw(self, style: dict[str, Any]) -> Any:
         curve = RocCurveDisplay(fpr=self.fpr, tpr=self.tpr)
@@ -320,9 +355,13 @@ class OutlierDetCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
     _summary: ClassVar[tuple[str, str]] = ("EER", "eer")
 
     @classmethod
-    def _compute(cls, y_true: Any, y_score: ArrayLike) -> dict[str, Any]:
-        fpr, fnr, _ = det_curve(*_check_outlier_scores(y_true, y_score))
-        return {"fpr": fpr, "fnr": fnr, "eer": equal_error_rate(y_true, y_score)}
+    def _compute(
+        cls, y_true: Any, y_score: ArrayLike, sample_weight: Any, pos_label: PosLabel
+    ) -> dict[str, Any]:
+        outlier, score, weight = _check_outlier_scores(y_true, y_score, sample_weight, pos_label)
+        fpr, fnr, _ = det_curve(outlier, score, sample_weight=weight)
+        eer = equal_error_rate(outlier, y_score, sample_weight=weight)
+        return {"fpr": fpr, "fnr": fnr, "eer": eer}
 
     def _draw(self, style: dict[str, Any]) -> Any:
         line = DetCurveDisplay(fpr=self.fpr, fnr=self.fnr).plot(ax=self.ax_, **style).line_

@@ -10,12 +10,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sklearn_g2d.features._rows import RowTransformer
 from sklearn_g2d.utils.arrays import float64, namespace
+from sklearn_g2d.utils.search import NeighborSearch
 
 # Squares of larger numbers may be infinite.
 _LIMIT = 1e150
@@ -26,6 +25,10 @@ _BATCH_FLOATS = 2**20
 # Penalty of the mixing weights: the smaller, the farther a mixture reaches beyond its neighbours.
 _RIDGE = 0.3
 
+# A reference row that is nearer than those nearest to this fraction of the reference rows begins
+# to count as a copy.
+_COPY_QUANTILE = 0.2
+
 
 @dataclass(eq=False, repr=False)
 class NeighborProfile(RowTransformer):
@@ -33,7 +36,9 @@ class NeighborProfile(RowTransformer):
 
     Logarithms of distances, each standardised by what the reference rows show among themselves: 0
     is what normal rows show on average, higher is farther away. One reference row that equals the
-    row in question is left out, so that `transform` treats the rows of `fit` like new ones.
+    row in question is left out, so that `transform` treats the rows of `fit` like new ones. One
+    that is nearer than reference rows are to each other is left out in part, the more the nearer
+    it is, so that a copy that was rounded scores like an exact one.
 
     Parameters
     ----------
@@ -52,8 +57,9 @@ class NeighborProfile(RowTransformer):
         Neighbours in use, and number of columns.
     mixture_sizes_ : list of int
         How many neighbours the mixture of each column has; empty for the measure "distance".
-    resolution_, floor_ : float
-        Distances below the one count as 0; the other is added before the logarithm.
+    resolution_, copy_distance_, floor_ : float
+        Distances below the first count as 0, the nearest reference row counts in part as a copy
+        below the second, and the third is added before the logarithm.
     center_, scale_ : ndarray of shape (n_features_out,)
         Mean and standard deviation of the reference rows' own log-distances.
 
@@ -103,8 +109,11 @@ class NeighborProfile(RowTransformer):
         self.n_neighbors_ = k = min(self.n_neighbors, len(rows) - 1)
         is_mixed = self.measure == "reconstruction"
         self.mixture_sizes_ = sorted({max(1, k // n) for n in (4, 2, 1)}) if is_mixed else []
-        self._search = self._new_search()
+        self._search = NeighborSearch(self.reference_)
         self.resolution_ = 1e-6 * float(np.linalg.norm(rows, axis=1).max())
+        nearest = self._search.nearest(rows, 2)[0][:, 1]
+        apart = nearest[nearest > self.resolution_]
+        self.copy_distance_ = float(np.quantile(apart, _COPY_QUANTILE)) if len(apart) else 1.0
         distances = self._measure(rows, self._constants_of_measure())
         self.floor_ = 0.01 * float(np.median(distances[:, -1])) + 1e-6
         logs = np.log(distances + self.floor_)
@@ -118,16 +127,8 @@ class NeighborProfile(RowTransformer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "reference_" in state:
-            self._search = self._new_search()
-
-    def _new_search(self) -> NearestNeighbors:
-        """Build the search; files do not hold it, because compiled code would trust it."""
-        # Trees win in very few dimensions only; elsewhere a matrix product does.
-        algorithm = "kd_tree" if self.reference_.shape[1] <= 4 else "brute"
-        return NearestNeighbors(n_neighbors=self.n_neighbors_ + 1, algorithm=algorithm).fit(
-            self.reference_
-        )
+        if "reference_" in state:  # files do not hold the search, because it can be built anew
+            self._search = NeighborSearch(self.reference_)
 
     def _constants_of_measure(self) -> dict[str, ArrayLike]:
         return {
@@ -135,6 +136,7 @@ class NeighborProfile(RowTransformer):
             "limit": _LIMIT,
             "zero": 0.0,
             "resolution": self.resolution_,
+            "copy_distance": self.copy_distance_,
             "ridge": _RIDGE,
             "least_unit": self.resolution_**2 or 1.0,
         }
@@ -155,21 +157,28 @@ class NeighborProfile(RowTransformer):
         # The search takes differences of large squares, whose rounding would tell equal
         # rows apart, and differently so in every batch.
         distances = xp.where(distances < c["resolution"], c["zero"], distances)
-        is_reference = distances[:, :1] == 0
+        likeness = xp.maximum(1 - xp.square(distances[:, :1] / c["copy_distance"]), c["zero"])
         if not self.mixture_sizes_:
-            return xp.where(is_reference, distances[:, 1:], distances[:, :-1])
-        neighbors = xp.where(is_reference, neighbors[:, 1:], neighbors[:, :-1])
-        batches = [slice(None)]  # a graph has no batches
-        if isinstance(X, np.ndarray):
-            batch_rows = max(1, _BATCH_FLOATS // (self.n_neighbors_ * X.shape[1]))
-            batches = list(gen_batches(len(X), batch_rows))
-        mixed = [self._distances_to_mixtures(X[b], neighbors[b], c) for b in batches]
-        return xp.concatenate(mixed, axis=0)
+            return likeness * distances[:, 1:] + (1 - likeness) * distances[:, :-1]
+        without_copy = self._mixed(X, neighbors[:, 1:], likeness, c)
+        return without_copy + self._mixed(X, neighbors[:, :-1], 1 - likeness, c)
+
+    def _mixed(self, X: Any, neighbors: Any, weights: Any, c: dict[str, Any]) -> Any:
+        """Give distances to mixtures times the rows' weights (n, 1)."""
+        if not isinstance(X, np.ndarray):  # a graph, which has no batches
+            return weights * self._distances_to_mixtures(X, neighbors, c)
+        mixed = np.zeros((len(X), len(self.mixture_sizes_)))
+        batch_rows = max(1, _BATCH_FLOATS // (self.n_neighbors_ * X.shape[1]))
+        weighed = np.flatnonzero(weights)
+        for start in range(0, len(weighed), batch_rows):
+            rows = weighed[start : start + batch_rows]
+            mixed[rows] = self._distances_to_mixtures(X[rows], neighbors[rows], c)
+        return weights * mixed
 
     def _nearest(self, X: Any, c: dict[str, Any]) -> tuple[Any, Any]:
         """Find `n_neighbors_` + 1 reference rows, nearest first: distances and indices."""
         if isinstance(X, np.ndarray):
-            return self._search.kneighbors(X)
+            return self._search.nearest(X, self.n_neighbors_ + 1)
         reference = c["reference"]
         squared = X.square().sum(1, keepdim=True) + reference.square().sum(1)
         squared = squared - 2 * X @ reference.T

@@ -12,7 +12,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sklearn_g2d.features._rows import RowTransformer
-from sklearn_g2d.utils.arrays import namespace
+from sklearn_g2d.utils.arrays import PRODUCT_ROWS, namespace, product
 
 _AUTO_COMPONENTS = 64
 _ROWS_FOR_EACH = 10
@@ -69,10 +69,9 @@ class ResidualPCA(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})]
     }
 
-    # In float64, a batch fits into the processor's cache.
     _dtypes: ClassVar[tuple[type, ...]] = (np.float64, np.float32)
     _min_rows: ClassVar[int] = 2
-    _batch_rows = 256
+    _batch_rows = PRODUCT_ROWS
 
     def _fit(self, X: NDArray[Any]) -> None:
         largest = float(np.abs(X).max())
@@ -105,7 +104,7 @@ class ResidualPCA(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
         xp = namespace(X)
         centred = xp.clip(X - c["mean"], -c["limit"], c["limit"])
-        components = centred @ c["axes"]
+        components = product(centred, c["axes"])
         squared = xp.square(centred).sum(axis=1) - xp.square(components).sum(axis=1)
         residual = xp.sqrt(xp.maximum(squared, c["zero"]))
         return xp.concatenate([components, residual[:, None]], axis=1)

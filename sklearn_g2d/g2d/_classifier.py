@@ -30,8 +30,8 @@ NORMAL, OUTLIER = 0, 1
 # Every classifier is kept from the rows of one fold, for honest scores of these rows.
 N_FOLDS = 4
 
-# Samples in a batch of networks that score in float32.
-_FLOAT32_BATCH = 256
+# Samples in a batch of networks that score.
+_BATCH = 256
 
 
 @dataclass(eq=False, repr=False)
@@ -115,15 +115,14 @@ class NetworkClassifier(BaseEstimator):
     def log_odds(self, X: Floats) -> Floats:
         """Give log p(normal) - log p(generated), of shape (n_members, n_samples).
 
-        A row's score must not depend on the other rows, but float32 products depend on the batch.
-        Perceptrons score in float64, and other networks, which would be slow in it, in batches of
-        one size.
+        A row's score must not depend on the other rows, but products of matrices depend on their
+        sizes. Therefore networks score in batches of one size; perceptrons in float64, in which
+        other networks would be slow.
         """
-        if isinstance(self._network, EnsembleMLP):
-            return _log_odds(self._network, torch.from_numpy(X)).numpy()
-        samples = torch.from_numpy(X.astype(np.float32))
-        padded = F.pad(samples, (0, 0, 0, -len(X) % _FLOAT32_BATCH))
-        odds = [_log_odds(self._network, batch) for batch in padded.split(_FLOAT32_BATCH)]
+        is_perceptron = isinstance(self._network, EnsembleMLP)
+        samples = torch.from_numpy(X if is_perceptron else X.astype(np.float32))
+        padded = F.pad(samples, (0, 0, 0, -len(X) % _BATCH))
+        odds = [_log_odds(self._network, batch) for batch in padded.split(_BATCH)]
         return torch.cat(odds, 1)[:, : len(X)].numpy()
 
     def scoring_module(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

@@ -385,7 +385,9 @@ class G2DOutlierDetector(NetworkDetector):
     def _score_batch(self, X: NDArray[Any]) -> Floats:
         rows = featurize(self.features_, X, self.image_shape_)
         points = self._scale(rows)
-        return self.classifier_.log_odds(self._describe(points)).mean(axis=0)
+        odds = self.classifier_.log_odds(self._describe(points))
+        # A mean over rows of memory, whose sums take the same order for one sample and for many.
+        return np.ascontiguousarray(odds.T).mean(axis=1)
 
     def predict_proba(self, X: ArrayLike) -> Floats:
         """Give the classifier's probabilities, normal against generated.

@@ -11,6 +11,9 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 
+# Few enough for a single row to cost little more than alone, and for the processor's cache.
+PRODUCT_ROWS = 64
+
 
 def namespace(x: Any) -> Any:
     """Give the module whose functions take `x`: `torch` for a tensor, else `numpy`."""
@@ -30,6 +33,16 @@ def float64(x: Any) -> Any:
 def float32(x: Any) -> Any:
     """Round to float32."""
     return x.float() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float32)
+
+
+def product(x: Any, matrix: Any) -> Any:
+    """Multiply rows by a matrix, at most `PRODUCT_ROWS` of an array at once.
+
+    The last digits of a product depend on its number of rows, which is therefore always the same.
+    """
+    if isinstance(x, Tensor):
+        return x @ matrix
+    return (np.pad(x, ((0, PRODUCT_ROWS - len(x)), (0, 0))) @ matrix)[: len(x)]
 
 
 def take_along(x: Any, indices: Any, axis: int) -> Any:
