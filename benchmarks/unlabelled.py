@@ -29,9 +29,8 @@ from sklearn_g2d import G2DOutlierDetector
 
 CONTAMINATION = 0.1
 MAX_ROWS = 5_000
-PEERS = (
-    "HBOS IForest KNN LOF ECOD COPOD CBLOF OCSVM PCA INNE LUNAR AutoEncoder"  # of PyOD
-).split()
+PEERS = ["HBOS", "IForest", "KNN", "LOF", "ECOD", "COPOD", "CBLOF", "OCSVM", "PCA", "INNE"]
+PEERS += ["LUNAR", "AutoEncoder"]
 FIGURES = {
     "auc": "AUC",
     "average_precision": "average precision",
@@ -76,14 +75,14 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         for figure in ("auc", "average_precision")
     ]
     paragraphs = [
-        f"Mean over {results.table.nunique()} tables of ADBench and {results.seed.nunique()} seeds. "
-        f"At most {MAX_ROWS:,} rows of a table, outliers among them in their share; each detector is "
-        f"fitted on all of them, without labels, and ranks them. All are told "
+        f"Mean over {results.table.nunique()} tables of ADBench and {results.seed.nunique()} "
+        f"seeds. At most {MAX_ROWS:,} rows of a table, outliers among them in their share; each "
+        "detector is fitted on all of them, without labels, and ranks them. All are told "
         f"`contamination={CONTAMINATION}`, but for G2D auto, which is told nothing; F1 is that of "
-        "the rows they flag then. G2D ranks by `training_scores_`, PyOD by `decision_scores_`. Rank "
-        "is by AUC, 1 is best; EER is the equal error rate. Seconds are of this run and compare "
-        "only roughly. Of `34_smtp` one or two of 5,000 rows are outliers, so that its average "
-        "precision is a matter of luck.",
+        "the rows they flag then. G2D ranks by `training_scores_`, PyOD by `decision_scores_`. "
+        "Rank is by AUC, 1 is best; EER is the equal error rate. Seconds are of this run and "
+        "compare only roughly. Of `34_smtp` one or two of 5,000 rows are outliers, so that its "
+        "average precision is a matter of luck.",
         f"`{repeat}` repeats it; DIR holds ADBench's `.npz` files.",
         f"![AUC by detector]({args.name}.png)",
     ]

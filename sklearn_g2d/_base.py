@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d import export, persistence
 from sklearn_g2d.calibration import conformal_p_values, conformal_threshold
@@ -32,7 +32,9 @@ from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Losses, Trainer
 from sklearn_g2d.utils.files import File
 from sklearn_g2d.utils.images import ImageShape, as_rows
-from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, check_finite, take
+from sklearn_g2d.utils.inputs import plain, validate
+from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
+from sklearn_g2d.utils.parts import EstimatorOfParts
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 
@@ -46,14 +48,11 @@ _SCORING_BATCH_ROWS = 8192
 _SCORING_BATCH_CELLS = 2**24
 
 
-class BaseDetector(OutlierMixin, BaseEstimator, ABC):
+class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
     """Learns normal samples, then scores new ones, higher = more normal.
 
     A subclass sets `offset_` and `calibration_scores_` in `fit`.
     """
-
-    # What stands in for a part that is None when one of its own parameters is set.
-    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
@@ -73,26 +72,6 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
     def _score_validated(self, X: Any) -> NDArray[np.float64]:
         """Score checked samples, higher = more normal."""
 
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, also of the parts that a detector is put together from.
-
-        Parameters
-        ----------
-        **params
-            By name; ``generator__spread=1`` sets the parameter `spread` of the part `generator`. A
-            part that is None becomes its default first.
-
-        Returns
-        -------
-        self
-        """
-        for name in list(params):
-            part, _, nested = name.partition("__")
-            is_part = nested and part in self._default_parts
-            if is_part and params.get(part, getattr(self, part)) is None:
-                params[part] = self._default_parts[part]()
-        return super().set_params(**params)
-
     @shielded()
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """Score rows; **higher = more normal**.
@@ -100,7 +79,7 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            A memory map is read in blocks.
+            Also a frame of pandas, polars, pyarrow or dask. A memory map is read in blocks.
 
         Returns
         -------
@@ -110,7 +89,9 @@ class BaseDetector(OutlierMixin, BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity, or its columns are not those of `fit`.
+            If `X` holds what is not a finite number, or its columns are not those of `fit`.
+        TypeError
+            If `X` is something else than rows or images.
         """
         check_is_fitted(self)
         scores = self._score_validated(self._validate(X, reset=False))
@@ -366,7 +347,8 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Normal rows or images, at least two, without NaN, infinity or text.
+            Normal rows or images, at least two, also as a frame of pandas, polars, pyarrow or dask;
+            without NaN, infinity or text.
         y : ignored
             Labels are not used. Two kinds of them are warned of, as the rows of outliers should be
             dropped.
@@ -410,16 +392,20 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Check rows or images; returns rows, which are views of images."""
         known = self.image_shape if reset else self.image_shape_
-        name = type(self).__name__
-        rows, image_shape = as_rows(X, known, name=name, fitted=not reset)
-        n = 2 if reset else 1
-        rows = validate_data(
-            self, rows, reset=reset, dtype=NUMBERS, ensure_all_finite=False, ensure_min_samples=n
+        X = plain(X)
+        rows, image_shape = as_rows(X, known, name=type(self).__name__, fitted=not reset)
+        given_as_images = rows is not X
+        rows = validate(
+            self,
+            rows,
+            reset=reset,
+            dtype=NUMBERS,
+            ensure_min_samples=2 if reset else 1,
+            of_images=image_shape is not None,
         )
-        check_finite(rows, name)
         if reset:
             self.image_shape_ = image_shape
-            self._given_as_images = rows is not X
+            self._given_as_images = given_as_images
         return rows
 
     def _validate_training(self, X: ArrayLike) -> NDArray[Any]:

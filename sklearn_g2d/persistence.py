@@ -181,6 +181,7 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
     """
     import skops.io
 
+    known = _names_of(trusted)
     shown = repr(str(path))
     try:
         content = files.read(path)
@@ -201,7 +202,6 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
             f"sklearn_g2d {__version__}, which does not read it. Load it with sklearn_g2d{needed}, "
             "or fit and save again."
         )
-    known = [t if isinstance(t, str) else f"{t.__module__}.{t.__qualname__}" for t in trusted]
     try:
         if version < FORMAT:
             members = {name: archive.read(name) for name in archive.namelist()}
@@ -227,6 +227,20 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
         "as that of trees, does not check it: whoever made the file can crash this process, and "
         "run code of theirs if a name stands for a function that can. If you trust them, call "
         f"sklearn_g2d.persistence.load({shown}, trusted=[{listed}])."
+    )
+
+
+def _names_of(trusted: Iterable[str | type]) -> list[str]:
+    """Name what a user trusts."""
+    if isinstance(trusted, Iterable) and not isinstance(trusted, str | type):
+        trusted = list(trusted)
+        if all(isinstance(t, str) or hasattr(t, "__qualname__") for t in trusted):
+            return [
+                t if isinstance(t, str) else f"{t.__module__}.{t.__qualname__}" for t in trusted
+            ]
+    raise TypeError(
+        f"trusted must list names, classes or functions, got {trusted!r}. Load without it: if the "
+        "file needs any, the error says which."
     )
 
 

@@ -366,7 +366,7 @@ def test_bad_training_images(X, params, bad, message):
     [
         (lambda X: np.where(X > 2, np.nan, X), "contains NaN"),
         (lambda X: sparse.csr_array(X), "Sparse data was passed"),
-        (lambda X: X.astype(str).astype(object) + "cm", "could not convert string to float"),
+        (lambda X: X.astype(str).astype(object) + "cm", "text in 4 of 4 columns"),
         (lambda X: X[:1], "1 sample.* while a minimum of 2 is required"),
         (lambda X: X[:, :0], "0 feature"),
         (lambda X: X[0], "Expected 2D array, got 1D array"),

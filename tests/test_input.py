@@ -4,12 +4,18 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.preprocessing import StandardScaler
 
-from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import MaskedInpainting, UNet
 from sklearn_g2d.errors import TrainingDivergedError
-from sklearn_g2d.g2d import GaussianCloud, NetworkClassifier, WassersteinGAN
+from sklearn_g2d.g2d import ConvNetwork, GaussianCloud, NetworkClassifier, WassersteinGAN
+from sklearn_g2d.video import ClipDetector, ForegroundMotion, OpticalFlow
 
 FAST = {"classifier": NetworkClassifier(n_members=4), "random_state": 0}
 DEFAULT = G2DOutlierDetector(**FAST)
@@ -49,7 +55,10 @@ def with_cell(X, value):
         (lambda X: with_cell(X, np.inf), "contains infinity"),
         (lambda X: sparse.csr_array(X), "Sparse data was passed"),
         (lambda X: X + 1j, "Complex data not supported"),
-        (lambda X: X.astype(str).astype(object) + "cm", "could not convert string to float"),
+        (
+            lambda X: X.astype(str).astype(object) + "cm",
+            r"text in 4 of 4 columns \(0, 1, 2, 3\): encode it by OneHotEncoder",
+        ),
         (lambda X: X[:1], "1 sample.* while a minimum of 2 is required"),
         (lambda X: X[:0], "0 sample"),
         (lambda X: X[:, :0], "0 feature"),
@@ -151,6 +160,50 @@ def test_bad_parameters_of_parts(X, part, params, message):
 def test_bad_parameters_of_a_cloud(X, params, message):
     with pytest.raises(ValueError, match=message):
         G2DOutlierDetector(generator=GaussianCloud(**params), **FAST).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("params", "part", "name"),
+    [
+        ({"classifier": RandomForestClassifier}, "classifier", "RandomForestClassifier"),
+        ({"generator": GaussianCloud}, "generator", "GaussianCloud"),
+        ({"features": PCA}, "features", "PCA"),
+        ({"scaler": StandardScaler}, "scaler", "StandardScaler"),
+        ({"classifier": NetworkClassifier(network=ConvNetwork)}, "classifier__network", "ConvN"),
+    ],
+)
+def test_a_class_is_no_part(X, params, part, name):
+    with pytest.raises(ValueError, match=rf"{part} must be an instance.*: pass {part}={name}"):
+        G2DOutlierDetector(**params).fit(X)
+
+
+def test_a_class_is_no_part_of_other_estimators(X):
+    clip = X.reshape(20, 1, 3, 4)
+    for estimator in (
+        AVIDDetector(inpainter=UNet),
+        AVIDDetector(training=MaskedInpainting),
+        ClipDetector(IsolationForest),
+        ClipDetector(IsolationForest(), channels=ForegroundMotion),
+        ForegroundMotion(flow=OpticalFlow),
+    ):
+        with pytest.raises(ValueError, match=r"must be an instance, but is the class .*: pass"):
+            estimator.fit(clip)
+
+
+@pytest.mark.parametrize("part", [GaussianCloud(), WassersteinGAN(), StandardScaler()])
+def test_what_is_no_classifier(X, part):
+    with pytest.raises(ValueError, match=r"NetworkClassifier.*'predict_proba' or None. Got "):
+        G2DOutlierDetector(classifier=part).fit(X)
+
+
+def test_a_factory_of_the_users_that_makes_something_else(X):
+    def fit(**params):
+        G2DOutlierDetector(classifier=NetworkClassifier(**params)).fit(X)
+
+    with pytest.raises(TypeError, match=r"must return a torch.optim.Optimizer.* got 1"):
+        fit(optimizer=lambda parameters, learning_rate: 1)
+    with pytest.raises(TypeError, match=r"callable that builds.* got the module Linear"):
+        fit(network=torch.nn.Linear(4, 2))
 
 
 def test_unknown_parameters(X):

@@ -360,8 +360,9 @@ def test_classes_and_functions_of_the_user_are_asked_for(data):
         assert_same(loaded(content, trusted=trusted), pipeline, X)
     with pytest.raises(ModelFileError, match="double"):
         loaded(content, trusted=[Halve])
-    with pytest.raises(TypeError):
-        loaded(content, trusted=True)
+    for trusted in (True, None, names, Halve, [1]):
+        with pytest.raises(TypeError, match="trusted must list names, classes or functions, got "):
+            loaded(content, trusted=trusted)
 
 
 def small_network(shape, n_outputs):

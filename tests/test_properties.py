@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -30,6 +31,9 @@ from sklearn_g2d.features import (
     SquashingScaler,
 )
 from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
+
+# Frames are judged beside their arrays, which have no names.
+pytestmark = pytest.mark.filterwarnings("ignore:X .* feature names")
 
 
 def amounts(many):
@@ -134,6 +138,39 @@ def frame(X):
     return pd.DataFrame(X) if X.ndim == 2 and X.dtype.kind in "biufO" else X
 
 
+def frame_of(package):
+    """Other frames of what is a pandas frame of plain numbers; dask's have several parts."""
+
+    def convert(X):
+        if X.ndim != 2 or X.dtype.kind not in "biuf" or X.dtype in (np.float16, np.longdouble):
+            return X
+        given = pd.DataFrame(
+            X.astype(X.dtype.newbyteorder("=")), columns=[*map(str, range(X.shape[1]))]
+        )
+        if package == "nullable":
+            return given.convert_dtypes()
+        module = pytest.importorskip({"dask": "dask.dataframe"}.get(package, package))
+        if package == "polars":
+            return module.DataFrame({name: given[name].to_numpy() for name in given})
+        if package == "pyarrow":
+            return module.Table.from_pandas(given, preserve_index=False)
+        return module.from_pandas(given, npartitions=2) if X.size else given
+
+    convert.__name__ = package
+    return convert
+
+
+def tensor(X):
+    try:
+        return torch.from_numpy(X.astype(X.dtype.newbyteorder("=")))
+    except TypeError:  # of a type that PyTorch does not have
+        return X
+
+
+def unmasked(X):
+    return np.ma.array(X, mask=np.zeros(X.shape, dtype=bool))
+
+
 EQUAL_ARRAYS = [
     np.ascontiguousarray,
     np.asfortranarray,
@@ -143,6 +180,9 @@ EQUAL_ARRAYS = [
     swapped_bytes,
     memory_map,
     frame,
+    *map(frame_of, ("nullable", "polars", "pyarrow", "dask")),
+    tensor,
+    unmasked,
     np.ndarray.tolist,
 ]
 
@@ -189,7 +229,7 @@ def is_acceptable(X):
 # What is documented, and says what is wrong with the array.
 REFUSALS = re.compile(
     "NaN|infinity|Complex data|minimum of|Expected 2D|onvert|dtype='numeric'|promoted|"
-    "number, not|setting an array element|"
+    "number, not|setting an array element|must hold numbers|structured array|path or other text|"
     "too large to compute|features, but|image shape|at least . x . pixels|channels last|"
     "at least one array or dtype is required"  # scikit-learn's, of a frame without columns
 )
@@ -200,7 +240,10 @@ class RefusedError(Exception):
 
 
 def contents(X):
-    return repr(X) if isinstance(X, list) else np.asarray(X).tobytes()
+    if isinstance(X, list):
+        return repr(X)
+    values = np.asarray(X)
+    return repr(values.tolist()) if values.dtype == object else values.tobytes()
 
 
 def outcome(method, X, *, must_take):
@@ -210,6 +253,7 @@ def outcome(method, X, *, must_take):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", "All training samples are alike")
+            warnings.filterwarnings("ignore", "X .* feature names")  # of frames beside arrays
             warnings.filterwarnings("ignore", "invalid value encountered in reduce")  # inf - inf
             result = method(X)
     except (ValueError, TypeError) as error:

@@ -152,8 +152,8 @@ def test_the_package_does_not_grow_unnoticed():
     """Own-line comments are not counted. Whoever raises the limit says for what."""
     n_lines = sum(lines_of_code(path.read_text()) for _, path in modules_of(PACKAGE))
     # 11,400, and then: 100 for the search of neighbours, 350 for labels of any kind, 120 for
-    # outliers among the training rows, 240 for video files as they are.
-    assert n_lines <= 12_250
+    # outliers among the training rows, 240 for video files as they are, 480 for what may be given.
+    assert n_lines <= 12_730
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

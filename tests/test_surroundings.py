@@ -1,5 +1,6 @@
 """What a caller has set for PyTorch and scikit-learn, and other threads, change no score."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_info
+from torch import nn
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.avid import CellInpainting, MaskedInpainting
@@ -101,6 +103,115 @@ def test_surroundings_change_no_bit(name):
         np.testing.assert_array_equal(scores_of_again, expected, err_msg=state)
         if maps is not None:
             np.testing.assert_array_equal(maps, fitted.anomaly_map(X), err_msg=state)
+
+
+class Own(nn.Module):
+    """Makes tensors in every way that leaves the dtype to PyTorch."""
+
+    def __init__(self, n_inputs, n_outputs):
+        super().__init__()
+        self.first, self.norm = nn.Linear(n_inputs, 8), nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, n_outputs)
+        self.shift = nn.Parameter(torch.randn(8, device="cpu"))
+        self.scale = nn.Parameter(torch.full((n_inputs,), 1.1))
+        self.register_buffer("slope", torch.linspace(0.1, 1, n_inputs))
+        self.exact = torch.tensor(np.array([0.1]))  # float64 under any default
+        self.number = torch.tensor([0.1, 0.2], requires_grad=True)
+        self.wide = nn.Linear(8, 1).double()
+
+    def forward(self, x):
+        x = self.norm(self.first(x * self.scale * self.slope)) + self.shift
+        x = x + torch.arange(8) / 3 + torch.zeros(np.int64(8)) + self.number.sum()
+        wide = self.wide(x.double()) + self.exact
+        assert self.exact.dtype == wide.dtype == torch.float64
+        hidden = torch.rand(x.shape) if self.training else torch.ones(x.shape) / 2
+        return self.last(torch.cat([x * hidden, wide.float()], 1)[:, 1:])
+
+
+class OwnInpainter(nn.Module):
+    def __init__(self, n_channels):
+        super().__init__()
+        self.layer = nn.Conv2d(n_channels + 1, n_channels, 3, padding=1)
+
+    def forward(self, x, mask):
+        mask = mask.expand(len(x), -1, -1, -1)
+        return self.layer(torch.cat([x * (1 - mask), mask], 1)) + torch.tensor(0.1)
+
+
+class OwnCellInpainter(nn.Module):
+    def __init__(self, n_features):
+        super().__init__()
+        self.layer = nn.Linear(2 * n_features, n_features)
+
+    def forward(self, x, mask):
+        return self.layer(torch.cat([x * (1 - mask), mask.expand_as(x)], 1)) * torch.tensor(0.9)
+
+
+def own_features(X):
+    projection = torch.linspace(0, 1, 3 * X.shape[1]).reshape(-1, 3)
+    return torch.tanh(torch.as_tensor(X, dtype=torch.float32) @ projection).numpy()
+
+
+def own_optimizer(parameters, learning_rate):
+    return torch.optim.RMSprop(parameters, learning_rate)
+
+
+OWN = {
+    "classifier": (
+        G2DOutlierDetector(
+            classifier=NetworkClassifier(
+                max_steps=5,
+                n_members=2,
+                network=lambda shape, n_outputs: Own(*shape, n_outputs),
+                optimizer=own_optimizer,
+                schedule=lambda fraction: float(torch.cos(torch.tensor(fraction))),
+            )
+        ),
+        TABLE,
+    ),
+    "generator and critic": (
+        G2DOutlierDetector(
+            generator=WassersteinGAN(
+                max_steps=3,
+                n_members=2,
+                generator_network=lambda n_inputs, shape: Own(n_inputs, *shape),
+                critic_network=lambda shape, n_outputs: nn.Linear(*shape, n_outputs),
+            ),
+            classifier=SHORT,
+        ),
+        TABLE,
+    ),
+    "features": (G2DOutlierDetector(features=own_features, classifier=SHORT), TABLE),
+    "AVID": (
+        AVIDDetector(
+            training=MaskedInpainting(max_steps=2),
+            inpainter=OwnInpainter,
+            detector=lambda n_channels: nn.Conv2d(n_channels, 1, 4, stride=4),
+        ),
+        IMAGES,
+    ),
+    "AVID on tables": (
+        AVIDDetector(
+            training=CellInpainting(max_steps=3),
+            inpainter=OwnCellInpainter,
+            detector=lambda n_features: nn.Linear(n_features, n_features),
+        ),
+        TABLE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_code_of_the_users_own_computes_as_under_float32(name):
+    detector, X = OWN[name]
+    detector = clone(detector).set_params(random_state=0)
+    fitted = clone(detector).fit(X)
+    expected = fitted.score_samples(X)
+    with default_dtype():
+        again = clone(detector).fit(X)
+        for one in (fitted, again, copy.deepcopy(again)):
+            np.testing.assert_array_equal(one.score_samples(X), expected)
+        assert torch.zeros(1).dtype == torch.float64  # here and in other threads
 
 
 @pytest.mark.parametrize("name", DETECTORS)

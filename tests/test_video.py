@@ -320,6 +320,17 @@ def test_foreground_motion_joins_both():
     np.testing.assert_array_equal(joined[:, 2:], clone(foreground).fit_transform(clip))
 
 
+def test_parameters_of_parts_that_are_left_at_none():
+    clip = random_clip(6)
+    motion = ForegroundMotion().set_params(flow__lag=1, foreground__high=50)
+    expected = ForegroundMotion(OpticalFlow(lag=1), Foreground(high=50)).fit_transform(clip)
+    np.testing.assert_array_equal(motion.fit_transform(clip), expected)
+    detector = ClipDetector(IsolationForest(), channels=ForegroundMotion())
+    assert detector.set_params(channels__flow__lag=3).channels.flow.lag == 3
+    with pytest.raises(ValueError, match="Invalid parameter 'speed' for estimator OpticalFlow"):
+        ForegroundMotion().set_params(flow__speed=1)
+
+
 @pytest.mark.parametrize(
     ("transformer", "changes"),
     [

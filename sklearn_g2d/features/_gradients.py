@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin
 from sklearn.utils import Tags, gen_batches
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import validate_data
 
 from sklearn_g2d.features._rows import RowTransformer
 from sklearn_g2d.utils.arrays import float32, namespace, take_along
 from sklearn_g2d.utils.images import ImageShape, as_rows
+from sklearn_g2d.utils.inputs import plain, validate
 
 _MIN_SIZE = 8
 _CLIP = 0.2
@@ -106,8 +106,8 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, RowTransformer):
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         known = self.image_shape if reset else self.image_shape_
-        rows, shape = as_rows(X, known, name=type(self).__name__, fitted=not reset)
-        rows = validate_data(self, rows, reset=reset, dtype=self._dtypes)
+        rows, shape = as_rows(plain(X), known, name=type(self).__name__, fitted=not reset)
+        rows = validate(self, rows, reset=reset, dtype=self._dtypes, of_images=True)
         if shape is None:
             raise ValueError(
                 f"{type(self).__name__} takes images, an array of shape (n_samples, channels, "

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import validate_data
 
 from sklearn_g2d.features._rows import RowTransformer
 from sklearn_g2d.utils.arrays import float64, namespace
@@ -103,7 +102,7 @@ class NeighborProfile(RowTransformer):
         ndarray of shape (n_samples, n_features_out)
         """
         self._validate_params()
-        return self._fit(validate_data(self, X, dtype=np.float64, ensure_min_samples=2))
+        return self._fit(self._validate(X, reset=True))
 
     def _fit(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         self.reference_ = rows = np.clip(X, -_LIMIT, _LIMIT)

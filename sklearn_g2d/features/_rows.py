@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import gen_batches
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted
 
+from sklearn_g2d.utils.inputs import plain, validate
 from sklearn_g2d.utils.surroundings import shielded
 
 
@@ -89,9 +90,9 @@ class RowTransformer(TransformerMixin, BaseEstimator):
         ndarray of shape (n_samples, n_features)
         """
         check_is_fitted(self)
-        return self._invert(check_array(X, dtype=np.float64))
+        return self._invert(check_array(plain(X), dtype=np.float64))
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         """Check the rows of `fit`, or others, of which there may be fewer."""
         n = self._min_rows if reset else 1
-        return validate_data(self, X, reset=reset, dtype=self._dtypes, ensure_min_samples=n)
+        return validate(self, X, reset=reset, dtype=self._dtypes, ensure_min_samples=n)

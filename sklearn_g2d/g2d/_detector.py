@@ -194,7 +194,10 @@ class G2DOutlierDetector(NetworkDetector):
         "n_neighbors": [Interval(Integral, 0, None, closed="left")],
         "measure": [StrOptions({"auto", "distance", "reconstruction"})],
         "n_generated": [Interval(Real, 0, None, closed="neither")],
-        "classifier": [HasMethods(["fit_in"]), HasMethods(["fit", "predict_proba"]), None],
+        "classifier": [
+            *(NetworkClassifier, FoldedClassifier),
+            *(HasMethods(["fit", "predict_proba"]), None),
+        ],
         "threshold": [StrOptions({"held_out", "probability"})],
         "support_fraction": [StrOptions({"auto"}), Interval(Real, 0.5, 1, closed="both")],
     }

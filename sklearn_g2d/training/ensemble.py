@@ -23,6 +23,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from sklearn_g2d.training.convolutions import LAYOUT
 from sklearn_g2d.training.runtime import globally_seeded
 from sklearn_g2d.utils.state import Stored
+from sklearn_g2d.utils.surroundings import float32_by_default
 
 
 class StorableModule(Stored, nn.Module):
@@ -206,7 +207,13 @@ class OwnModules(StorableModule):
         seed: int | None = None,
         **config: Any,
     ) -> None:
-        with globally_seeded(rng or torch.Generator(), seed) as seed, torch.device("cpu"):
+        if isinstance(factory, nn.Module):
+            raise TypeError(
+                "A network must be a callable that builds a torch.nn.Module, for every fit starts "
+                f"anew; got the module {type(factory).__name__}(...)."
+            )
+        seeded = globally_seeded(rng or torch.Generator(), seed)
+        with seeded as seed, torch.device("cpu"), float32_by_default():
             members = [factory(*arguments) for _ in range(n_members)]
         super().__init__(
             factory=factory, arguments=arguments, n_members=n_members, seed=seed, **config

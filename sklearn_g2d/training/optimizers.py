@@ -25,7 +25,13 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Build an optimiser; SGD has momentum .9, and `betas` are those of Adam and AdamW."""
     if callable(optimizer):
-        return optimizer(parameters, learning_rate)
+        made = optimizer(parameters, learning_rate)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(
+                "A callable optimizer must return a torch.optim.Optimizer, as lambda parameters, "
+                f"learning_rate: torch.optim.Adam(parameters, learning_rate) does; got {made!r}."
+            )
+        return made
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must be two numbers from 0 to below 1, got {betas!r}.")
     if optimizer == "sgd":

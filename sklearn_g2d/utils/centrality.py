@@ -43,7 +43,7 @@ def central_rows(X: Floats, fraction: float | Literal["auto"]) -> NDArray[np.boo
     far = _far_distances(X)
     if fraction != "auto":
         in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
-        near = _near_distances(X, in_core, min(_NEAR, np.sum(in_core) // 2))
+        near = _near_distances(X, in_core, min(_NEAR, int(in_core.sum()) // 2))
         return near <= np.quantile(near, fraction)
     near = _near_distances(X, np.ones(len(X), dtype=bool), min(_NEAR, len(X) // 20))
     least = np.finfo(np.float64).tiny

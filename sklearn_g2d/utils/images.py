@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
+
+from sklearn_g2d.utils.inputs import is_picture, plain
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -83,14 +86,16 @@ def _refuse_nested(X: Any) -> None:
     """Raise if the cells of a data frame or an object array are images."""
     cell: Any = None
     column = ""
-    if hasattr(X, "columns") and min(getattr(X, "shape", (0,))) > 0:
-        cell = X.iloc[0, 0] if hasattr(X, "iloc") else X[0, 0]
+    if hasattr(X, "columns") and hasattr(X, "dtypes") and min(X.shape) > 0:
+        cell = X.iloc[0, 0] if hasattr(X, "iloc") else X.item(0, 0)
         column = f"[{X.columns[0]!r}]"
     elif hasattr(X, "iloc") and np.ndim(X) == 1 and len(X):
         cell = X.iloc[0]
     elif isinstance(X, np.ndarray) and X.dtype == object and X.size:
         cell = X.flat[0]
-    if np.ndim(cell) if isinstance(cell, np.ndarray | list) else hasattr(cell, "dtypes"):
+    if is_picture(type(cell)):
+        plain([cell], f"X{column}")  # says how to read it
+    if np.ndim(cell) if isinstance(cell, np.ndarray | list | Tensor) else hasattr(cell, "dtypes"):
         raise ValueError(
             f"The cells of X{column} hold whole images. Stack them into one array of shape "
             f"(n_samples, channels, height, width): pass np.stack(list(X{column}))."

@@ -1,12 +1,50 @@
-"""Parts of a detector: estimators that it clones, seeds and fits."""
+"""Parts of an estimator: estimators that it clones, seeds and fits."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
+
+
+class EstimatorOfParts(BaseEstimator):
+    """Base of what is put together from parts, each of which may be None for its default."""
+
+    # What stands in for a part that is None when one of its own parameters is set.
+    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also of the parts that an estimator is put together from.
+
+        Parameters
+        ----------
+        **params
+            By name; ``generator__spread=1`` sets the parameter `spread` of the part `generator`. A
+            part that is None becomes its default first.
+
+        Returns
+        -------
+        self
+        """
+        for name in list(params):
+            part, _, nested = name.partition("__")
+            is_part = nested and part in self._default_parts
+            if is_part and params.get(part, getattr(self, part)) is None:
+                params[part] = self._default_parts[part]()
+        return super().set_params(**params)
+
+    def _validate_params(self) -> None:
+        """Check parameters, also that none is a class of estimators; a factory may be a class."""
+        for name, value in self.get_params().items():
+            if isinstance(value, type) and (hasattr(value, "get_params") or hasattr(value, "fit")):
+                raise ValueError(
+                    f"{name} must be an instance, but is the class {value.__name__}: pass "
+                    f"{name}={value.__name__}()."
+                )
+        super()._validate_params()
 
 
 def clone_part(part: Any, random_state: np.random.RandomState) -> Any:

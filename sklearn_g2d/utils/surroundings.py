@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 _is_forked = False
 
@@ -17,9 +21,8 @@ _is_forked = False
 def shielded() -> Iterator[None]:
     """Compute as if nothing had been set around the call; also a decorator of methods.
 
-    That is scikit-learn's `transform_output`, and PyTorch's `no_grad`, `inference_mode`, autocast
-    and default device. A default dtype cannot be set for one thread only: whoever makes tensors
-    names theirs.
+    That is scikit-learn's `transform_output`, and PyTorch's `no_grad`, `inference_mode`, autocast,
+    default device and default dtype.
     """
     _use_own_threads()
     with ExitStack() as stack:
@@ -31,7 +34,76 @@ def shielded() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        stack.enter_context(float32_by_default())
         yield
+
+
+def float32_by_default() -> AbstractContextManager[Any]:
+    """Let users' code make tensors as under PyTorch's own default dtype, in this thread.
+
+    The default itself can be set for all threads only, and so stays as it is. Code of this package
+    names dtypes and does not need this.
+    """
+    default = torch.get_default_dtype()
+    return nullcontext() if default == torch.float32 else _Float32ByDefault(default)
+
+
+class _Float32ByDefault(TorchFunctionMode):
+    """Gives float32 where PyTorch would give its default dtype of itself.
+
+    Old constructors, such as ``torch.Tensor(2, 3)``, do not pass here.
+    """
+
+    # They take their dtype from nothing but the default; random numbers depend on it.
+    _makers: ClassVar = frozenset(
+        {
+            *(torch.empty, torch.empty_strided, torch.zeros, torch.ones, torch.eye, torch.rand),
+            *(torch.randn, torch.normal, torch.linspace, torch.logspace, torch.scalar_tensor),
+            *(torch.bartlett_window, torch.blackman_window, torch.hamming_window),
+            *(torch.hann_window, torch.kaiser_window),
+        }
+    )
+    # They look at what they are given, of which numbers of Python become the default dtype.
+    _readers: ClassVar = frozenset(
+        [torch.tensor, torch.as_tensor, torch.asarray, torch.full, torch.arange]
+    )
+    _converters: ClassVar = frozenset({Tensor.double, Tensor.half, Tensor.bfloat16})
+
+    def __init__(self, default: torch.dtype) -> None:
+        super().__init__()
+        self._float32: dict[torch.dtype, torch.dtype] = {
+            default: torch.float32,
+            default.to_complex(): torch.complex64,
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of PyTorch."""
+        kwargs = kwargs or {}
+        is_asked_for = func in self._converters or self._is_in((args, kwargs))
+        if func in self._makers and not is_asked_for and kwargs.get("dtype") is None:
+            kwargs = kwargs | {"dtype": torch.float32}
+        result = func(*args, **kwargs)
+        dtype = self._float32.get(result.dtype) if isinstance(result, Tensor) else None
+        if dtype is None or is_asked_for:
+            return result
+        if func in self._readers:
+            return func(*args, **kwargs | {"dtype": dtype})
+        # A lower precision may be that of autocast.
+        return result.to(dtype) if result.itemsize > dtype.itemsize else result
+
+    def _is_in(self, given: Any) -> bool:
+        """Say whether arguments are of the dtype, or name it, so that it is no default."""
+        if isinstance(given, dict):
+            return any(map(self._is_in, given.values()))
+        if isinstance(given, list | tuple):
+            return any(map(self._is_in, given))
+        if isinstance(given, Tensor | torch.dtype):
+            return getattr(given, "dtype", given) in self._float32
+        if isinstance(given, np.ndarray | np.generic):
+            return given.dtype in (np.float64, np.complex128)
+        return isinstance(given, type) or (isinstance(given, str) and given.startswith("torch."))
 
 
 def _use_own_threads() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sklearn_g2d.utils.opencv import import_opencv
+from sklearn_g2d.utils.parts import EstimatorOfParts
 from sklearn_g2d.video._clips import ClipTransformer
 
 _LAGS = 4, 2, 0  # of AVID's channels
@@ -201,7 +203,7 @@ class Foreground(ClipTransformer):
         return np.clip((difference - self._low) / (self._high - self._low), 0, 1)[:, None]
 
 
-class ForegroundMotion(ClipTransformer):
+class ForegroundMotion(EstimatorOfParts, ClipTransformer):
     """Motion, and in the last channel its foreground: the input of `PatchMotion`.
 
     Parameters
@@ -228,6 +230,11 @@ class ForegroundMotion(ClipTransformer):
     """
 
     min_frames: ClassVar[int] = OpticalFlow.min_frames
+
+    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {
+        "flow": OpticalFlow,
+        "foreground": Foreground,
+    }
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "flow": [ClipTransformer, None],

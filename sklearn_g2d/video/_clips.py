@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter1d
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d.utils.images import ImageShape, as_rows
+from sklearn_g2d.utils.inputs import is_picture, plain, validate
 from sklearn_g2d.utils.state import unchanged_on_failure
 
 Clips = ArrayLike | Sequence[ArrayLike]
@@ -51,7 +52,13 @@ class ClipEstimator(BaseEstimator):
             if reset:
                 self.image_shape_ = known
             # The first clip of `fit` sets the number of features.
-            rows = validate_data(self, rows, reset=reset and number == 0, dtype=_FLOATS_OR_BYTES)
+            rows = validate(
+                self,
+                rows,
+                reset=reset and number == 0,
+                dtype=_FLOATS_OR_BYTES,
+                of_images=True,
+            )
             clips.append(rows.reshape(-1, *known))
         return clips
 
@@ -270,6 +277,9 @@ def _separate(X: Clips) -> Sequence[Any]:
     if isinstance(X, list | tuple):
         if not X:
             raise ValueError("X is an empty list: give at least one clip of frames.")
+        if any(is_picture(type(clip)) for clip in X):
+            plain(X)  # raises
+        X = [plain(clip, f"X[{number}]") for number, clip in enumerate(X)]
         if all(np.ndim(clip) == 3 for clip in X):
             sizes = [np.shape(clip)[1:] for clip in X]
             other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
@@ -284,7 +294,7 @@ def _separate(X: Clips) -> Sequence[Any]:
                 "[clip[:, np.newaxis] for clip in X]."
             )
         return X
-    return [X]
+    return [plain(X)]
 
 
 def _remedy(clip: Any, known: ImageShape | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sklearn_g2d.utils.inputs import plain
 from sklearn_g2d.video._clips import ClipTransformer
 from sklearn_g2d.video._files import FramesOfFile
 
@@ -72,7 +73,7 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
     n_frames, first_equal, since, warned = 0, 0, 0.0, False
     for given in frames:
         now = frames.seconds if isinstance(frames, FramesOfFile) else time.monotonic()
-        frame = np.array(given)  # a copy: some cameras write each frame over the last
+        frame = np.array(plain(given, f"Frame {n_frames}"))  # a copy: cameras may reuse the array
         if frame.ndim != 3:
             raise ValueError(
                 f"Frame {n_frames} has shape {frame.shape}, but frames are (channels, height, "
