@@ -447,8 +447,8 @@ def test_a_part_and_its_parameter_at_once():
 def test_detectors_do_not_share_a_part_that_was_none():
     first, second = (G2DOutlierDetector().set_params(generator__tail=1.0) for _ in range(2))
     first.set_params(generator__spread=9.0)
-    assert second.generator.spread == 2.0
-    assert G2DOutlierDetector().set_params(generator__tail=1.0).generator.spread == 2.0
+    assert second.generator.spread == "auto"
+    assert G2DOutlierDetector().set_params(generator__tail=1.0).generator.spread == "auto"
 
 
 def test_an_unknown_parameter_of_a_part():
@@ -761,6 +761,21 @@ def test_a_cloud_has_the_spread_that_it_is_told():
     root = math.sqrt(2)
     factor = special.dawsn(root) * math.exp(2) / root
     np.testing.assert_allclose(np.cov(further.T), factor * covariance, rtol=0.08)
+
+
+@pytest.mark.parametrize("n_features", [2, 6, 40])
+def test_a_tenth_of_the_cloud_lies_as_close_as_normal_rows(n_features):
+    """For each half, at a spread from .7 to 2; the nearer of these ends if it is not reached."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1000, n_features)) @ rng.normal(size=(n_features, n_features))
+    detector = G2DOutlierDetector(classifier=SHORT, random_state=0).fit(X)
+    points = detector.scaler_.transform(detector.sample_outliers(4000, random_state=0))
+    limit = np.quantile(detector.profile_.transform(detector.profile_.reference_)[:, -1], 0.95)
+    inside = detector.profile_.transform(points)[:, -1] < limit
+    for fraction, spread in zip(
+        inside.reshape(2, -1).mean(axis=1), detector.generator_.spread_, strict=True
+    ):
+        assert 0.05 < fraction < 0.17 or (fraction < 0.1 if spread < 0.72 else spread > 1.98)
 
 
 def test_a_cloud_stays_within_the_scaler_s_bound():
