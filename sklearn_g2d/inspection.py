@@ -71,11 +71,11 @@ def column_contributions(estimator: Any, X: Any) -> Bunch:
         )
     given = getattr(steps[0], "feature_names_in_", getattr(X, "columns", None))
     if given is None:
-        given = [f"x{index}" for index in range(np.shape(X)[1])]
+        given = [f"x{index}" for index in range(np.shape(X)[-1])]
     labels: list[Label] = list(range(len(given)))
     for transformer in transformers:
+        X = transformer.transform(X)  # which checks it
         labels = follow(transformer, labels)
-        X = transformer.transform(X)
     parts = detector.explain(X)
     order = {label: label if isinstance(label, int) else len(given) for label in labels}
     kept = sorted(order, key=lambda label: order[label])

@@ -256,6 +256,14 @@ def test_a_pipeline_has_to_be_fitted(rows):
         column_contributions(make_pipeline(StandardScaler(), make_detector()), rows)
 
 
+def test_rows_are_checked_by_the_pipeline(rows):
+    pipeline = make_pipeline(StandardScaler(), make_detector()).fit(rows)
+    with pytest.raises(ValueError, match="X has 5 features, but StandardScaler"):
+        column_contributions(pipeline, rows[:, :5])
+    with pytest.raises(ValueError, match="Expected 2D array"):
+        column_contributions(pipeline, rows[0])
+
+
 # Transformers
 
 
