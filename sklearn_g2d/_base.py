@@ -449,9 +449,14 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         return rows.reshape(-1, *self.image_shape_)
 
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        return self._by_batch(self._score_batch, X)
+
+    def _by_batch(
+        self, compute: Callable[[NDArray[Any]], NDArray[np.float64]], X: NDArray[Any]
+    ) -> NDArray[np.float64]:
         batch_rows = min(_SCORING_BATCH_ROWS, max(1, _SCORING_BATCH_CELLS // X.shape[1]))
         batches = (as_known_dtype(block) for block in blocks(X, batch_rows))
-        return np.concatenate([self._score_batch(batch) for batch in batches])
+        return np.concatenate([compute(batch) for batch in batches])
 
     @abstractmethod
     def _to_continue(self) -> Any:

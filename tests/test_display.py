@@ -17,6 +17,7 @@ from sklearn_g2d import AVIDDetector, G2DOutlierDetector, display
 from sklearn_g2d.avid import CellInpainting
 from sklearn_g2d.display import (
     AnomalyMapDisplay,
+    ContributionDisplay,
     LossCurveDisplay,
     OutlierDetCurveDisplay,
     OutlierRocCurveDisplay,
@@ -385,6 +386,8 @@ def test_loss_curves_of_many_losses_are_all_drawn():
         lambda: LossCurveDisplay.from_estimator(Trained().fit()),
         lambda: AnomalyMapDisplay.from_estimator(None, None),
         lambda: AnomalyMapDisplay.from_predictions(np.eye(2), np.eye(2)),
+        lambda: ContributionDisplay.from_estimator(None, None),
+        lambda: ContributionDisplay.from_predictions([1.0]),
     ],
 )
 def test_the_error_without_matplotlib_names_the_extra(draw, monkeypatch):
@@ -719,3 +722,61 @@ def test_maps_of_too_many_images_are_refused_before_the_work(monkeypatch):
 def test_maps_need_a_fitted_detector(gray):
     with pytest.raises(NotFittedError):
         AnomalyMapDisplay.from_estimator(Mapper(), gray)
+
+
+# Contributions of columns
+
+
+def bars_of(shown):
+    """Lengths by the labels beside them, from the top down."""
+    labels = [label.get_text() for label in shown.ax_.get_yticklabels()]
+    places = shown.ax_.transData.transform([(0, bar.get_y()) for bar in shown.bars_])[:, 1]
+    assert (np.diff(places) < 0).all()
+    return dict(zip(labels, (bar.get_width() for bar in shown.bars_), strict=True))
+
+
+def test_contributions_of_a_pipeline():
+    pd = pytest.importorskip("pandas")
+    X = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["a", "b", "c"])
+    detector = G2DOutlierDetector(classifier=NetworkClassifier(max_steps=2), random_state=0)
+    pipeline = make_pipeline(StandardScaler(), detector).fit(X)
+    shown = ContributionDisplay.from_estimator(pipeline, X.iloc[[5]])
+    parts = dict(zip("abc", detector.explain(pipeline[:-1].transform(X))[5], strict=True))
+    assert bars_of(shown) == pytest.approx(parts)
+    assert list(bars_of(shown)) == sorted(parts, key=parts.get, reverse=True)
+    assert shown.ax_.get_title() == "Pipeline"
+    assert shown.figure_ is shown.ax_.figure
+    for rows in (X, X.iloc[5]):
+        with pytest.raises(ValueError, match=r"X must be one row, .* Pass X\[\[i\]\], or X\.iloc"):
+            ContributionDisplay.from_estimator(pipeline, rows)
+    assert plt.get_fignums() == [shown.figure_.number]
+
+
+def test_contributions_beyond_the_largest_are_added_up():
+    shown = ContributionDisplay.from_predictions([3.0, *[1.0] * 9, 0.5, 7.0, 0.25], name="Row 4")
+    largest = {"x11": 7, "x0": 3} | {f"x{column}": 1 for column in range(1, 9)}
+    assert bars_of(shown) == largest | {"3 others": 1.75}
+    colors = [bar.get_facecolor() for bar in shown.bars_]
+    assert len(set(colors[:-1])) == 1
+    assert colors[-1] not in colors[:-1]
+    assert shown.ax_.get_title() == "Row 4"
+    _, ax = plt.subplots()
+    assert shown.plot(ax=ax, n_columns=12, color="black") is shown
+    assert shown.ax_ is ax
+    assert list(bars_of(shown))[-2:] == ["x10", "1 other"]
+    assert {bar.get_facecolor() for bar in shown.bars_} == {(0, 0, 0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("contributions", "names", "message"),
+    [
+        ([[1.0, 2.0]], None, r"those of one row, .* got shape \(1, 2\)"),
+        ([1.0, -2.0], None, "Negative values"),
+        ([1.0, np.nan], None, "contributions contains NaN"),
+        ([1.0, 2.0], ["a"], "1 column_names for 2 columns"),
+    ],
+)
+def test_contributions_that_are_none_are_an_error(contributions, names, message):
+    with pytest.raises(ValueError, match=message):
+        ContributionDisplay.from_predictions(contributions, column_names=names)
+    assert not plt.get_fignums()

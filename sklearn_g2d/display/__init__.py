@@ -6,6 +6,7 @@ normal** rows, and the outliers are the class that a curve is about. matplotlib 
 at the first plot only: ``pip install sklearn_g2d[plot]``.
 """
 
+from sklearn_g2d.display._contributions import ContributionDisplay
 from sklearn_g2d.display._maps import AnomalyMapDisplay
 from sklearn_g2d.display._scores import (
     OutlierDetCurveDisplay,
@@ -16,6 +17,7 @@ from sklearn_g2d.display._training import LossCurveDisplay, SnapshotSamplesDispl
 
 __all__ = [
     "AnomalyMapDisplay",
+    "ContributionDisplay",
     "LossCurveDisplay",
     "OutlierDetCurveDisplay",
     "OutlierRocCurveDisplay",

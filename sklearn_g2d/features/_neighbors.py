@@ -152,16 +152,37 @@ class NeighborProfile(RowTransformer):
 
     def _measure(self, X: Any, c: dict[str, Any]) -> Any:
         """Give distances, before their logarithms: (n, n_features_out)."""
+        distances, neighbors, likeness = self._nearest_and_likeness(X, c)
+        if not self.mixture_sizes_:
+            return likeness * distances[:, 1:] + (1 - likeness) * distances[:, :-1]
+        without_copy = self._mixed(X, neighbors[:, 1:], likeness, c)
+        return without_copy + self._mixed(X, neighbors[:, :-1], 1 - likeness, c)
+
+    def _nearest_and_likeness(self, X: Any, c: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Give what `_nearest` does, and how much the first counts as a copy, in [0, 1]: (n, 1)."""
         xp = namespace(X)
         distances, neighbors = self._nearest(X, c)
         # The search takes differences of large squares, whose rounding would tell equal
         # rows apart, and differently so in every batch.
         distances = xp.where(distances < c["resolution"], c["zero"], distances)
         likeness = xp.maximum(1 - xp.square(distances[:, :1] / c["copy_distance"]), c["zero"])
-        if not self.mixture_sizes_:
-            return likeness * distances[:, 1:] + (1 - likeness) * distances[:, :-1]
-        without_copy = self._mixed(X, neighbors[:, 1:], likeness, c)
-        return without_copy + self._mixed(X, neighbors[:, :-1], 1 - likeness, c)
+        return distances, neighbors, likeness
+
+    def _by_column(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Split the mean squared distance to the neighbours by columns: (n, n_features).
+
+        A neighbour weighs 1 / `n_neighbors_`, but one that counts in part as a copy less; the one
+        after the last makes up for it.
+        """
+        rows = np.clip(X, -_LIMIT, _LIMIT)
+        _, neighbors, likeness = self._nearest_and_likeness(rows, self._constants_of_measure())
+        weights = np.ones(neighbors.shape)
+        weights[:, :1] -= likeness
+        weights[:, -1:] = likeness
+        parts = np.zeros(rows.shape)
+        for neighbor, weight in zip(neighbors.T, weights.T, strict=True):
+            parts += weight[:, None] * np.square(rows - self.reference_[neighbor])
+        return parts / self.n_neighbors_
 
     def _mixed(self, X: Any, neighbors: Any, weights: Any, c: dict[str, Any]) -> Any:
         """Give distances to mixtures times the rows' weights (n, 1)."""

@@ -34,6 +34,7 @@ from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.centrality import CONTAMINATED_FRACTION, central_rows
+from sklearn_g2d.utils.columns import Label, follow, sum_by_label
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.surroundings import shielded
@@ -427,6 +428,74 @@ class G2DOutlierDetector(NetworkDetector):
         """
         inlier = expit(self.score_samples(X))
         return np.column_stack([1 - inlier, inlier])
+
+    @shielded()
+    def explain(self, X: ArrayLike) -> Floats:
+        """Give each column's contribution to the squared distance from rows to their neighbours.
+
+        The classifier judges a row of a table by its distances to its `n_neighbors` nearest normal
+        rows. The contribution of a column is its squared difference, ``(x - neighbour) ** 2``, in
+        the units of `scaler_`, averaged over these neighbours. So the row sums,
+        ``explain(X).sum(axis=1)``, are the mean squared distances to the neighbours. As in
+        `profile_`, a training row that equals the row in question is left out, and one that is
+        nearer than training rows mostly are to each other is left out in part, so that training
+        rows are explained like new ones.
+
+        They explain how far a row lies and not its score, which also depends on how far normal
+        rows lie from each other. `sklearn_g2d.inspection.column_contributions` explains by the
+        columns of a Pipeline, and `sklearn_g2d.display.ContributionDisplay` draws one row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            **Not negative; higher = farther from normal**. Columns are in the order of `fit`; one
+            that `features` leaves out contributes 0.
+
+        Raises
+        ------
+        ValueError
+            If the classifier sees no distances to neighbours (images, ``n_neighbors=0``,
+            ``measure="reconstruction"``), or if `features` or `scaler` mix columns; also as in
+            `score_samples`.
+        """
+        check_is_fitted(self)
+        labels, columns = self._labels_of_points(), range(self.n_features_in_)
+        profile = self.profile_
+        assert profile is not None
+
+        def explain_batch(rows: NDArray[Any]) -> Floats:
+            points = self._scale(featurize(self.features_, rows, None))
+            return sum_by_label(profile._by_column(points), labels, columns)
+
+        return self._by_batch(explain_batch, self._validate(X, reset=False))
+
+    def _labels_of_points(self) -> list[Label]:
+        """Say of which column each coordinate of the points is made, or that there is none."""
+        if self.image_shape_ is not None:
+            raise ValueError(
+                "explain is for tables, and this detector was fitted on images. To see where an "
+                "image is anomalous, use the anomaly_map of an AVIDDetector."
+            )
+        if self.profile_ is None or self.profile_.mixture_sizes_:
+            seen = "the row itself" if self.profile_ is None else "distances to mixtures of rows"
+            raise ValueError(
+                f"explain splits distances to neighbours by columns, but the classifier sees {seen}"
+                '. Fit with n_neighbors=20 and measure="distance", the defaults on tables.'
+            )
+        labels: list[Label] = list(range(self.n_features_in_))
+        for part in (self.features_, self.scaler_):
+            labels = follow(part, labels)
+            if not all(isinstance(label, int) for label in labels):
+                raise ValueError(
+                    f"explain needs columns that are kept apart, but {type(part).__name__} mixes "
+                    "them. Put it before the detector, in a Pipeline, and call "
+                    "sklearn_g2d.inspection.column_contributions, which lists what it makes."
+                )
+        return labels
 
     # Sampling
 
