@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.detectors import Detector, g2d_detectors, pyod_detectors
+from benchmarks.detectors import Detector, MakeG2D, g2d_detectors, pyod_detectors
 from benchmarks.report import plot_by_detector, summarize, write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, quality, run
 from benchmarks.tabular import table_names
@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
 
     tables = table_names(args.data, parser)
-    default = {"G2D": G2DOutlierDetector}
+    default: dict[str, MakeG2D] = {"G2D": G2DOutlierDetector}
     factories = g2d_detectors(CONTAMINATION, default) | {
         "G2D auto": g2d_detectors("auto", default)["G2D"]
     }
