@@ -10,7 +10,16 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
 
 from benchmarks import caltech as caltech_benchmark
-from benchmarks import cells, images, magnetic_tiles, maps, outlier_share, puzzles, tabular
+from benchmarks import (
+    cells,
+    images,
+    magnetic_tiles,
+    maps,
+    outlier_share,
+    puzzles,
+    tabular,
+    unlabelled,
+)
 from benchmarks import mnist as digits
 from benchmarks.detectors import PYOD_PATHS, pyod_detectors
 from benchmarks.map_baselines import (
@@ -81,7 +90,7 @@ def test_pyod_gets_scikit_learns_signs(folder, name):
 
 
 def test_every_named_detector_exists():
-    assert len(PYOD_PATHS) == 12
+    assert len(PYOD_PATHS) == 15
 
 
 def test_summary_averages_seeds_before_tables():
@@ -106,6 +115,14 @@ def test_command(folder, run_command, capsys):
     with pytest.raises(SystemExit):
         run_command(tabular, "--detectors", "nonsense")
     assert "unknown detectors ['nonsense']" in capsys.readouterr().err
+
+
+def test_unlabelled_tables_are_ranked_as_they_were_fitted(folder, run_command):
+    results = run_command(unlabelled, "--detectors", "G2D", "HBOS", "--seeds", "0")
+    assert set(results.detector) == {"G2D", "HBOS"}
+    assert (results.auc > 0.9).all()
+    with np.load(folder / "1_made.npz") as file:
+        assert (results.n_rows == len(file["X"])).all()
 
 
 def test_calibration_keeps_the_promise():

@@ -17,6 +17,9 @@ from sklearn_g2d.features import (
 )
 from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
 
+# The checks hand labels to `fit`.
+pytestmark = pytest.mark.filterwarnings("ignore:y holds the labels")
+
 # The checks fit often, and longer training makes no difference to them.
 SHORT = NetworkClassifier(max_steps=30)
 
