@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
+from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -31,7 +33,7 @@ from sklearn_g2d.g2d._snapshots import Snapshot
 from sklearn_g2d.g2d._wgan import WassersteinGAN
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
-from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.arrays import Floats, extrapolate
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.surroundings import shielded
@@ -39,6 +41,14 @@ from sklearn_g2d.utils.surroundings import shielded
 # Rows that training and the neighbour search see; more are drawn from at random, so that
 # neither fitting nor scoring a row slows down as tables grow.
 MAX_TRAINING_ROWS = 10_000
+
+# Below so many rows the classifier learns little: its profile is shorter, since distances to
+# neighbours far down a short list change with each row, and the distances themselves count, too.
+_FEW_ROWS = 50
+
+# Rows held out at once when the preprocessing is refitted for the threshold, which pays for small
+# tables only: a row of many hardly moves the means. And cells that may be refitted in all.
+_PREPROCESSING_FOLDS, _MAX_REFITTED_ROWS, _MAX_REFITTED_CELLS = 20, 1000, 2**23
 
 # Channels from which convolutions gain by bfloat16 (docs/results).
 _MIN_BFLOAT16_CHANNELS = 64
@@ -86,8 +96,8 @@ class G2DOutlierDetector(NetworkDetector):
         classifier with ``predict_proba`` one clone for each of four folds is trained.
     contamination : "auto" or float in (0, 0.5], default="auto"
         A float flags that fraction of the training rows. "auto" leaves the line to `threshold`.
-    threshold : {"held_out", "probability"}, default="held_out"
-        "held_out" promises about 5 % false alarms on new normal rows, judged by scores of rows that
+    threshold : {"conformal", "probability"}, default="conformal"
+        "conformal" promises about 5 % false alarms on new normal rows, judged by scores of rows that
         a classifier did not see; "probability" is the classifier's .5, as published. Ignored if
         `contamination` is a number.
     support_fraction : float in [0.5, 1], default=1.0
@@ -159,7 +169,7 @@ class G2DOutlierDetector(NetworkDetector):
     n_generated: float = 2.0
     classifier: Any = None
     contamination: float | Literal["auto"] = "auto"
-    threshold: Literal["held_out", "probability"] = "held_out"
+    threshold: Literal["conformal", "probability"] = "conformal"
     support_fraction: float = 1.0
     image_shape: Sequence[int] | None = None
     device: str = "auto"
@@ -186,7 +196,7 @@ class G2DOutlierDetector(NetworkDetector):
         "measure": [StrOptions({"auto", "distance", "reconstruction"})],
         "n_generated": [Interval(Real, 0, None, closed="neither")],
         "classifier": [HasMethods(["fit_in"]), HasMethods(["fit", "predict_proba"]), None],
-        "threshold": [StrOptions({"held_out", "probability"})],
+        "threshold": [StrOptions({"conformal", "probability"})],
         "support_fraction": [Interval(Real, 0.5, 1, closed="both")],
     }
 
@@ -283,6 +293,9 @@ class G2DOutlierDetector(NetworkDetector):
 
     def _fit(self, X: NDArray[Any], session: Session) -> None:
         rows = self._training_rows(X, session)
+        if len(rows) < 3 and self.scaler is None:
+            # Each column by itself would hold the same two values.
+            self.scaler_.common_scale = True
         points, described, is_central = self._fit_preprocessing(rows)
 
         # The irregularity generator I and its critic C: sections 3.1 and 3.3 of the paper.
@@ -297,9 +310,14 @@ class G2DOutlierDetector(NetworkDetector):
         generated = draw(self.generator_, n_generated, session.runtime.rng)
 
         # The detector network D, which learns normal against generated: section 3.2, Eq. 1.
+        described_generated = self._describe(generated)
+        self._learn_range(described, described_generated)
+        as_new = self._describe_as_new(rows[is_central], described)
+        inside, penalty = self._extrapolate(as_new)
         held_out_scores = self.classifier_.fit_in(
-            described, self._describe(generated), session, self._shape_of(described)
+            described, described_generated, session, self._shape_of(described), inside
         )
+        held_out_scores = self._at_least_farthest(held_out_scores - penalty)
         self.history_ = getattr(self.generator_, "history_", {}) | self.classifier_.history_
         self.n_iter_ = getattr(self.generator_, "n_steps_", 0)
         if not is_central.all():
@@ -332,8 +350,38 @@ class G2DOutlierDetector(NetworkDetector):
         if not self.n_neighbors:
             self.profile_ = None
             return points, points, is_central
-        self.profile_ = NeighborProfile(self.n_neighbors, self.measure_)
+        self.profile_ = NeighborProfile(self._n_neighbors_of(len(points)), self.measure_)
         return points, self.profile_.fit_transform(points), is_central
+
+    def _n_neighbors_of(self, n: int) -> int:
+        """Give the neighbours in use among `n` rows, and among those that are not held out."""
+        if n < _FEW_ROWS:
+            return min(self.n_neighbors, max(1, n // 8))
+        return min(self.n_neighbors, n - -(-n // _PREPROCESSING_FOLDS) - 1)
+
+    def _describe_as_new(self, rows: NDArray[Any], described: Floats) -> Floats:
+        """Describe training rows by features, scaler and neighbours that did not know them.
+
+        The rows of a small table move the scales and the components that they are judged by, so
+        that a new row looks farther away than any of them.
+        """
+        n = len(rows)
+        n_folds = min(n, _PREPROCESSING_FOLDS, _MAX_REFITTED_CELLS // rows.size)
+        # Without a profile, refitted components would mean something else to the classifier.
+        known = self.profile_ is not None and (
+            isinstance(self.features_, str) or hasattr(self.features_, "fit")
+        )
+        if n < 3 or n_folds < 2 or n > _MAX_REFITTED_ROWS or not known:
+            return described
+        as_new, without = np.empty_like(described), copy.copy(self)
+        for unseen in (np.arange(n) % n_folds == fold for fold in range(n_folds)):
+            without.features_ = clone(self.features_, safe=False)
+            without.scaler_ = clone(self.scaler_)
+            seen = featurize(without.features_, rows[~unseen], self.image_shape_, fit=True)
+            without.profile_ = self.profile_._around(without._scale(seen, fit=True))
+            held_out = featurize(without.features_, rows[unseen], self.image_shape_)
+            as_new[unseen] = without._describe(without._scale(held_out))
+        return as_new
 
     def _make_fraction_inside(self, points: Floats, described: Floats) -> Callable[[Floats], float]:
         """Make the function that tells how many of some samples lie as close as normal points."""
@@ -364,6 +412,31 @@ class G2DOutlierDetector(NetworkDetector):
         """Map points to what the classifier sees."""
         return points if self.profile_ is None else self.profile_.transform(points)
 
+    def _learn_range(self, described: Floats, generated: Floats) -> None:
+        """Learn how far out the classifier has seen rows, and what distances weigh besides it."""
+        self._farthest = np.maximum(described.max(axis=0), generated.max(axis=0))
+        self._distance_weight = max(0.0, _FEW_ROWS / len(described) - 1)
+
+    def _extrapolate(self, described: Floats) -> tuple[Floats, Floats | float]:
+        """Give what the classifier judges, and what to subtract from its scores (n_samples,).
+
+        Beyond what it saw in training a network goes on in any direction; there scores fall with
+        the distance.
+        """
+        if self.profile_ is None:
+            return described, 0.0
+        return extrapolate(described, self._farthest, self._distance_weight)
+
+    def _at_least_farthest(self, scores: Floats) -> Floats:
+        """Raise scores to that of the farthest place seen, beyond which nothing is normal."""
+        if self.profile_ is None:
+            return scores
+        return np.maximum(scores, self._score_described(self._farthest[None]))
+
+    def _score_described(self, described: Floats) -> Floats:
+        inside, penalty = self._extrapolate(described)
+        return self.classifier_.log_odds(inside).mean(axis=0) - penalty
+
     def _source_of_scores(self) -> str:
         part = self.classifier_
         return f"the classifier {type(getattr(part, 'classifier', part)).__name__}"
@@ -382,7 +455,7 @@ class G2DOutlierDetector(NetworkDetector):
     def _score_batch(self, X: NDArray[Any]) -> Floats:
         rows = featurize(self.features_, X, self.image_shape_)
         points = self._scale(rows)
-        return self.classifier_.log_odds(self._describe(points)).mean(axis=0)
+        return self._score_described(self._describe(points))
 
     def predict_proba(self, X: ArrayLike) -> Floats:
         """Give the classifier's probabilities, normal against generated.
@@ -512,7 +585,14 @@ class G2DOutlierDetector(NetworkDetector):
                 "classifier=NetworkClassifier()."
             )
         stages = [stages_of(part) for part in (self.features_, self.scaler_, self.profile_)]
-        return ClassifierGraph(stages, *self.classifier_.scoring_module(), self.offset_)
+        farthest = None if self.profile_ is None else self._farthest
+        return ClassifierGraph(
+            stages,
+            *self.classifier_.scoring_module(),
+            self.offset_,
+            farthest,
+            self._distance_weight,
+        )
 
 
 def _check_n_samples(n_samples: int) -> None:
