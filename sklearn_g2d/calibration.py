@@ -135,7 +135,7 @@ class ThresholdMixin(OutlierMixin):
         ndarray of shape (n_samples,)
             ``score_samples(X) - offset_``.
         """
-        return self.score_samples(X) - self.offset_  # type: ignore[attr-defined]
+        return self.score_samples(X) - self.offset_
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """Label rows **+1 (inlier) or -1 (outlier)**.
@@ -165,7 +165,7 @@ class ThresholdMixin(OutlierMixin):
             the fraction of their rows. Valid in finite samples if these scores are of rows that
             nothing was fitted on; they hold approximately if they are out-of-fold scores.
         """
-        scores = self.score_samples(X)  # type: ignore[attr-defined]
+        scores = self.score_samples(X)
         return conformal_p_values(scores, self.calibration_scores_, self.calibration_weights_)
 
     def _calibrate(
@@ -307,7 +307,7 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
         self._calibrate(scores, self.false_alarm_rate, groups)
         self.estimator_ = estimator
         for name in ("n_features_in_", "feature_names_in_"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)  # of an earlier fit
             if hasattr(estimator, name):
                 setattr(self, name, getattr(estimator, name))
         return self

@@ -295,7 +295,9 @@ class ClassifierGraph(Constants):
         farthest: NDArray[np.float64] | None = None,
         distance_weight: float = 0.0,
     ) -> None:
-        range_ = {} if farthest is None else {"farthest": farthest, "weight": distance_weight}
+        range_: dict[str, ArrayLike] = (
+            {} if farthest is None else {"farthest": farthest, "weight": distance_weight}
+        )
         super().__init__(offset=offset, **range_)
         self.stages, self.network, self.log_odds = nn.Sequential(*stages), network, log_odds
 

@@ -97,8 +97,8 @@ class G2DOutlierDetector(NetworkDetector):
     contamination : "auto" or float in (0, 0.5], default="auto"
         A float flags that fraction of the training rows. "auto" leaves the line to `threshold`.
     threshold : {"conformal", "probability"}, default="conformal"
-        "conformal" promises about 5 % false alarms on new normal rows, judged by scores of rows that
-        a classifier did not see; "probability" is the classifier's .5, as published. Ignored if
+        "conformal" promises about 5 % false alarms on new normal rows, judged by scores of rows
+        that were held out; "probability" is the classifier's .5, as published. Ignored if
         `contamination` is a number.
     support_fraction : float in [0.5, 1], default=1.0
         Fraction of the training rows to learn from, the most central ones; thresholds regard all.
@@ -313,9 +313,9 @@ class G2DOutlierDetector(NetworkDetector):
         described_generated = self._describe(generated)
         self._learn_range(described, described_generated)
         as_new = self._describe_as_new(rows[is_central], described)
-        inside, penalty = self._extrapolate(as_new)
+        known, penalty = self._extrapolate(as_new)
         held_out_scores = self.classifier_.fit_in(
-            described, described_generated, session, self._shape_of(described), inside
+            described, described_generated, session, self._shape_of(described), known
         )
         held_out_scores = self._at_least_farthest(held_out_scores - penalty)
         self.history_ = getattr(self.generator_, "history_", {}) | self.classifier_.history_
@@ -368,10 +368,10 @@ class G2DOutlierDetector(NetworkDetector):
         n = len(rows)
         n_folds = min(n, _PREPROCESSING_FOLDS, _MAX_REFITTED_CELLS // rows.size)
         # Without a profile, refitted components would mean something else to the classifier.
-        known = self.profile_ is not None and (
-            isinstance(self.features_, str) or hasattr(self.features_, "fit")
-        )
-        if n < 3 or n_folds < 2 or n > _MAX_REFITTED_ROWS or not known:
+        is_fitted = isinstance(self.features_, str) or hasattr(self.features_, "fit")
+        if self.profile_ is None or not is_fitted:
+            return described
+        if n < 3 or n_folds < 2 or n > _MAX_REFITTED_ROWS:
             return described
         as_new, without = np.empty_like(described), copy.copy(self)
         for unseen in (np.arange(n) % n_folds == fold for fold in range(n_folds)):
