@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GroupKFold, KFold, check_cv
-from sklearn.utils import Tags, _safe_indexing, get_tags
+from sklearn.utils import Tags, _safe_indexing, get_tags, indexable
 from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
@@ -302,6 +302,7 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
             estimator = self.estimator
             scores = _scores(estimator, X)
         else:
+            X, y = indexable(X, y)
             scores = self._out_of_fold_scores(X, y, groups, params)
             estimator = _fitted(self.estimator, X, y, params)
         self._calibrate(scores, self.false_alarm_rate, groups)

@@ -150,7 +150,7 @@ def test_the_package_is_not_crowded():
 
 def test_the_package_does_not_grow_unnoticed():
     """Own-line comments are not counted. Whoever raises the limit says for what."""
-    assert sum(lines_of_code(path.read_text()) for _, path in modules_of(PACKAGE)) <= 11_400
+    assert sum(lines_of_code(path.read_text()) for _, path in modules_of(PACKAGE)) <= 11_900
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

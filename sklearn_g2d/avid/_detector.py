@@ -628,11 +628,15 @@ class AVIDDetector(NetworkDetector):
             combined = scorer.combine(*scorer.standardize([values[unseen] for values in maps]))
             scores[unseen] = scorer.scores(scorer.regions(combined))
         if isinstance(self._model, TableModel):
-            if n < 3:
-                scores[:] = -np.inf  # nothing was held out: only what is far is an outlier
             signs = np.random.RandomState(0).choice([-1.0, 1.0], (_N_FAR, self.n_features_in_))
             far = self._model.scaler.inverse_transform(_FAR * _BOUND * signs)
-            scores = np.maximum(scores, self._score_batch(far).max())
+            limit = self._score_batch(far).max()
+            together = self._scorer.combine(*self._scorer.standardize(maps))
+            if n < 3:
+                scores[:] = limit  # nothing was held out: only what is far is an outlier
+            # Else the networks know no better. Of very few, those held out are far out themselves.
+            elif limit < np.quantile(self._scorer.scores(together), 0.5 if n < 19 else 0.0):
+                scores = np.maximum(scores, limit)
         return scores
 
     def _in_blocks(

@@ -317,7 +317,7 @@ class G2DOutlierDetector(NetworkDetector):
         held_out_scores = self.classifier_.fit_in(
             described, described_generated, session, self._shape_of(described), known
         )
-        held_out_scores = self._at_least_farthest(held_out_scores - penalty)
+        held_out_scores = self._limit(held_out_scores - penalty, described)
         self.history_ = getattr(self.generator_, "history_", {}) | self.classifier_.history_
         self.n_iter_ = getattr(self.generator_, "n_steps_", 0)
         if not is_central.all():
@@ -427,11 +427,17 @@ class G2DOutlierDetector(NetworkDetector):
             return described, 0.0
         return extrapolate(described, self._farthest, self._distance_weight)
 
-    def _at_least_farthest(self, scores: Floats) -> Floats:
-        """Raise scores to that of the farthest place seen, beyond which nothing is normal."""
+    def _limit(self, scores: Floats, described: Floats) -> Floats:
+        """Raise held-out scores to that of the farthest place seen: nothing beyond is normal.
+
+        Without a row the scales of few others may put it anywhere. A classifier of the user's that
+        finds the farthest place normal gives no limit.
+        """
         if self.profile_ is None:
             return scores
-        return np.maximum(scores, self._score_described(self._farthest[None]))
+        limit = self._score_described(self._farthest[None])
+        is_lowest = limit < self._score_described(described).min()
+        return np.maximum(scores, limit) if is_lowest else scores
 
     def _score_described(self, described: Floats) -> Floats:
         inside, penalty = self._extrapolate(described)
