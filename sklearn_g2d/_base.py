@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from sklearn.base import OutlierMixin
 from sklearn.callback import CallbackContext, CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
@@ -22,7 +21,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d import export, persistence
-from sklearn_g2d.calibration import conformal_p_values, conformal_threshold
+from sklearn_g2d.calibration import ThresholdMixin
 from sklearn_g2d.errors import ModelFileError, TrainingDivergedError
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.history import History, record
@@ -48,10 +47,10 @@ _SCORING_BATCH_ROWS = 8192
 _SCORING_BATCH_CELLS = 2**24
 
 
-class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
+class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
     """Learns normal samples, then scores new ones, higher = more normal.
 
-    A subclass sets `offset_` and `calibration_scores_` in `fit`.
+    A subclass calls `_set_threshold` at the end of `fit`.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -60,8 +59,6 @@ class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
     }
 
     contamination: Any
-    offset_: float
-    calibration_scores_: NDArray[np.float64]
     _training_scores: NDArray[np.float64] | None
 
     @abstractmethod
@@ -106,39 +103,18 @@ class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
         """Name the part whose output the scores are."""
         return type(self).__name__
 
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Score rows relative to the threshold; **negative = outlier**.
-
-        Parameters
-        ----------
-        X : array-like, as for `score_samples`
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            ``score_samples(X) - offset_``.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
-        """Label rows **+1 (inlier) or -1 (outlier)**.
-
-        Parameters
-        ----------
-        X : array-like, as for `score_samples`
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            -1 where ``decision_function(X) < 0``.
-        """
-        return np.where(self.decision_function(X) < 0, -1, 1)
-
-    def calibrate(self, X_normal: ArrayLike, false_alarm_rate: float = 0.01) -> Self:
+    def calibrate(
+        self,
+        X_normal: ArrayLike,
+        false_alarm_rate: float = 0.01,
+        *,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Move the threshold so that new normal rows are flagged at a promised rate.
 
         Split conformal prediction: for rows exchangeable with `X_normal`, `predict` gives -1 with
-        a probability of at most `false_alarm_rate`, whatever the detector learned.
+        a probability of at most `false_alarm_rate`, whatever the detector learned. It is what a
+        `ConformalDetector` of a frozen detector does.
 
         Parameters
         ----------
@@ -147,32 +123,17 @@ class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
             data; fewer cannot promise the rate and raise a ValueError.
         false_alarm_rate : float in (0, 1), default=0.01
             Fraction of normal rows that may be flagged.
+        groups : array-like of shape (n_samples,), default=None
+            Which rows belong together, such as photographs of one part. The promise is then for
+            rows of new groups, and needs as many groups.
 
         Returns
         -------
         self
-            With new `offset_` and `calibration_scores_`.
+            With new `offset_`, `calibration_scores_` and `calibration_weights_`.
         """
-        scores = self.score_samples(X_normal)
-        self.offset_ = conformal_threshold(scores, false_alarm_rate)
-        self.calibration_scores_ = np.sort(scores)
+        self._calibrate(self.score_samples(X_normal), false_alarm_rate, groups)
         return self
-
-    def p_values(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Conformal p-values of "this row is normal"; **small = anomalous**.
-
-        Parameters
-        ----------
-        X : array-like, as for `score_samples`
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            ``(1 + number of calibration scores not above the row's) / (n + 1)``. After `calibrate`
-            they are valid in finite samples; before, they rest on the training rows' out-of-fold
-            scores and hold approximately.
-        """
-        return conformal_p_values(self.score_samples(X), self.calibration_scores_)
 
     def save(self, path: File) -> None:
         """Write the fitted detector to a file; see `sklearn_g2d.persistence.save`.
@@ -278,16 +239,16 @@ class BaseDetector(OutlierMixin, EstimatorOfParts, ABC):
                 "Scores of training rows are infinite or NaN, and so would be those of new ones. "
                 "Lower max_steps, or check the classifier if it is your own."
             )
-        self.calibration_scores_ = np.sort(out_of_fold)
         self._training_scores = None
-        if self.contamination != "auto":
+        if self.contamination == "auto":
+            self._calibrate(out_of_fold, AUTO_FALSE_ALARM_RATE, too_few="warn")
+            if positions is not None and len(positions) == len(X):
+                self._training_scores = np.empty(len(X))
+        else:
+            self._keep_scores(out_of_fold)
             self._training_scores = scores = self._score_validated(X)
             scores = np.concatenate(parallel.gather(scores))
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
-        else:
-            self.offset_ = float(np.quantile(out_of_fold, AUTO_FALSE_ALARM_RATE))
-            if positions is not None and len(positions) == len(X):
-                self._training_scores = np.empty(len(X))
         if positions is not None and self._training_scores is not None:
             self._training_scores[positions] = out_of_fold
 

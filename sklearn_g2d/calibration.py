@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, Self
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GroupKFold, KFold, check_cv
+from sklearn.utils import Tags, _safe_indexing, get_tags, indexable
+from sklearn.utils._metadata_requests import _routing_enabled
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
-__all__ = ["conformal_p_values", "conformal_threshold"]
+__all__ = ["ConformalDetector", "conformal_p_values", "conformal_threshold"]
 
 
-def conformal_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
+def conformal_threshold(
+    scores: ArrayLike,
+    false_alarm_rate: float,
+    groups: ArrayLike | None = None,
+    *,
+    too_few: Literal["raise", "warn"] = "raise",
+) -> float:
     """Find the score below which new normal rows fall at most at a promised rate.
 
     Parameters
@@ -16,7 +36,14 @@ def conformal_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
     scores : array-like of shape (n_samples,)
         Scores of held-out normal rows, **higher = more normal**.
     false_alarm_rate : float in (0, 1)
-        Promised rate. A ValueError says how many scores it needs, if there are fewer.
+        Promised rate.
+    groups : array-like of shape (n_samples,), default=None
+        Which rows belong together, as photographs of one part do. The promise is then for a row of
+        a *new* group, and rests on the number of groups: each counts as much as any other,
+        whatever its number of rows. None makes every row a group.
+    too_few : {"raise", "warn"}, default="raise"
+        What to do if there are fewer rows, or groups, than ``1 / false_alarm_rate - 1``, so that no
+        score keeps the promise: a ValueError, or a UserWarning and the lowest score.
 
     Returns
     -------
@@ -31,19 +58,33 @@ def conformal_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
     """
     if not 0 < false_alarm_rate < 1:
         raise ValueError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate!r}.")
-    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    scores = np.asarray(scores, dtype=np.float64)
+    weights = _weights(groups, len(scores))
+    n_groups = round(weights.sum())
     # The epsilon corrects products such as 0.07 * 100 = 7.000000000000001.
-    rank = int(np.floor(false_alarm_rate * (len(ordered) + 1) + 1e-9))
-    if rank < 1:
+    allowed = false_alarm_rate * (n_groups + 1) - 1 + 1e-9
+    if allowed < 0:
         needed = int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
-        raise ValueError(
-            f"false_alarm_rate={false_alarm_rate} needs at least {needed} held-out normal rows; "
-            f"got {len(ordered)}. Pass more rows or a higher rate."
+        kind = "rows" if groups is None else "groups"
+        problem = (
+            f"false_alarm_rate={false_alarm_rate} needs at least {needed} held-out normal {kind}; "
+            f"got {n_groups}."
         )
-    return float(ordered[rank - 1])
+        if too_few == "raise":
+            raise ValueError(f"{problem} Pass more {kind} or a higher rate.")
+        warnings.warn(
+            f"{problem} Expect up to {1 / (n_groups + 1):.0%} false alarms. Fit with more {kind}.",
+            UserWarning,
+            stacklevel=2,
+        )
+    order = np.argsort(scores, kind="stable")
+    rank = np.searchsorted(np.cumsum(weights[order]), allowed, side="right")
+    return float(scores[order[rank]])
 
 
-def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike) -> NDArray[np.float64]:
+def conformal_p_values(
+    scores: ArrayLike, calibration_scores: ArrayLike, weights: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """Give conformal p-values of "this row is normal"; **small = anomalous**.
 
     Parameters
@@ -52,11 +93,14 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike) -> NDAr
         Scores of the rows to test, **higher = more normal**.
     calibration_scores : array-like of shape (n_calibration,)
         Sorted scores of held-out normal rows.
+    weights : array-like of shape (n_calibration,), default=None
+        What each of these rows counts: one over the number of rows in its group. None is 1.
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        ``(1 + number of calibration scores not above the row's) / (n_calibration + 1)``.
+        ``(1 + number of calibration scores not above the row's) / (n_calibration + 1)``; of groups,
+        the sum of weights instead of the number, and the number of groups.
 
     Examples
     --------
@@ -65,5 +109,302 @@ def conformal_p_values(scores: ArrayLike, calibration_scores: ArrayLike) -> NDAr
     array([0.25, 1.  ])
     """
     calibration_scores = np.asarray(calibration_scores)
+    if weights is None:
+        weights = np.ones(len(calibration_scores))
     at_most = np.searchsorted(calibration_scores, scores, side="right")
-    return np.asarray((1 + at_most) / (len(calibration_scores) + 1), dtype=np.float64)
+    summed = np.append(0.0, np.cumsum(weights))
+    return np.asarray((1 + summed[at_most]) / (1 + round(summed[-1])), dtype=np.float64)
+
+
+class ThresholdMixin(OutlierMixin):
+    """Verdicts and p-values of anything with `score_samples`, once `_calibrate` has been called."""
+
+    offset_: float
+    calibration_scores_: NDArray[np.float64]
+    calibration_weights_: NDArray[np.float64] | None
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score rows relative to the threshold; **negative = outlier**.
+
+        Parameters
+        ----------
+        X : array-like, as for `score_samples`
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Label rows **+1 (inlier) or -1 (outlier)**.
+
+        Parameters
+        ----------
+        X : array-like, as for `score_samples`
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            -1 where ``decision_function(X) < 0``.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_values(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Conformal p-values of "this row is normal"; **small = anomalous**.
+
+        Parameters
+        ----------
+        X : array-like, as for `score_samples`
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            ``(1 + number of calibration scores not above the row's) / (n + 1)``; groups count by
+            the fraction of their rows. Valid in finite samples if these scores are of rows that
+            nothing was fitted on; they hold approximately if they are out-of-fold scores.
+        """
+        scores = self.score_samples(X)
+        return conformal_p_values(scores, self.calibration_scores_, self.calibration_weights_)
+
+    def _calibrate(
+        self,
+        scores: NDArray[np.float64],
+        rate: float,
+        groups: ArrayLike | None = None,
+        too_few: Literal["raise", "warn"] = "raise",
+    ) -> None:
+        """Set the threshold by scores of held-out normal rows."""
+        self.offset_ = conformal_threshold(scores, rate, groups, too_few=too_few)
+        self._keep_scores(scores, groups)
+
+    def _keep_scores(self, scores: NDArray[np.float64], groups: ArrayLike | None = None) -> None:
+        order = np.argsort(scores, kind="stable")
+        self.calibration_scores_ = scores[order]
+        self.calibration_weights_ = None if groups is None else _weights(groups, len(scores))[order]
+
+
+def _has_scores(detector: ConformalDetector) -> bool:
+    return _scoring_method(getattr(detector, "estimator_", detector.estimator)) is not None
+
+
+def _scoring_method(estimator: Any) -> Any:
+    return getattr(estimator, "score_samples", getattr(estimator, "decision_function", None))
+
+
+class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
+    """Give any outlier detector a promised rate of false alarms, and p-values.
+
+    Normal rows on which the detector was not fitted are scored, and the threshold is put below
+    most of these scores, by conformal prediction [1]_. The detector's own threshold is not used.
+
+    Parameters
+    ----------
+    estimator : outlier detector, or Pipeline that ends with one
+        With `score_samples` or `decision_function`, **higher = more normal**. A fitted one is
+        wrapped, ``FrozenEstimator(detector)``: it stays as it is, and all rows of `fit` must be
+        normal rows that it has not seen. Any other is cloned and fitted in `fit`.
+    false_alarm_rate : float in (0, 1), default=0.05
+        Fraction of new normal rows that may be flagged. It needs at least
+        ``1 / false_alarm_rate - 1`` rows, or groups.
+    cv : int, splitter or iterable of splits, default=5
+        Folds that are held out in turn: a clone that is fitted on the other rows scores them. A
+        number of folds shuffles rows, or groups. Ignored with a `FrozenEstimator`.
+
+    Attributes
+    ----------
+    estimator_ : outlier detector
+        Fitted on all rows of `fit`, or the frozen one. It gives the scores.
+    offset_ : float
+        Threshold: ``decision_function(X) = score_samples(X) - offset_``.
+    calibration_scores_ : ndarray
+        Sorted scores of the held-out rows.
+    calibration_weights_ : ndarray, or None
+        What each of these counts, one over the size of its group; None without groups.
+    n_features_in_, feature_names_in_ : int, ndarray of str
+        Those of `estimator_`, if it has them.
+
+    Notes
+    -----
+    With a `FrozenEstimator` the promise is exact for rows exchangeable with those of `fit`: they
+    are flagged with a probability of at most `false_alarm_rate`. With folds it holds nearly, if a
+    detector changes little when a fold is added to its training rows.
+
+    If `fit` is given `groups`, rows of one group are never on both sides of a split, and the
+    promise is for rows of new groups.
+
+    References
+    ----------
+    .. [1] Y. Lee, R. F. Barber, R. Willett, "Distribution-free inference with hierarchical data",
+       2023, of which rows without groups are the simplest case.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn_g2d import ConformalDetector
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = ConformalDetector(IsolationForest(random_state=0)).fit(X)
+    >>> detector.predict([[0.0, 0.0, 0.0], [6.0, -6.0, 6.0]])
+    array([ 1, -1])
+    """
+
+    # As scikit-learn's splitters do: groups are meant for this object unless the user says no.
+    __metadata_request__fit: ClassVar[dict[str, Any]] = {"groups": True}
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [
+            HasMethods(["fit", "score_samples"]),
+            HasMethods(["fit", "decision_function"]),
+        ],
+        "false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
+        "cv": [Interval(Integral, 2, None, closed="left"), HasMethods(["split"]), "cv_object"],
+    }
+
+    def __init__(self, estimator: Any, *, false_alarm_rate: float = 0.05, cv: Any = 5) -> None:
+        self.estimator = estimator
+        self.false_alarm_rate = false_alarm_rate
+        self.cv = cv
+
+    def fit(
+        self, X: Any, y: Any = None, *, groups: ArrayLike | None = None, **fit_params: Any
+    ) -> Self:
+        """Fit the estimator, unless it is frozen, and set the threshold.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Normal rows, or whatever the estimator takes.
+        y : array-like of shape (n_samples,), default=None
+            Handed to the estimator and to `cv`.
+        groups : array-like of shape (n_samples,), default=None
+            Which rows belong together, such as photographs of one part.
+        **fit_params
+            For the estimator's `fit`; arrays of n_samples are split as the rows are. Under
+            scikit-learn's metadata routing, what the estimator has requested.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If there are fewer rows, or groups, than the rate needs, or `cv` does not hold out each
+            row once, or has rows of one group on both sides.
+        """
+        self._validate_params()
+        params = fit_params
+        if _routing_enabled():
+            params = process_routing(self, "fit", groups=groups, **fit_params).estimator.fit
+        if isinstance(self.estimator, FrozenEstimator):
+            estimator = self.estimator
+            scores = _scores(estimator, X)
+        else:
+            X, y = indexable(X, y)
+            scores = self._out_of_fold_scores(X, y, groups, params)
+            estimator = _fitted(self.estimator, X, y, params)
+        self._calibrate(scores, self.false_alarm_rate, groups)
+        self.estimator_ = estimator
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)  # of an earlier fit
+            if hasattr(estimator, name):
+                setattr(self, name, getattr(estimator, name))
+        return self
+
+    @available_if(_has_scores)
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
+        """Score rows by the estimator; **higher = more normal**.
+
+        Parameters
+        ----------
+        X : array-like, as for `fit`
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Its `score_samples`, or its `decision_function` if it has no such method.
+        """
+        check_is_fitted(self)
+        return _scores(self.estimator_, X)
+
+    def _out_of_fold_scores(
+        self, X: Any, y: Any, groups: ArrayLike | None, params: dict[str, Any]
+    ) -> NDArray[np.float64]:
+        """Score rows, each by a clone that was fitted without it and its group."""
+        scores = np.full(_num_samples(X), np.nan)
+        n_held_out = np.zeros(len(scores), dtype=int)
+        for seen, unseen in self._splits(X, y, groups):
+            if groups is not None:
+                of_group = np.asarray(groups)
+                if np.isin(of_group[seen], of_group[unseen]).any():
+                    raise ValueError(
+                        f"cv={self.cv!r} has rows of one group on both sides of a split. Pass a "
+                        "splitter that regards groups, such as GroupKFold, or a number of folds."
+                    )
+            own = _check_method_params(X, params, indices=seen)
+            y_seen = None if y is None else _safe_indexing(y, seen)
+            clone_of_fold = _fitted(self.estimator, _safe_indexing(X, seen), y_seen, own)
+            scores[unseen] = _scores(clone_of_fold, _safe_indexing(X, unseen))
+            n_held_out[unseen] += 1
+        if (n_held_out != 1).any():
+            raise ValueError(
+                f"cv={self.cv!r} must hold out each row once, but holds out "
+                f"{np.sum(n_held_out == 0)} rows never and {np.sum(n_held_out > 1)} repeatedly."
+            )
+        return scores
+
+    def _splits(self, X: Any, y: Any, groups: ArrayLike | None) -> Iterator[Any]:
+        cv = self.cv
+        if isinstance(cv, Integral):
+            # Shuffled, since the rows of a table may be sorted; the same rows for every call.
+            n_folds = min(
+                int(cv), len(np.unique(groups)) if groups is not None else _num_samples(X)
+            )
+            kind = KFold if groups is None else GroupKFold
+            cv = kind(max(2, n_folds), shuffle=True, random_state=0)
+        return check_cv(cv).split(X, y, groups)
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Say which metadata `fit` takes, and which it hands on.
+
+        Returns
+        -------
+        MetadataRouter
+        """
+        mapping = MethodMapping().add(caller="fit", callee="fit")
+        router = MetadataRouter(owner=self).add_self_request(self)
+        return router.add(estimator=self.estimator, method_mapping=mapping)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags = get_tags(self.estimator).input_tags
+        return tags
+
+
+def _fitted(estimator: Any, X: Any, y: Any, params: dict[str, Any]) -> Any:
+    return clone(estimator).fit(X, y, **params)
+
+
+def _scores(estimator: Any, X: Any) -> NDArray[np.float64]:
+    scores = np.asarray(_scoring_method(estimator)(X), dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{np.sum(~np.isfinite(scores))} of {len(scores)} scores of {type(estimator).__name__} "
+            "are NaN or infinite. Check the rows and the detector."
+        )
+    return scores
+
+
+def _weights(groups: ArrayLike | None, n_samples: int) -> NDArray[np.float64]:
+    """Give each row one over the number of rows in its group; they add up to the groups' number."""
+    if groups is None:
+        return np.ones(n_samples)
+    if len(np.asarray(groups)) != n_samples:
+        raise ValueError(
+            f"groups has {len(np.asarray(groups))} entries for {n_samples} rows; it must name a "
+            "group for each."
+        )
+    _, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    return 1 / sizes[group]

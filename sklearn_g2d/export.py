@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sklearn_g2d._version import __version__
 from sklearn_g2d.errors import UnsupportedObjectError
+from sklearn_g2d.utils.arrays import extrapolate
 from sklearn_g2d.utils.files import replace
 
 __all__ = ["to_onnx"]
@@ -269,6 +270,10 @@ class ClassifierGraph(Constants):
         Maps a float64 tensor (n, n_columns) to the log-odds (n_members, n).
     offset : float
         The detector's threshold.
+    farthest : ndarray of shape (n_values,), or None
+        Of `sklearn_g2d.utils.arrays.extrapolate`; None scores by `log_odds` alone.
+    distance_weight : float
+        The same.
 
     Attributes
     ----------
@@ -287,13 +292,21 @@ class ClassifierGraph(Constants):
         network: nn.Module,
         log_odds: Callable[[Tensor], Tensor],
         offset: float,
+        farthest: NDArray[np.float64] | None = None,
+        distance_weight: float = 0.0,
     ) -> None:
-        super().__init__(offset=offset)
+        range_: dict[str, ArrayLike] = (
+            {} if farthest is None else {"farthest": farthest, "weight": distance_weight}
+        )
+        super().__init__(offset=offset, **range_)
         self.stages, self.network, self.log_odds = nn.Sequential(*stages), network, log_odds
 
     def forward(self, X: Tensor) -> tuple[Tensor, ...]:
         """Map rows or images to `output_names`."""
-        scores = self.log_odds(self.stages(X.flatten(1).double())).mean(0)
+        described, penalty = self.stages(X.flatten(1).double()), 0.0
+        if hasattr(self, "farthest"):
+            described, penalty = extrapolate(described, self.farthest, self.weight)
+        scores = self.log_odds(described).mean(0) - penalty
         return scores - self.offset, scores
 
 

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+from contextlib import nullcontext
 from functools import partial
 
 import avid_detectors
@@ -71,7 +72,7 @@ def make_case(make_stripes):
             if kind.endswith("images"):
                 data = (make_stripes(n, size=24, seed=n)[0] for n in (24, 7))
             else:
-                data = correlated(60, 0), correlated(9, 1)
+                data = correlated(100, 0), correlated(9, 1)
             cases[kind] = Case(kind, *data)
         return cases[kind]
 
@@ -291,7 +292,9 @@ def test_masks_are_eq_4(case):
         np.testing.assert_array_equal(marked, expected)
 
 
-def test_thresholds_are_quantiles_of_the_maps_of_normal_data(case):
+@pytest.mark.parametrize("kind", ["images", "paper images"])
+def test_thresholds_are_quantiles_of_the_maps_of_normal_data(make_case, kind):
+    case = make_case(kind)
     X = case.train[:9]  # of which so few are not held out
     detector = case.detector().fit(X)
     combined, by_inpainter, by_detector = three_maps(detector, X)
@@ -299,7 +302,33 @@ def test_thresholds_are_quantiles_of_the_maps_of_normal_data(case):
     assert detector.detector_threshold_ == pytest.approx(np.quantile(by_detector, 0.95))
     low, high = np.quantile(combined, [0.005, 0.999])
     assert detector.map_range_ == pytest.approx((low, high))
-    np.testing.assert_allclose(detector.calibration_scores_, np.sort(detector.score_samples(X)))
+    assert len(detector.calibration_scores_) == 9
+
+
+def test_held_out_rows_are_standardized_by_others(table):
+    """A cell that is far out cannot hide behind the deviation that it makes itself."""
+    detector = copy.copy(table.fitted)
+    maps = np.zeros((30, 6)), np.random.default_rng(0).normal(size=(30, 6))
+    maps[1][7] = 100.0
+    detector._scorer = detector._new_scorer().fit(maps)
+    together = detector._scorer.combine(*detector._scorer.standardize(maps))
+    assert detector._held_out_scores(maps)[7] < detector._scorer.scores(together)[7] < 0
+
+
+@pytest.mark.parametrize("kind", ["table", "paper table"])
+@pytest.mark.parametrize("n", [3, 9, 60])
+def test_every_row_of_a_small_table_is_held_out(make_case, kind, n, monkeypatch):
+    judged = []
+    fold_maps = _avid.TableModel.maps
+    monkeypatch.setattr(_avid.TableModel, "maps", lambda s, X: judged.append(X) or fold_maps(s, X))
+    rows = make_case(kind).train[:n]
+    detector = make_case(kind).detector()
+    with pytest.warns(UserWarning, match="at least 19") if n < 19 else nullcontext():
+        detector.fit(rows)
+    assert len(detector.calibration_scores_) == n
+    np.testing.assert_array_equal(
+        np.unique(np.concatenate(judged)[:n], axis=0), np.unique(rows, axis=0)
+    )
 
 
 def test_region_scores_are_means_of_windows(images):
@@ -585,7 +614,8 @@ def test_training_takes_a_random_part_of_very_many_values(case, monkeypatch):
     n_features = case.train[0].size
     monkeypatch.setattr(_avid, "MAX_TRAINING_VALUES", 10 * n_features)
     detector = case.fit()
-    assert len(detector.calibration_scores_) == 2  # a fifth of ten
+    # A fifth of ten; of a table so small all are held out.
+    assert len(detector.calibration_scores_) == (10 if case.is_table else 2)
     assert (detector.anomaly_map(case.test) != case.fitted.anomaly_map(case.test)).any()
 
 

@@ -38,9 +38,9 @@ def images(make_stripes):
 
 @pytest.fixture(scope="module")
 def table():
-    X = np.random.default_rng(0).normal(size=(60, 3))
+    X = np.random.default_rng(0).normal(size=(110, 3))
     X = np.concatenate([X, X + 0.3 * np.random.default_rng(1).normal(size=X.shape)], axis=1)
-    return X[:50], X[50:]
+    return X[:100], X[100:]
 
 
 def make_detector(kind, **changed):

@@ -136,7 +136,7 @@ OTHER_VALUES = {
     (G2DOutlierDetector, "n_generated"): 1.5,
     (G2DOutlierDetector, "classifier"): LogisticRegression(),
     (G2DOutlierDetector, "contamination"): 0.3,
-    (G2DOutlierDetector, "threshold"): ["held_out", "probability"],
+    (G2DOutlierDetector, "threshold"): ["conformal", "probability"],
     (G2DOutlierDetector, "support_fraction"): 0.7,
     (G2DOutlierDetector, "image_shape"): (1, 2, 2),
     (G2DOutlierDetector, "precision"): "bfloat16",

@@ -34,11 +34,12 @@ from sklearn_g2d.avid._networks import (
 )
 from sklearn_g2d.avid._paper import AdversarialInpainting
 from sklearn_g2d.avid._preprocessing import ImagePreprocessor
-from sklearn_g2d.avid._scoring import MapScorer
+from sklearn_g2d.avid._scoring import Maps, MapScorer
 from sklearn_g2d.avid._training import CellInpainting, MaskedInpainting, Training
 from sklearn_g2d.features import SquashingScaler
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.history import History, extend, n_steps
+from sklearn_g2d.training.loop import Training as TrainingLoop
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.mapped import as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import clone_part
@@ -51,6 +52,18 @@ MAX_TABLE_ROWS = 50_000  # of a table: more hardly add to what a training looks 
 # Fraction of the training data that the networks are not trained on, and the most images, or
 # rows, of it: they tell what maps of new normal data look like.
 _HELD_OUT_FRACTION, _MAX_HELD_OUT_IMAGES, _MAX_HELD_OUT_ROWS = 0.2, 100, 2000
+
+# Of fewer rows a table's fifth is too few for the promised rate of false alarms: the other rows
+# are held out, too, in so many folds, each by networks of its own.
+_FEW_ROWS, _FURTHER_FOLDS = 95, 4
+
+# Held-out data are standardised without the fold that is judged: a few would hide behind their
+# own deviation.
+_STANDARDIZING_FOLDS = 20
+
+# A row of which every cell is so many of a table's bounds out is an outlier, whatever rows were
+# held out.
+_FAR, _N_FAR = 0.75, 64
 
 # Quantiles of maps of held-out data: the thresholds of Eq. 4, and the range of a color scale.
 _MASK_QUANTILE = 0.95
@@ -445,11 +458,39 @@ class AVIDDetector(NetworkDetector):
             remedy="Lower the learning_rates of training.",
             current=current,
         )
-        self._learn_maps(model.load(trainer.result), X, rows[held_out])
+        model.load(trainer.result)
+        further: list[Maps] = []
+        if self.image_shape_ is None and 2 < len(rows) < _FEW_ROWS:
+            further = self._further_maps(rows, trained_on, session, n_steps(history))
+        if further and len(held_out) == len(trained_on):
+            held_out = held_out[:0]  # all were trained on
+        self._learn_maps(model, X, rows[held_out], further)
         if self.warm_start and hasattr(self, "history_"):
             history = extend(self.history_, history)
         self.history_: History = history
         self.n_iter_ = n_steps(history)
+
+    def _further_maps(
+        self, rows: NDArray[Any], trained_on: NDArray[np.intp], session: Session, max_steps: int
+    ) -> list[Maps]:
+        """Give maps of a table's rows in `trained_on`, by networks that have not seen them."""
+        found = []
+        n_folds = _FURTHER_FOLDS if len(trained_on) < len(rows) else min(len(rows), 5)
+        for unseen in (trained_on[fold::n_folds] for fold in range(n_folds)):
+            seen = np.delete(rows, unseen, axis=0)
+            model = self._make_new_model(seen, session.runtime.rng)
+            device = session.runtime.device
+            trainer = self.training_.make_trainer(
+                model,
+                model.encode(seen).to(device),
+                model.encode(rows[unseen]).to(device),
+                session.runtime,
+            )
+            TrainingLoop(trainer, max_steps).run(
+                lambda *_: False, remedy="Lower the learning_rates of training."
+            )
+            found.append(model.load(trainer.result).maps(rows[unseen]))
+        return found
 
     def _split(
         self, X: NDArray[Any], random_state: np.random.RandomState
@@ -510,10 +551,14 @@ class AVIDDetector(NetworkDetector):
         inpainter = build_network(self.inpainter_, n_inputs, rng, takes_mask=True)
         detector = build_network(self.detector_, n_inputs, rng, takes_mask=False)
         if shape is None:
-            scaler = SquashingScaler(_BOUND, range_weight=0.0).fit(X)
+            # Of two rows, each column by itself would hold the same two values.
+            scaler = SquashingScaler(_BOUND, 0.0, common_scale=len(X) < 3).fit(X)
             # Drawn also where nothing is hidden, so that one seed draws one set of batches.
             groups = divide_columns(n_inputs, rng)
-            return TableModel(inpainter, detector, self.error, scaler, groups, self.training_.hides)
+            seen = scaler.transform(X)
+            limits = seen.min(axis=0), seen.max(axis=0)
+            hides = self.training_.hides
+            return TableModel(inpainter, detector, self.error, scaler, groups, hides, *limits)
         stride = common_stride(inpainter, detector, n_inputs)
         preprocessor = ImagePreprocessor(
             shape,
@@ -544,23 +589,55 @@ class AVIDDetector(NetworkDetector):
     # Maps and scores
 
     def _learn_maps(
-        self, model: ImageModel | TableModel, X: NDArray[Any], held_out: NDArray[Any]
+        self,
+        model: ImageModel | TableModel,
+        X: NDArray[Any],
+        held_out: NDArray[Any],
+        further: Sequence[Maps] = (),
     ) -> None:
-        """Learn what maps of normal data are, from data that the networks have not seen."""
+        """Learn what maps of normal data are, from data that the networks have not seen.
+
+        These are rows held out and the `further` maps.
+        """
         model.fit_normalizer(held_out)
-        maps = model.maps(held_out)
-        region_size = None if self.image_shape_ is None else self.region_size_
-        self._model = model
-        self._scorer = MapScorer(
-            self.combination, region_size, self.top_fraction, self.per_location
-        ).fit(maps)
+        found = [*([model.maps(held_out)] if len(held_out) else []), *further]
+        first, second = zip(*found, strict=True)
+        maps: Maps = np.concatenate(first), np.concatenate(second)
+        self._model, self._scorer = model, self._new_scorer().fit(maps)
         by_inpainter, by_detector = self._scorer.standardize(maps)
         self.inpainter_threshold_ = float(np.quantile(by_inpainter, _MASK_QUANTILE))
         self.detector_threshold_ = float(np.quantile(by_detector, _MASK_QUANTILE))
         combined = self._scorer.combine(by_inpainter, by_detector)
         low, high = np.quantile(combined, _RANGE_QUANTILES)
         self.map_range_ = (float(low), float(high))
-        self._set_threshold(X, self._scorer.scores(self._scorer.regions(combined)))
+        self._set_threshold(X, self._held_out_scores(maps))
+
+    def _new_scorer(self) -> MapScorer:
+        region_size = None if self.image_shape_ is None else self.region_size_
+        return MapScorer(self.combination, region_size, self.top_fraction, self.per_location)
+
+    def _held_out_scores(self, maps: Maps) -> NDArray[np.float64]:
+        """Score maps, each standardised by others."""
+        n = len(maps[0])
+        n_folds = min(n, _STANDARDIZING_FOLDS)
+        scores = np.empty(n)
+        for unseen in (np.arange(n) % n_folds == fold for fold in range(n_folds)):
+            scorer = self._scorer
+            if n > 2:
+                scorer = self._new_scorer().fit((maps[0][~unseen], maps[1][~unseen]))
+            combined = scorer.combine(*scorer.standardize([values[unseen] for values in maps]))
+            scores[unseen] = scorer.scores(scorer.regions(combined))
+        if isinstance(self._model, TableModel):
+            signs = np.random.RandomState(0).choice([-1.0, 1.0], (_N_FAR, self.n_features_in_))
+            far = self._model.scaler.inverse_transform(_FAR * _BOUND * signs)
+            limit = self._score_batch(far).max()
+            together = self._scorer.combine(*self._scorer.standardize(maps))
+            if n < 3:
+                scores[:] = limit  # nothing was held out: only what is far is an outlier
+            # Else the networks know no better. Of very few, those held out are far out themselves.
+            elif limit < np.quantile(self._scorer.scores(together), 0.5 if n < 19 else 0.0):
+                scores = np.maximum(scores, limit)
+        return scores
 
     def _in_blocks(
         self, X: ArrayLike, function: Callable[[NDArray[Any]], Any], source: str = "combined"

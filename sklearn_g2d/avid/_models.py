@@ -256,6 +256,9 @@ class ImageModel(Model):
 class TableModel(Model):
     """Networks for rows of a table, whose regions are the cells.
 
+    What networks see is clipped at the `lowest` and `highest` values of training (n_features,),
+    since they know nothing beyond; errors are of the rows as they are.
+
     Each row of `groups` (n_groups, n_features) says which cells are hidden together, if any are
     when the inpainter guesses. Its map is the logarithm, or the root, of the mean squared error.
     """
@@ -263,6 +266,8 @@ class TableModel(Model):
     scaler: SquashingScaler
     groups: NDArray[np.bool_]
     hides: bool
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
 
     # Networks of tables are small enough for it.
     dtype: ClassVar[torch.dtype] = torch.float64
@@ -306,15 +311,17 @@ class TableModel(Model):
         return {
             "masks": {"hidden": hidden, "counted": counted, "times": counted.sum(axis=0)},
             "error": {"least": _LEAST_ERROR},
+            "range": {"lowest": self.lowest, "highest": self.highest},
         }
 
     def _compute(self, rows: Tensor, c: Figures, at_once: bool = True) -> tuple[Tensor, ...]:
         """Map scaled rows, float64, to both maps."""
-        guesses = self._guesses(rows, c, at_once)
+        known = rows.maximum(c["range"]["lowest"]).minimum(c["range"]["highest"])
+        guesses = self._guesses(known, c, at_once)
         error = _mean((((guess - rows).square(), counted) for guess, counted in guesses), c)
         least = c["error"]["least"]
         by_inpainter = error.sqrt() if self.error == "absolute" else (error + least).log()
-        return by_inpainter, self.detector(rows)
+        return by_inpainter, self.detector(known)
 
 
 def _mean(values: Iterable[tuple[Tensor, Tensor]], c: Figures) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from numbers import Integral
@@ -121,6 +122,14 @@ class NeighborProfile(RowTransformer):
         spread = logs.std(axis=0)
         self.scale_ = np.where(spread > 1e-6, spread, 1.0)
         return (logs - self.center_) / self.scale_
+
+    def _around(self, reference: NDArray[np.float64]) -> NeighborProfile:
+        """Give a profile of the distances to other rows, in the units of this one."""
+        other = copy.copy(self)
+        other.reference_ = np.clip(reference, -_LIMIT, _LIMIT)
+        other.n_features_in_ = reference.shape[1]
+        other._search = NeighborSearch(other.reference_)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_search"}

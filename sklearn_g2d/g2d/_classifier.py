@@ -92,11 +92,19 @@ class NetworkClassifier(BaseEstimator):
         "network": NETWORK_CONSTRAINT,
     }
 
-    def fit_in(self, normal: Floats, generated: Floats, session: Session, shape: Shape) -> Floats:
+    def fit_in(
+        self,
+        normal: Floats,
+        generated: Floats,
+        session: Session,
+        shape: Shape,
+        as_new: Floats | None = None,
+    ) -> Floats:
         """Train, Eq. 1, on normal rows (n_samples, n_values) and generated ones, of a sample shape.
 
         Returns scores (n_samples,) of the normal rows by members that did not see them, **higher =
-        more normal**.
+        more normal**; of `as_new` (n_samples, n_values), if given, which is what the normal rows
+        would look like if they were new.
         """
         self._validate_params()
         held_out = held_out_folds(self.n_members, len(normal))
@@ -109,7 +117,7 @@ class NetworkClassifier(BaseEstimator):
             current=lambda: {"classifier_": self._current(network)},
         )
         self._network = _ready_to_score(network)
-        return held_out_scores(self.log_odds(normal), held_out)
+        return held_out_scores(self.log_odds(normal if as_new is None else as_new), held_out)
 
     @torch.no_grad()
     def log_odds(self, X: Floats) -> Floats:
@@ -154,7 +162,14 @@ class FoldedClassifier(BaseEstimator):
         "classifier": [HasMethods(["fit", "predict_proba"])]
     }
 
-    def fit_in(self, normal: Floats, generated: Floats, session: Session, shape: Shape) -> Floats:
+    def fit_in(
+        self,
+        normal: Floats,
+        generated: Floats,
+        session: Session,
+        shape: Shape,
+        as_new: Floats | None = None,
+    ) -> Floats:
         """Fit the clones; see `NetworkClassifier.fit_in`."""
         self._validate_params()
         self.history_: History = {}
@@ -164,7 +179,7 @@ class FoldedClassifier(BaseEstimator):
             X = np.concatenate([normal[~unseen], generated])
             y = np.repeat([NORMAL, OUTLIER], [np.sum(~unseen), len(generated)])
             self.members_.append(clone(self.classifier).fit(X, y))
-        return held_out_scores(self.log_odds(normal), held_out)
+        return held_out_scores(self.log_odds(normal if as_new is None else as_new), held_out)
 
     def log_odds(self, X: Floats) -> Floats:
         """Give log p(normal) - log p(generated), of shape (n_members, n_samples)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
+from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -32,7 +34,7 @@ from sklearn_g2d.g2d._wgan import WassersteinGAN
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
-from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.arrays import Floats, extrapolate
 from sklearn_g2d.utils.centrality import CONTAMINATED_FRACTION, central_rows
 from sklearn_g2d.utils.columns import Label, follow, sum_by_label
 from sklearn_g2d.utils.mapped import as_known_dtype, take
@@ -42,6 +44,14 @@ from sklearn_g2d.utils.surroundings import shielded
 # Rows that training and the neighbour search see; more are drawn from at random, so that
 # neither fitting nor scoring a row slows down as tables grow.
 MAX_TRAINING_ROWS = 10_000
+
+# Below so many rows the classifier learns little: its profile is shorter, since distances to
+# neighbours far down a short list change with each row, and the distances themselves count, too.
+_FEW_ROWS = 50
+
+# Rows held out at once when the preprocessing is refitted for the threshold, which pays for small
+# tables only: a row of many hardly moves the means. And cells that may be refitted in all.
+_PREPROCESSING_FOLDS, _MAX_REFITTED_ROWS, _MAX_REFITTED_CELLS = 20, 1000, 2**23
 
 # Channels from which convolutions gain by bfloat16 (docs/results).
 _MIN_BFLOAT16_CHANNELS = 64
@@ -90,15 +100,15 @@ class G2DOutlierDetector(NetworkDetector):
     contamination : "auto" or float in (0, 0.5], default="auto"
         A float says that outliers are among the training rows, and flags that fraction of them.
         "auto" says nothing of the kind, and leaves the line to `threshold`.
-    threshold : {"held_out", "probability"}, default="held_out"
-        "held_out" promises about 5 % false alarms on new normal rows, judged by scores of rows that
-        a classifier did not see; "probability" is the classifier's .5, as published. Ignored if
+    threshold : {"conformal", "probability"}, default="conformal"
+        "conformal" promises about 5 % false alarms on new normal rows, judged by scores of rows
+        that were held out; "probability" is the classifier's .5, as published. Ignored if
         `contamination` is a number.
     support_fraction : "auto" or float in [0.5, 1], default="auto"
         Fraction of the training rows to learn from, the most central ones; thresholds regard all.
-        "auto" takes .7 where `contamination` is a number, which says that outliers are among them.
+        "auto" takes .6 where `contamination` is a number, which says that outliers are among them.
         Otherwise it leaves out only rows that are remote and yet in company, as a cluster of
-        outliers is: of clean tables 1 or 2 %.
+        outliers is.
     image_shape : tuple of int, default=None
         Channels, height and width, if the rows given to `fit` are pixels of images; arrays of shape
         (n_samples, channels, height, width) need not say so.
@@ -169,7 +179,7 @@ class G2DOutlierDetector(NetworkDetector):
     n_generated: float = 2.0
     classifier: Any = None
     contamination: float | Literal["auto"] = "auto"
-    threshold: Literal["held_out", "probability"] = "held_out"
+    threshold: Literal["conformal", "probability"] = "conformal"
     support_fraction: float | Literal["auto"] = "auto"
     image_shape: Sequence[int] | None = None
     device: str = "auto"
@@ -199,7 +209,7 @@ class G2DOutlierDetector(NetworkDetector):
             *(NetworkClassifier, FoldedClassifier),
             *(HasMethods(["fit", "predict_proba"]), None),
         ],
-        "threshold": [StrOptions({"held_out", "probability"})],
+        "threshold": [StrOptions({"conformal", "probability"})],
         "support_fraction": [StrOptions({"auto"}), Interval(Real, 0.5, 1, closed="both")],
     }
 
@@ -296,6 +306,9 @@ class G2DOutlierDetector(NetworkDetector):
 
     def _fit(self, X: NDArray[Any], session: Session) -> None:
         rows, positions = self._training_rows(X, session)
+        if len(rows) < 3 and self.scaler is None:
+            # Each column by itself would hold the same two values.
+            self.scaler_.common_scale = True
         points, described, is_central = self._fit_preprocessing(rows)
 
         # The irregularity generator I and its critic C: sections 3.1 and 3.3 of the paper.
@@ -310,9 +323,14 @@ class G2DOutlierDetector(NetworkDetector):
         generated = draw(self.generator_, n_generated, session.runtime.rng)
 
         # The detector network D, which learns normal against generated: section 3.2, Eq. 1.
+        described_generated = self._describe(generated)
+        self._learn_range(described, described_generated)
+        as_new = self._describe_as_new(rows[is_central], described)
+        known, penalty = self._extrapolate(as_new)
         held_out_scores = self.classifier_.fit_in(
-            described, self._describe(generated), session, self._shape_of(described)
+            described, described_generated, session, self._shape_of(described), known
         )
+        held_out_scores = self._limit(held_out_scores - penalty, described)
         self.history_ = getattr(self.generator_, "history_", {}) | self.classifier_.history_
         self.n_iter_ = getattr(self.generator_, "n_steps_", 0)
         scores = np.empty(len(rows))
@@ -352,13 +370,47 @@ class G2DOutlierDetector(NetworkDetector):
         if not self.n_neighbors:
             self.profile_ = None
             return points, points, is_central
-        self.profile_ = NeighborProfile(self.n_neighbors, self.measure_)
+        self.profile_ = NeighborProfile(self._n_neighbors_of(len(points)), self.measure_)
         return points, self.profile_.fit_transform(points), is_central
 
     def _resolve_support(self) -> float | Literal["auto"]:
         if self.support_fraction == "auto" and self.contamination != "auto":
             return CONTAMINATED_FRACTION
         return self.support_fraction
+
+    def _n_neighbors_of(self, n: int) -> int:
+        """Give the neighbours in use among `n` rows, and among those that are not held out."""
+        if n < _FEW_ROWS:
+            return min(self.n_neighbors, max(1, n // 8))
+        return min(self.n_neighbors, n - -(-n // _PREPROCESSING_FOLDS) - 1)
+
+    def _describe_as_new(self, rows: NDArray[Any], described: Floats) -> Floats:
+        """Describe training rows by features, scaler and neighbours that did not know them.
+
+        The rows of a small table move the scales and the components that they are judged by, so
+        that a new row looks farther away than any of them.
+        """
+        n = len(rows)
+        n_folds = min(n, _PREPROCESSING_FOLDS, _MAX_REFITTED_CELLS // rows.size)
+        # Functions are not fitted, and without a profile refitted components would mean something
+        # else to the classifier. The features of images hardly depend on single ones.
+        is_table = self.image_shape_ is None and not callable(self.features_)
+        if (
+            self.profile_ is None
+            or not is_table
+            or min(n, n_folds + 1) < 3
+            or n > _MAX_REFITTED_ROWS
+        ):
+            return described
+        as_new, without = np.empty_like(described), copy.copy(self)
+        for unseen in (np.arange(n) % n_folds == fold for fold in range(n_folds)):
+            without.features_ = clone(self.features_, safe=False)
+            without.scaler_ = clone(self.scaler_)
+            seen = featurize(without.features_, rows[~unseen], self.image_shape_, fit=True)
+            without.profile_ = self.profile_._around(without._scale(seen, fit=True))
+            held_out = featurize(without.features_, rows[unseen], self.image_shape_)
+            as_new[unseen] = without._describe(without._scale(held_out))
+        return as_new
 
     def _make_fraction_inside(self, points: Floats, described: Floats) -> Callable[[Floats], float]:
         """Make the function that tells how many of some samples lie as close as normal points."""
@@ -389,6 +441,39 @@ class G2DOutlierDetector(NetworkDetector):
         """Map points to what the classifier sees."""
         return points if self.profile_ is None else self.profile_.transform(points)
 
+    def _learn_range(self, described: Floats, generated: Floats) -> None:
+        """Learn how far out the classifier has seen rows, and what distances weigh besides it."""
+        self._farthest = np.maximum(described.max(axis=0), generated.max(axis=0))
+        self._distance_weight = max(0.0, _FEW_ROWS / len(described) - 1)
+
+    def _extrapolate(self, described: Floats) -> tuple[Floats, Floats | float]:
+        """Give what the classifier judges, and what to subtract from its scores (n_samples,).
+
+        Beyond what it saw in training a network goes on in any direction; there scores fall with
+        the distance.
+        """
+        if self.profile_ is None:
+            return described, 0.0
+        return extrapolate(described, self._farthest, self._distance_weight)
+
+    def _limit(self, scores: Floats, described: Floats) -> Floats:
+        """Raise held-out scores to that of the farthest place seen: nothing beyond is normal.
+
+        Without a row the scales of few others may put it anywhere. A classifier of the user's that
+        finds the farthest place normal gives no limit.
+        """
+        if self.profile_ is None:
+            return scores
+        limit = self._score_described(self._farthest[None])
+        is_lowest = limit < self._score_described(described).min()
+        return np.maximum(scores, limit) if is_lowest else scores
+
+    def _score_described(self, described: Floats) -> Floats:
+        inside, penalty = self._extrapolate(described)
+        odds = self.classifier_.log_odds(inside)
+        # A mean over rows of memory, whose sums take the same order for one sample and for many.
+        return np.ascontiguousarray(odds.T).mean(axis=1) - penalty
+
     def _source_of_scores(self) -> str:
         part = self.classifier_
         return f"the classifier {type(getattr(part, 'classifier', part)).__name__}"
@@ -407,9 +492,7 @@ class G2DOutlierDetector(NetworkDetector):
     def _score_batch(self, X: NDArray[Any]) -> Floats:
         rows = featurize(self.features_, X, self.image_shape_)
         points = self._scale(rows)
-        odds = self.classifier_.log_odds(self._describe(points))
-        # A mean over rows of memory, whose sums take the same order for one sample and for many.
-        return np.ascontiguousarray(odds.T).mean(axis=1)
+        return self._score_described(self._describe(points))
 
     def predict_proba(self, X: ArrayLike) -> Floats:
         """Give the classifier's probabilities, normal against generated.
@@ -607,7 +690,14 @@ class G2DOutlierDetector(NetworkDetector):
                 "classifier=NetworkClassifier()."
             )
         stages = [stages_of(part) for part in (self.features_, self.scaler_, self.profile_)]
-        return ClassifierGraph(stages, *self.classifier_.scoring_module(), self.offset_)
+        farthest = None if self.profile_ is None else self._farthest
+        return ClassifierGraph(
+            stages,
+            *self.classifier_.scoring_module(),
+            self.offset_,
+            farthest,
+            self._distance_weight,
+        )
 
 
 def _check_n_samples(n_samples: int) -> None:

@@ -49,3 +49,13 @@ def take_along(x: Any, indices: Any, axis: int) -> Any:
     """Take the elements at `indices` along an axis."""
     is_tensor = isinstance(x, Tensor)
     return x.gather(axis, indices) if is_tensor else np.take_along_axis(x, indices, axis)
+
+
+def extrapolate(distances: Any, farthest: Any, weight: Any) -> tuple[Any, Any]:
+    """Divide distances (n, n_values) into what a classifier judges and a penalty (n,).
+
+    It judges them up to the `farthest` that it has seen. The mean of what is beyond, and of all
+    distances times `weight`, is to be subtracted from its score.
+    """
+    inside = namespace(distances).minimum(distances, farthest)
+    return inside, (weight * distances + (distances - inside)).mean(1)

@@ -202,9 +202,12 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         scores = smooth_over_time(scores, clips, self.n_smoothed_)
         low, high = np.quantile(-scores, _RANGE_QUANTILES)
         self.map_range_ = float(low), float(high)
-        self.calibration_scores_ = np.sort(self.pool(scores))
-        rate = AUTO_FALSE_ALARM_RATE if self.contamination == "auto" else self.contamination
-        self.offset_ = float(np.percentile(self.calibration_scores_, 100 * rate))
+        frames = self.pool(scores)
+        if self.contamination == "auto":
+            self._calibrate(frames, AUTO_FALSE_ALARM_RATE, too_few="warn")
+        else:
+            self._keep_scores(frames)
+            self.offset_ = float(np.percentile(frames, 100 * self.contamination))
         return self
 
     @shielded()
