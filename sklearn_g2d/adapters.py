@@ -22,7 +22,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_g2d._base import warn_of_labels
-from sklearn_g2d.training.runtime import globally_seeded, resolve_device
+from sklearn_g2d.training.runtime import globally_seeded
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
@@ -69,8 +69,9 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
     Notes
     -----
     Scores are PyOD's. Those of `ECOD` and `COPOD` depend on the rows that they are scored together
-    with; `VAE` and `ALAD` draw random numbers when they score. Fits in several threads take turns, because
-    the global generators are common to them.
+    with; `VAE` and `ALAD` draw random numbers when they score. Fits in several threads take turns,
+    because they share the global generators; other code that draws from these meanwhile changes
+    what is drawn, such as making an `AutoEncoder` or a `LUNAR`.
 
     Examples
     --------
@@ -99,7 +100,6 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows.
         y : ignored
             Labels are not used; two kinds of them are warned of.
 
@@ -120,8 +120,8 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         name = type(self.detector).__name__
         if not isinstance(self.detector, BaseDetector):
             raise TypeError(
-                f"FromPyOD takes a detector of PyOD, got a {name}. A detector of scikit-learn has "
-                "its signs already; of a Pipeline, wrap the last step."
+                f"FromPyOD takes a detector of PyOD, got {name}. Detectors of scikit-learn have "
+                "their signs already; of a Pipeline, wrap the last step."
             )
         if not isinstance(self.detector.contamination, Real):
             raise ValueError(
@@ -131,7 +131,7 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         X = validate_data(self, X, ensure_min_samples=2)
         warn_of_labels(y, stacklevel=5)
         rng = check_random_state(self.random_state)
-        with _global_generators(rng.randint(2**31)):
+        with _global_generators(int(rng.randint(2**31))):
             # Some detectors read parameters, and draw, when they are made: a clone is made anew.
             self.detector_ = clone_part(self.detector, rng).fit(X)
         self.training_scores_ = _turn(self.detector_.decision_scores_, name)
@@ -145,7 +145,6 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
 
         Returns
         -------
@@ -167,7 +166,6 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
 
         Returns
         -------
@@ -182,7 +180,6 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
 
         Returns
         -------
@@ -240,13 +237,13 @@ class ToPyOD(BaseDetector):
         super().__init__(contamination=contamination)
         self.detector = detector
 
+    @unchanged_on_failure
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit a clone of the detector.
 
         Parameters
         ----------
         X : array-like, as the detector takes it
-            Training rows.
         y : ignored
             As PyOD's detectors do, warns of labels.
 
@@ -265,12 +262,12 @@ class ToPyOD(BaseDetector):
             raise TypeError(f"{name} is a detector of PyOD already: use it without ToPyOD.")
         if not hasattr(self.detector, "score_samples"):
             raise TypeError(
-                f"ToPyOD takes an outlier detector with score_samples, got a {name}. "
+                f"ToPyOD takes an outlier detector with score_samples, got {name}. "
                 "LocalOutlierFactor has it with novelty=True, and detectors of PyOD in a Pipeline "
                 "with FromPyOD around them."
             )
         self._set_n_classes(y)
-        self.detector_ = clone(self.detector).fit(X)
+        self.detector_ = clone(self.detector).fit(X, None)  # which a FrozenEstimator asks for
         last = self.detector_
         while isinstance(last, Pipeline):
             last = last.steps[-1][1]
@@ -290,7 +287,6 @@ class ToPyOD(BaseDetector):
         Parameters
         ----------
         X : array-like, as the detector takes it
-            Rows.
 
         Returns
         -------
@@ -321,13 +317,16 @@ def _turn(scores: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 @contextmanager
-def _global_generators(seed: Any) -> Iterator[None]:
+def _global_generators(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and PyTorch, and put them back."""
-    with globally_seeded(torch.Generator(resolve_device("auto")), int(seed)):  # one thread at once
+    # A process that has not used CUDA is not made to: it may be a fork, which cannot.
+    device = "cuda" if torch.cuda.is_initialized() else "cpu"
+    with globally_seeded(torch.Generator(device), seed):  # one thread at a time
         of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
-            random.seed(int(seed))
-            np.random.seed(int(seed))  # noqa: NPY002 (what PyOD reads)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 (what PyOD reads)
+            torch.manual_seed(seed)  # of CUDA, too, should PyOD begin to use it
             yield
         finally:
             random.setstate(of_python)

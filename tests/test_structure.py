@@ -17,7 +17,7 @@ PACKAGE = Path(sklearn_g2d.__file__).parent
 # From the top down; a module imports from its own level or from one further below.
 LEVELS = [
     {"", "__main__"},  # the package itself gives the detectors their public names
-    {"display", "callbacks", "dask"},
+    {"display", "callbacks", "dask", "adapters"},
     {"video"},
     {"g2d", "avid"},
     {"_base"},
@@ -152,8 +152,8 @@ def test_the_package_does_not_grow_unnoticed():
     """Own-line comments are not counted. Whoever raises the limit says for what."""
     n_lines = sum(lines_of_code(path.read_text()) for _, path in modules_of(PACKAGE))
     # 11,400, and then: 100 for the search of neighbours, 350 for labels of any kind, 100 for
-    # outliers among the training rows, 220 for video files as they are.
-    assert n_lines <= 12_170
+    # outliers among the training rows, 220 for video files as they are, 350 for PyOD both ways.
+    assert n_lines <= 12_540
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():
