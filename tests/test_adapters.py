@@ -84,6 +84,26 @@ class Undecided(BaseEstimator):
         return np.where(np.arange(len(X)) % 2, np.nan, 0.0)
 
 
+class Drawing(BaseDetector):
+    """Draws from a global generator, as some of PyOD's detectors do, when it is made and fitted."""
+
+    def __init__(self, source="numpy", contamination=0.1):
+        super().__init__(contamination=contamination)
+        self.source = source
+        self._first = self._draw()
+
+    def _draw(self):
+        of = {"python": random.random, "numpy": np.random.random, "torch": torch.rand(1).item}
+        return of[self.source]()
+
+    def fit(self, X, y=None):
+        self.decision_scores_ = self._first + X[:, 0] * self._draw()
+        return self._process_decision_scores()
+
+    def decision_function(self, X):
+        raise NotImplementedError
+
+
 def globals_now():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
@@ -121,6 +141,14 @@ def test_a_fit_leaves_the_detector_alone_and_takes_every_parameter():
     assert not hasattr(detector, "decision_scores_")
     nearest = NearestNeighbors(n_neighbors=2, metric="manhattan").fit(X_TRAIN)
     np.testing.assert_allclose(-scores, nearest.kneighbors(X_TEST)[0][:, 1])
+
+
+def test_a_row_at_the_threshold_is_an_inlier():
+    """As for PyOD, which labels what is above it."""
+    ours = FromPyOD(KNN()).fit(X_TRAIN)
+    ours.offset_ = ours.score_samples(X_TEST)[0]
+    assert ours.predict(X_TEST)[0] == 1
+    assert (ours.predict(X_TEST) == -1).any()
 
 
 def test_it_is_known_as_a_detector():
@@ -168,25 +196,36 @@ def test_frames_judged_by_pyod():
     assert clone(detector).fit(clip).score_samples(new)[1] == anomalous  # the forest got its seed
 
 
-@pytest.mark.parametrize("path", ["iforest.IForest", "lunar.LUNAR", "alad.ALAD"])
-def test_a_seed_decides_and_global_generators_are_put_back(path, monkeypatch):
-    """ALAD has no `random_state`, and its scores are random, too; LUNAR reads PyTorch's."""
-    monkeypatch.setitem(PYOD, "alad.ALAD", {"epochs": 1})
-    has_seed = path != "alad.ALAD"
-    detector = of_pyod(path, **({"random_state": None} if has_seed else {}))
+@pytest.mark.parametrize(
+    "detector",
+    [
+        IForest(n_estimators=10),
+        LUNAR(n_epochs=2),
+        Drawing("python"),
+        Drawing("numpy"),
+        Drawing("torch"),
+    ],
+    ids=lambda detector: getattr(detector, "source", type(detector).__name__),
+)
+def test_a_seed_decides_and_global_generators_are_put_back(detector, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
 
     def training_scores(seed):
         before = globals_now()
         fitted = FromPyOD(detector, random_state=seed).fit(X_TRAIN)
         assert globals_now() == before
+        assert isinstance(getattr(fitted.detector_, "random_state", 0), int)
         return fitted.training_scores_
 
     first = training_scores(0)
     for draw in (random.random, np.random.random, lambda: torch.rand(1)):
         draw()
     np.testing.assert_array_equal(training_scores(0), first)
+    np.testing.assert_array_equal(training_scores(np.random.RandomState(0)), first)
+    assert len(seeds) > 0
+    assert len(set(seeds)) < len(seeds)
     assert not np.array_equal(training_scores(1), first)
-    assert not np.array_equal(training_scores(np.random.RandomState(0)), training_scores(2))
 
 
 def test_a_seed_of_the_detectors_own_stays():
@@ -231,6 +270,8 @@ def test_other_wrong_uses_are_errors():
         FromPyOD(KNN(), random_state="x").fit(X_TRAIN)
     with pytest.raises(ValueError, match=r"contamination of KNN must be a number.*'filter'.*=\.1"):
         FromPyOD(KNN(contamination="filter")).fit(X_TRAIN)
+    with pytest.raises(ValueError, match="minimum of 2 is required"):
+        FromPyOD(ECOD()).fit(X_TRAIN[:1])
     ours = FromPyOD(KNN()).fit(X_TRAIN)
     with pytest.raises(ValueError, match="2 features"):
         ours.score_samples(X_TEST[:, :2])
