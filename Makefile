@@ -9,9 +9,9 @@ PIP_OLDEST := $(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version
               --constraint constraints-oldest.txt
 TOOLS_OLDEST := hypothesis onnxruntime pandas polars pyarrow pytest sybil
 
-PUBLIC := $(addprefix sklearn_g2d/,_base.py avid/_detector.py g2d/_detector.py calibration.py \
-          datasets.py export.py inspection.py metrics.py model_selection.py persistence.py \
-          callbacks.py dask.py) \
+PUBLIC := $(addprefix sklearn_g2d/,_base.py avid/_detector.py g2d/_detector.py adapters.py \
+          calibration.py datasets.py export.py inspection.py metrics.py model_selection.py \
+          persistence.py callbacks.py dask.py) \
           $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
 
 # Tests that between them use every dependency.

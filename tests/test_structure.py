@@ -17,7 +17,7 @@ PACKAGE = Path(sklearn_g2d.__file__).parent
 # From the top down; a module imports from its own level or from one further below.
 LEVELS = [
     {"", "__main__"},  # the package itself gives the detectors their public names
-    {"display", "callbacks", "dask"},
+    {"display", "callbacks", "dask", "adapters"},
     {"video"},
     {"g2d", "avid"},
     {"_base"},
@@ -153,8 +153,9 @@ def test_the_package_does_not_grow_unnoticed():
     n_lines = sum(lines_of_code(path.read_text()) for _, path in modules_of(PACKAGE))
     # 11,400, and then: 100 for the search of neighbours, 350 for labels of any kind, 120 for
     # outliers among the training rows, 240 for video files as they are, 480 for what may be given,
-    # 480 for explanations of rows, and a plot of them, 500 for thresholds that hold at every size.
-    assert n_lines <= 13_720
+    # 480 for explanations of rows, and a plot of them, 500 for thresholds that hold at every size,
+    # 350 for PyOD both ways.
+    assert n_lines <= 14_070
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

@@ -1,0 +1,333 @@
+"""Detectors of PyOD as scikit-learn's, and the other way round. Needs the extra "pyod".
+
+scikit-learn, and this package, label inliers +1 and outliers -1, and score **higher = more
+normal**; PyOD labels them 0 and 1, and scores **higher = more anomalous**.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sklearn_g2d._base import warn_of_labels
+from sklearn_g2d.training.runtime import globally_seeded
+from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.utils.surroundings import shielded
+
+try:
+    from pyod.models.base import BaseDetector
+except ImportError as error:
+    raise ImportError(
+        "sklearn_g2d.adapters takes pyod: pip install 'sklearn_g2d[pyod]'."
+    ) from error
+
+__all__ = ["FromPyOD", "ToPyOD"]
+
+
+class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
+    """Turn a detector of PyOD into one of scikit-learn, with its signs, labels and methods.
+
+    Parameters
+    ----------
+    detector : detector of PyOD
+        An instance that learns without labels, such as ``KNN()``. A clone of it is fitted, which
+        sees numbers only: what makes numbers of texts or images stands before it in a Pipeline.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the fit: of the parameters `random_state` that are None in the detector, and of the
+        global generators that some detectors read, which are put back afterwards. Another
+        `random_state` in the detector stays; of PyOD's `AutoEncoder` and `VAE` it is 42.
+
+    Attributes
+    ----------
+    detector_ : detector of PyOD
+        As fitted.
+    offset_ : float
+        Minus PyOD's `threshold_`: ``decision_function(X) = score_samples(X) - offset_``.
+    training_scores_ : ndarray of shape (n_samples,)
+        Minus PyOD's `decision_scores_`, **higher = more normal**. Where a detector compares
+        training rows with others only, as KNN does, `score_samples` gives other values for them.
+    n_features_in_, feature_names_in_ : int, ndarray
+        Number of columns, and their names where all are text.
+
+    See Also
+    --------
+    ToPyOD : The other way round.
+
+    Notes
+    -----
+    Scores are PyOD's. Those of `ECOD` and `COPOD` depend on the rows that they are scored together
+    with; `VAE` and `ALAD` draw random numbers when they score. Fits in several threads take turns,
+    because they share the global generators; other code that draws from these meanwhile changes
+    what is drawn, such as making an `AutoEncoder` or a `LUNAR`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyod.models.knn import KNN
+    >>> from sklearn_g2d.adapters import FromPyOD
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = FromPyOD(KNN()).set_params(detector__n_neighbors=10).fit(X)
+    >>> detector.predict([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0]])
+    array([ 1, -1])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"random_state": ["random_state"]}
+
+    def __init__(
+        self, detector: Any, *, random_state: int | np.random.RandomState | None = None
+    ) -> None:
+        self.detector = detector
+        self.random_state = random_state
+
+    @unchanged_on_failure
+    @shielded()
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Fit a clone of the detector.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : ignored
+            Labels are not used; two kinds of them are warned of.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError
+            If `detector` is no instance of a detector of PyOD.
+        ValueError
+            If `X` holds NaN or infinity, or scores do; if `contamination` of the detector is no
+            number.
+        """
+        self._validate_params()
+        _check_is_instance(self, self.detector)
+        name = type(self.detector).__name__
+        if not isinstance(self.detector, BaseDetector):
+            raise TypeError(
+                f"FromPyOD takes a detector of PyOD, got {name}. Detectors of scikit-learn have "
+                "their signs already; of a Pipeline, wrap the last step."
+            )
+        if not isinstance(self.detector.contamination, Real):
+            raise ValueError(
+                f"contamination of {name} must be a number, got {self.detector.contamination!r}, "
+                "whose threshold is not one of scores. Call set_params(detector__contamination=.1)."
+            )
+        X = validate_data(self, X, ensure_min_samples=2)
+        warn_of_labels(y, stacklevel=5)
+        rng = check_random_state(self.random_state)
+        with _global_generators(int(rng.randint(2**31))):
+            # Some detectors read parameters, and draw, when they are made: a clone is made anew.
+            self.detector_ = clone_part(self.detector, rng).fit(X)
+        self.training_scores_ = _turn(self.detector_.decision_scores_, name)
+        self.offset_ = -float(self.detector_.threshold_)
+        return self
+
+    @shielded()
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score rows; **higher = more normal**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            float64, minus PyOD's `decision_function`, in the units of the detector.
+
+        Raises
+        ------
+        ValueError
+            If `X` or a score is not finite, or the columns are not those of `fit`.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False)
+        return _turn(self.detector_.decision_function(X), type(self.detector_).__name__)
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score rows relative to the threshold; **negative = outlier**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            ``score_samples(X) - offset_``.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Label rows **+1 (inlier) or -1 (outlier)**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            -1 where ``decision_function(X) < 0``, which is where PyOD gives 1.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+
+class ToPyOD(BaseDetector):
+    """Turn an outlier detector of scikit-learn, or of this package, into one of PyOD.
+
+    It has PyOD's methods, signs and labels, and works inside PyOD's ensembles, its time series and
+    its embeddings.
+
+    Parameters
+    ----------
+    detector : outlier detector, or Pipeline that ends with one
+        With `score_samples`, **higher = more normal**. A clone of it is fitted, but of a
+        `FrozenEstimator`, which stays as it is. Its own threshold is not used.
+    contamination : float in (0, 0.5], default=0.1
+        Fraction of the training rows that is labelled 1.
+
+    Attributes
+    ----------
+    detector_ : outlier detector
+        As fitted.
+    decision_scores_ : ndarray of shape (n_samples,)
+        Scores of the training rows, **higher = more anomalous**: minus `training_scores_`, or
+        `negative_outlier_factor_`, where the detector has them, which are honest of rows that it
+        was trained on; else minus `score_samples`.
+    threshold_ : float
+        Rows with a score above it are labelled 1.
+    labels_ : ndarray of shape (n_samples,)
+        Labels of the training rows, **0 (inlier) or 1 (outlier)**.
+
+    See Also
+    --------
+    FromPyOD : The other way round.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d import G2DOutlierDetector
+    >>> from sklearn_g2d.adapters import ToPyOD
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = ToPyOD(G2DOutlierDetector(random_state=0), contamination=0.05).fit(X)
+    >>> detector.predict([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0]])
+    array([0, 1])
+    >>> int(detector.labels_.sum())
+    10
+    """
+
+    def __init__(self, detector: Any, contamination: float = 0.1) -> None:
+        super().__init__(contamination=contamination)
+        self.detector = detector
+
+    @unchanged_on_failure
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Fit a clone of the detector.
+
+        Parameters
+        ----------
+        X : array-like, as the detector takes it
+        y : ignored
+            As PyOD's detectors do, warns of labels.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError
+            If `detector` is a detector of PyOD, is a class, or has no `score_samples`.
+        """
+        _check_is_instance(self, self.detector)
+        name = type(self.detector).__name__
+        if isinstance(self.detector, BaseDetector):
+            raise TypeError(f"{name} is a detector of PyOD already: use it without ToPyOD.")
+        if not hasattr(self.detector, "score_samples"):
+            raise TypeError(
+                f"ToPyOD takes an outlier detector with score_samples, got {name}. "
+                "LocalOutlierFactor has it with novelty=True, and detectors of PyOD in a Pipeline "
+                "with FromPyOD around them."
+            )
+        self._set_n_classes(y)
+        self.detector_ = clone(self.detector).fit(X, None)  # which a FrozenEstimator asks for
+        last = self.detector_
+        while isinstance(last, Pipeline):
+            last = last.steps[-1][1]
+        scores = None
+        if not isinstance(last, FrozenEstimator):  # whose training rows were others
+            scores = getattr(last, "training_scores_", None)
+            scores = getattr(last, "negative_outlier_factor_", scores)
+        if scores is None:
+            scores = self.detector_.score_samples(X)
+        self.decision_scores_ = _turn(scores, name)
+        self._process_decision_scores()
+        return self
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score rows; **higher = more anomalous**.
+
+        Parameters
+        ----------
+        X : array-like, as the detector takes it
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            float64, minus `score_samples` of the detector.
+        """
+        check_is_fitted(self, ["decision_scores_", "threshold_", "labels_"])
+        return _turn(self.detector_.score_samples(X), type(self.detector_).__name__)
+
+
+def _check_is_instance(adapter: Any, detector: Any) -> None:
+    if isinstance(detector, type):
+        raise TypeError(
+            f"{type(adapter).__name__} takes an instance, got the class {detector.__name__}. Pass "
+            f"{detector.__name__}()."
+        )
+
+
+def _turn(scores: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Change the sign of a detector's scores."""
+    turned = -np.asarray(scores, dtype=np.float64).reshape(-1)
+    if not np.isfinite(turned).all():
+        raise ValueError(
+            f"{np.sum(~np.isfinite(turned))} of {len(turned)} scores of {name} are NaN or "
+            "infinite. Scale the rows, or use another detector."
+        )
+    return turned
+
+
+@contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and PyTorch, and put them back."""
+    # A process that has not used CUDA is not made to: it may be a fork, which cannot.
+    device = "cuda" if torch.cuda.is_initialized() else "cpu"
+    with globally_seeded(torch.Generator(device), seed):  # one thread at a time
+        of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 (what PyOD reads)
+            torch.manual_seed(seed)  # of CUDA, too, should PyOD begin to use it
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
