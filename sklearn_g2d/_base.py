@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -36,6 +35,7 @@ from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import EstimatorOfParts
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_caller
 
 logger = logging.getLogger("sklearn_g2d")
 
@@ -328,7 +328,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         self._validate_params()
         context = self._init_callback_context(max_subtasks=self._n_stages)
         rows = self._validate_training(X)
-        warn_of_labels(y, stacklevel=6)  # where `fit` was called
+        warn_of_labels(y)
         earlier = self._to_continue()
         random_state = parallel.from_first(check_random_state(self.random_state))
         start = {"random_state": random_state, "to_continue": earlier}
@@ -457,12 +457,11 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         stage.call_on_fit_task_end(estimator=self)
         if training.retries and parallel.rank() == 0:
             steps = ", ".join(map(str, training.retries))
-            warnings.warn(
+            warn_caller(
                 f"Training of the {name} diverged, went back to the last good state (after steps "
                 f"{steps}), each time at half the learning rates, and then came to its end. Judge "
                 f"the detector before you rely on it. {remedy}",
                 ConvergenceWarning,
-                stacklevel=8,  # where `fit` was called
             )
         if self.verbose and training.history and parallel.rank() == 0:
             _make_visible()
@@ -471,18 +470,16 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         return record(name, training)
 
 
-def warn_of_labels(y: Any, stacklevel: int) -> None:
+def warn_of_labels(y: Any) -> None:
     """Warn of labels of two kinds, which `fit` does not use."""
     labels = np.asarray(y)
     kinds = sorted(set(labels.tolist()), key=str) if labels.ndim == 1 else []
     if len(kinds) != 2:
         return
     normal = {(-1, 1): "X[y == 1]", (0, 1): "X[y == 0]"}.get(tuple(kinds), "those alone")
-    warnings.warn(
+    warn_caller(
         f"y holds the labels {kinds[0]!r} and {kinds[1]!r}, but fit does not use labels and learns "
-        f"from all rows of X. If you know the normal rows, pass {normal}.",
-        UserWarning,
-        stacklevel=stacklevel,
+        f"from all rows of X. If you know the normal rows, pass {normal}."
     )
 
 

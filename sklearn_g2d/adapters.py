@@ -129,7 +129,7 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
                 "whose threshold is not one of scores. Call set_params(detector__contamination=.1)."
             )
         X = validate_data(self, X, ensure_min_samples=2)
-        warn_of_labels(y, stacklevel=5)
+        warn_of_labels(y)
         rng = check_random_state(self.random_state)
         with _global_generators(int(rng.randint(2**31))):
             # Some detectors read parameters, and draw, when they are made: a clone is made anew.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
@@ -18,6 +17,8 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
+
+from sklearn_g2d.utils.warnings import warn_caller
 
 __all__ = ["ConformalDetector", "conformal_p_values", "conformal_threshold"]
 
@@ -72,10 +73,8 @@ def conformal_threshold(
         )
         if too_few == "raise":
             raise ValueError(f"{problem} Pass more {kind} or a higher rate.")
-        warnings.warn(
-            f"{problem} Expect up to {1 / (n_groups + 1):.0%} false alarms. Fit with more {kind}.",
-            UserWarning,
-            stacklevel=2,
+        warn_caller(
+            f"{problem} Expect up to {1 / (n_groups + 1):.0%} false alarms. Fit with more {kind}."
         )
     order = np.argsort(scores, kind="stable")
     rank = np.searchsorted(np.cumsum(weights[order]), allowed, side="right")

@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_g2d import AVIDDetector
 from sklearn_g2d.avid import CellInpainting, _models
 from sklearn_g2d.avid import _detector as _avid
+from sklearn_g2d.metrics import outlier_roc_auc_score
 
 SOURCES = "combined", "inpainter", "detector"
 
@@ -798,3 +799,27 @@ def test_unfitted(images):
     ):
         with pytest.raises(NotFittedError):
             getattr(AVIDDetector(), method)(images.test)
+
+
+@pytest.mark.parametrize("params", [{}, {"contamination": 0.05}])
+def test_outliers_among_a_tables_rows_are_found(params):
+    """They are not learned from, as networks would reproduce them."""
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(95, 2)), 8 + 3 * rng.normal(size=(5, 2))])
+    training = CellInpainting(max_steps=300)
+    detector = AVIDDetector(training=training, **params, random_state=0).fit(X)
+    y = np.repeat([1, -1], [95, 5])
+    assert outlier_roc_auc_score(y, detector.score_samples(X)) > 0.98
+    detector.set_params(support_fraction=1.0).fit(X)
+    assert outlier_roc_auc_score(y, detector.score_samples(X)) < 0.9
+    if params:
+        np.testing.assert_array_equal(detector.training_scores_, detector.score_samples(X))
+    else:
+        with pytest.raises(AttributeError, match="set contamination"):
+            print(detector.training_scores_)
+
+
+def test_support_fraction_is_for_tables(make_stripes):
+    X, _ = make_stripes(8, seed=0)
+    with pytest.raises(ValueError, match=r"support_fraction=0.8 is for tables"):
+        AVIDDetector(support_fraction=0.8).fit(X)

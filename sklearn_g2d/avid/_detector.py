@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,9 +40,11 @@ from sklearn_g2d.training import parallel
 from sklearn_g2d.training.history import History, extend, n_steps
 from sklearn_g2d.training.loop import Training as TrainingLoop
 from sklearn_g2d.training.session import Session
+from sklearn_g2d.utils.centrality import central_rows, resolve_fraction
 from sklearn_g2d.utils.mapped import as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_caller
 
 # Training keeps its images in memory: at most so many values, drawn at random from more.
 MAX_TRAINING_VALUES = 2**26
@@ -128,8 +129,12 @@ class AVIDDetector(NetworkDetector):
         regions around it. "auto": only where such means make up a quarter of the variance of the
         training images. Images only.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Where `predict` draws the line. A float flags that fraction of the training images.
-        "auto" promises about 5 % false alarms on new normal images, judged by held-out ones.
+        Where `predict` draws the line. A float says that outliers are among the training rows, or
+        images, and flags that fraction of them. "auto" promises about 5 % false alarms on new
+        normal ones, judged by held-out ones.
+    support_fraction : "auto" or float in [0.5, 1], default="auto"
+        Fraction of a table's rows to learn from, as of `G2DOutlierDetector`, but "auto" leaves out
+        all very remote rows, since networks reproduce what they have seen. Of images, all.
     image_shape : tuple of int, default=None
         Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of
         shape (n_samples, channels, height, width) need not say so.
@@ -162,6 +167,9 @@ class AVIDDetector(NetworkDetector):
         from which training was taken up again, if it was, each time at half the learning rates.
     n_iter_ : int
         Training steps taken.
+    training_scores_ : ndarray of shape (n_samples,)
+        Scores of the training rows in their order, **higher = more normal**, most of them by
+        networks that saw the row. Kept only where `contamination` is a number.
     calibration_scores_ : ndarray
         Sorted scores of held-out normal images, on which `p_values` rest.
     device_ : str
@@ -213,6 +221,7 @@ class AVIDDetector(NetworkDetector):
         "top_fraction": [Interval(Real, 0, 1, closed="right")],
         "per_location": ["boolean"],
         "normalize_illumination": [StrOptions({"auto"}), "boolean"],
+        "support_fraction": [StrOptions({"auto"}), Interval(Real, 0.5, 1, closed="both")],
     }
 
     region_size: int | Literal["auto"] = "auto"
@@ -225,6 +234,7 @@ class AVIDDetector(NetworkDetector):
     per_location: bool = False
     normalize_illumination: bool | Literal["auto"] = "auto"
     contamination: float | Literal["auto"] = "auto"
+    support_fraction: float | Literal["auto"] = "auto"
     image_shape: Sequence[int] | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -276,7 +286,8 @@ class AVIDDetector(NetworkDetector):
             }
         else:
             raise ValueError(f'data must be "images" or "tables", got {data!r}.')
-        detector = cls(combination="minimum", error="absolute", top_fraction=0.1, **parts)
+        scoring: dict[str, Any] = {"combination": "minimum", "error": "absolute"}
+        detector = cls(top_fraction=0.1, support_fraction=1.0, **scoring, **parts)
         return detector.set_params(**changes)
 
     @shielded()
@@ -435,7 +446,9 @@ class AVIDDetector(NetworkDetector):
 
     def _fit(self, X: NDArray[Any], session: Session) -> None:
         """Train both networks, section 3.3 of the paper, and learn what their maps look like."""
-        rows, held_out, trained_on = self._split(X, session.random_state)
+        rows, held_out, trained_on, left_out = self._split(X, session.random_state)
+        # For the threshold, as many of those left out as are held out of the others.
+        left_out = left_out[: round(len(left_out) * len(held_out) / len(rows))]
         model = self._make_model(rows, session)
         trainer = self.training_.make_trainer(
             model,
@@ -448,7 +461,8 @@ class AVIDDetector(NetworkDetector):
             networks = copy.deepcopy(trainer.result)  # which train on
             detector = copy.copy(self)
             with parallel.alone():
-                detector._learn_maps(copy.copy(model).load(networks), X, rows[held_out])
+                trained = copy.copy(model).load(networks)
+                detector._learn_maps(trained, X, rows[held_out], left_out)
             return dict(vars(detector))
 
         history = session.train(
@@ -464,7 +478,7 @@ class AVIDDetector(NetworkDetector):
             further = self._further_maps(rows, trained_on, session, n_steps(history))
         if further and len(held_out) == len(trained_on):
             held_out = held_out[:0]  # all were trained on
-        self._learn_maps(model, X, rows[held_out], further)
+        self._learn_maps(model, X, rows[held_out], left_out, further)
         if self.warm_start and hasattr(self, "history_"):
             history = extend(self.history_, history)
         self.history_: History = history
@@ -494,11 +508,11 @@ class AVIDDetector(NetworkDetector):
 
     def _split(
         self, X: NDArray[Any], random_state: np.random.RandomState
-    ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp]]:
+    ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp], NDArray[Any]]:
         """Draw the rows to train with; returns them, those to hold out, and the others.
 
         More samples than fit into memory are drawn from at random. Of very few none is spared: all
-        are trained on and held out.
+        are trained on and held out. The rows that come last are not central, and left out.
         """
         most = max(2, MAX_TRAINING_VALUES // X.shape[1])
         most_held_out = _MAX_HELD_OUT_IMAGES
@@ -509,17 +523,30 @@ class AVIDDetector(NetworkDetector):
         rows = take(rows, np.sort(chosen))
         order = np.argsort(np.argsort(chosen))
         if all(np.array_equal(rows[i], rows[order[0]]) for i in order[1:]):
-            warnings.warn(
+            warn_caller(
                 "All training samples are alike: there is nothing to exchange between them, and "
                 "any deviation will count as anomalous. Pass samples that differ as normal ones "
                 "do.",
-                UserWarning,
-                stacklevel=7,
             )
+        is_central = self._central_rows(rows)
+        order = (np.cumsum(is_central) - 1)[order[is_central[order]]]
+        rows, left_out = rows[is_central], rows[~is_central]
         n = min(int(_HELD_OUT_FRACTION * len(order)), most_held_out)
         if n < 2:
-            return rows, order, order
-        return rows, order[:n], np.setdiff1d(np.arange(len(rows)), order[:n])
+            return rows, order, order, left_out
+        return rows, order[:n], np.setdiff1d(np.arange(len(rows)), order[:n]), left_out
+
+    def _central_rows(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        if self.image_shape_ is not None:
+            if self.support_fraction not in ("auto", 1):
+                raise ValueError(
+                    f"support_fraction={self.support_fraction} is for tables, but X holds images. "
+                    "Leave it out, and leave out images with flaws."
+                )
+            return np.ones(len(rows), dtype=bool)
+        points = SquashingScaler(_BOUND, 0.0).fit_transform(rows)
+        fraction = resolve_fraction(self.support_fraction, self.contamination)
+        return central_rows(points, fraction, alone=True)
 
     def _make_model(self, X: NDArray[Any], session: Session) -> ImageModel | TableModel:
         """Build the networks and what precedes them, or continue those of the previous fit."""
@@ -593,11 +620,13 @@ class AVIDDetector(NetworkDetector):
         model: ImageModel | TableModel,
         X: NDArray[Any],
         held_out: NDArray[Any],
+        left_out: NDArray[Any],
         further: Sequence[Maps] = (),
     ) -> None:
         """Learn what maps of normal data are, from data that the networks have not seen.
 
-        These are rows held out and the `further` maps.
+        These are rows held out and the `further` maps. Rows `left_out` count for the threshold
+        only.
         """
         model.fit_normalizer(held_out)
         found = [*([model.maps(held_out)] if len(held_out) else []), *further]
@@ -610,7 +639,10 @@ class AVIDDetector(NetworkDetector):
         combined = self._scorer.combine(by_inpainter, by_detector)
         low, high = np.quantile(combined, _RANGE_QUANTILES)
         self.map_range_ = (float(low), float(high))
-        self._set_threshold(X, self._held_out_scores(maps))
+        scores = self._held_out_scores(maps)
+        if len(left_out):
+            scores = np.append(scores, self._score_validated(left_out))
+        self._set_threshold(X, scores)
 
     def _new_scorer(self) -> MapScorer:
         region_size = None if self.image_shape_ is None else self.region_size_

@@ -256,8 +256,8 @@ class ImageModel(Model):
 class TableModel(Model):
     """Networks for rows of a table, whose regions are the cells.
 
-    What networks see is clipped at the `lowest` and `highest` values of training (n_features,),
-    since they know nothing beyond; errors are of the rows as they are.
+    What the inpainter sees is clipped at the `lowest` and `highest` values of training
+    (n_features,), or it would carry on beyond them; errors are of the rows as they are.
 
     Each row of `groups` (n_groups, n_features) says which cells are hidden together, if any are
     when the inpainter guesses. Its map is the logarithm, or the root, of the mean squared error.
@@ -321,7 +321,7 @@ class TableModel(Model):
         error = _mean((((guess - rows).square(), counted) for guess, counted in guesses), c)
         least = c["error"]["least"]
         by_inpainter = error.sqrt() if self.error == "absolute" else (error + least).log()
-        return by_inpainter, self.detector(known)
+        return by_inpainter, self.detector(rows)
 
 
 def _mean(values: Iterable[tuple[Tensor, Tensor]], c: Figures) -> Tensor:

@@ -35,7 +35,7 @@ from sklearn_g2d.training import parallel
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.arrays import Floats, extrapolate
-from sklearn_g2d.utils.centrality import CONTAMINATED_FRACTION, central_rows
+from sklearn_g2d.utils.centrality import central_rows, resolve_fraction
 from sklearn_g2d.utils.columns import Label, follow, sum_by_label
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
@@ -363,7 +363,9 @@ class G2DOutlierDetector(NetworkDetector):
         """
         rows = featurize(self.features_, X, self.image_shape_, fit=True)
         points = self._scale(rows, fit=True)
-        is_central = central_rows(points, self._resolve_support())
+        is_central = central_rows(
+            points, resolve_fraction(self.support_fraction, self.contamination)
+        )
         if not is_central.all():
             rows = rows[is_central]
             points = self._scale(rows, fit=True)
@@ -372,11 +374,6 @@ class G2DOutlierDetector(NetworkDetector):
             return points, points, is_central
         self.profile_ = NeighborProfile(self._n_neighbors_of(len(points)), self.measure_)
         return points, self.profile_.fit_transform(points), is_central
-
-    def _resolve_support(self) -> float | Literal["auto"]:
-        if self.support_fraction == "auto" and self.contamination != "auto":
-            return CONTAMINATED_FRACTION
-        return self.support_fraction
 
     def _n_neighbors_of(self, n: int) -> int:
         """Give the neighbours in use among `n` rows, and among those that are not held out."""

@@ -28,15 +28,29 @@ _MAX_REFERENCES = 1000
 # of each, and of both together.
 _LEAST_EACH, _LEAST_SUM = 1.0, 5.0
 
+# Robust deviations of remoteness from which a row without company is left out.
+_LEAST_ALONE = 3.0
 
-def central_rows(X: Floats, fraction: float | Literal["auto"]) -> NDArray[np.bool_]:
+
+def resolve_fraction(
+    fraction: float | Literal["auto"], contamination: float | Literal["auto"]
+) -> float | Literal["auto"]:
+    """Give the fraction of the rows to learn from, where `contamination` may state outliers."""
+    stated = fraction == "auto" and contamination != "auto"
+    return CONTAMINATED_FRACTION if stated else fraction
+
+
+def central_rows(
+    X: Floats, fraction: float | Literal["auto"], *, alone: bool = False
+) -> NDArray[np.bool_]:
     """Mark the rows (n_samples, n_features) to learn from: (n_samples,).
 
     A number gives that fraction of the rows, in two steps. Rows whose far neighbour is near make
     a core, which clusters of outliers are not in; the rows whose near neighbour in the core is
     nearest are taken. "auto" gives all rows but those that are remote and yet in company: their far
     neighbour is much farther away than that of most rows, also in units of the distance to their
-    near neighbour.
+    near neighbour. `alone` leaves out also very remote rows that have no company, for networks that
+    reproduce what they have seen.
     """
     if fraction == 1 or len(X) < 2 / _FAR_FRACTION:
         return np.ones(len(X), dtype=bool)
@@ -50,7 +64,8 @@ def central_rows(X: Floats, fraction: float | Literal["auto"]) -> NDArray[np.boo
     remoteness = np.log(far + least)
     company = remoteness - np.log(near + least)
     deviations = np.stack([_robust_deviations(values) for values in (remoteness, company)])
-    return (deviations.min(axis=0) < _LEAST_EACH) | (deviations.sum(axis=0) < _LEAST_SUM)
+    kept = (deviations.min(axis=0) < _LEAST_EACH) | (deviations.sum(axis=0) < _LEAST_SUM)
+    return kept & (deviations[0] < _LEAST_ALONE) if alone else kept
 
 
 def _near_distances(X: Floats, in_core: NDArray[np.bool_], k: int) -> Floats:
