@@ -515,7 +515,7 @@ def test_rounded_copies_score_like_exact_ones(decimals):
     X = np.random.default_rng(0).normal(size=(600, 6))
     detector = G2DOutlierDetector(random_state=0).fit(X)
     exact = detector.score_samples(X).mean()
-    assert abs(exact - detector.calibration_scores_.mean()) < 0.1
+    assert abs(exact - detector.calibration_scores_.mean()) < 0.2
     assert abs(detector.score_samples(X.round(decimals)).mean() - exact) < 0.1
 
 
