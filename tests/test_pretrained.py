@@ -1,7 +1,9 @@
 """Features of images by networks that were trained on other images."""
 
+import copy
 import io
 import math
+import pickle
 import sys
 import threading
 import types
@@ -153,6 +155,7 @@ def test_maps_are_those_of_the_layers_in_the_size_of_the_first(images, own):
         ((24, 40), 32, (32, 32)),
         ((24, 40), None, (128, 224)),
         ((130, 128), None, (160, 128)),
+        ((98, 49), None, (256, 128)),
         ((8, 256), None, (128, 4096)),
     ],
 )
@@ -283,9 +286,12 @@ def test_a_file_holds_the_weights_once_and_needs_no_package(images, monkeypatch)
         clone(features).fit(images)
 
 
-def test_a_module_of_ones_own_is_not_for_files(images, make):
+def test_a_module_of_ones_own_is_not_for_files_but_for_pickles(images, make):
+    features = make("own", layers=["0", "2"]).fit(images)
     with pytest.raises(UnsupportedObjectError, match=r"joblib\.dump"):
-        save(make("own").fit(images), io.BytesIO())
+        save(features, io.BytesIO())
+    for again in (pickle.loads(pickle.dumps(features)), copy.deepcopy(features)):
+        np.testing.assert_array_equal(again.transform(images), features.transform(images))
 
 
 @pytest.mark.parametrize(
@@ -337,6 +343,22 @@ def test_timm_gives_networks_and_what_they_take(timm, images):
     np.testing.assert_allclose(features.feature_maps(images), expected, atol=1e-5)
     assert PretrainedFeatures("timm:net", image_size=24).fit_transform(images).shape == (9, 8)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_timm_networks_with_channels_last(timm, images):
+    upright = PretrainedFeatures("timm:net", image_size=24).fit_transform(images)
+    create_model = timm.create_model
+
+    def create_turned(*args, **options):
+        network = create_model(*args, **options)
+        give = network.forward
+        network.forward = lambda images: [m.permute(0, 2, 3, 1) for m in give(images)]
+        network.output_fmt = "NHWC"
+        return network
+
+    timm.create_model = create_turned
+    turned = PretrainedFeatures("timm:net", image_size=24).fit_transform(images)
+    np.testing.assert_allclose(turned, upright, atol=1e-6)
 
 
 def test_timm_networks_in_files(timm, images):

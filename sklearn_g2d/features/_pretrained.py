@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -23,14 +22,14 @@ from torch.nn import functional as F
 
 from sklearn_g2d.features._efficientnet import N_BLOCKS, EfficientNetLite0
 from sklearn_g2d.features._rows import ImageTransformer
-from sklearn_g2d.training.ensemble import StorableModule
+from sklearn_g2d.training.ensemble import StorableModule, load_weights, weights_of
 from sklearn_g2d.training.runtime import globally_seeded
 from sklearn_g2d.utils.arrays import Floats, float32, float64
 from sklearn_g2d.utils.surroundings import shielded
 
 _LITE0, _TIMM = "efficientnet_lite0", "timm:"
 
-# The block whose means told photographs apart best, alone and with others (docs/images.md).
+# The block whose means told photographs apart best, alone or with others (docs/results).
 _LITE0_BLOCKS = (15,)
 
 # Unless the user gives a size, networks see images whose sides are divisible by the one number,
@@ -149,8 +148,11 @@ class PretrainedFeatures(ImageTransformer):
 
     def _choose_size(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.image_size is None:
-            factor = max(1, _LEAST_SIZE / min(size))
-            height, width = (math.ceil(side * factor / _STRIDE) * _STRIDE for side in size)
+            shorter = min(size)  # all in integers, which are not rounded to a multiple too many
+            height, width = (
+                -(-side * max(shorter, _LEAST_SIZE) // (shorter * _STRIDE)) * _STRIDE
+                for side in size
+            )
             return height, width
         sides = np.atleast_1d(self.image_size)
         multiple = _STRIDE if isinstance(self.network_, EfficientNetLite0) else 1
@@ -307,7 +309,7 @@ class TimmNetwork(StorableModule):
         try:
             with globally_seeded(torch.Generator(), 0):
                 self.levels = timm.create_model(name, **options)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # of timm, and of several packages below it
             if not pretrained:
                 raise
             raise OSError(
@@ -318,6 +320,10 @@ class TimmNetwork(StorableModule):
             ) from error
         published = self.levels.pretrained_cfg
         self.mean, self.scale = tuple(published["mean"]), tuple(published["std"])
+        layout = getattr(self.levels, "output_fmt", "NCHW")
+        self.has_channels_last = getattr(layout, "value", layout) == "NHWC"
+        if pretrained:  # as it will be after loading, in every bit
+            load_weights(self, weights_of(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -326,7 +332,8 @@ class TimmNetwork(StorableModule):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Give the maps of the chosen levels."""
-        return self.levels(images)
+        maps = self.levels(images)
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.has_channels_last else maps
 
 
 class OwnNetwork(nn.Module):
