@@ -232,6 +232,21 @@ def test_surroundings_and_global_generators(images, make, model):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@ANY_MODEL
+def test_the_number_of_threads_changes_no_bit(images, make, model):
+    features, before = make(model).fit(images), torch.get_num_threads()
+    found = []
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            found.append((features.transform(images), features.feature_maps(images)))
+            assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_threads_do_not_mix_their_layers(images, make):
     features = make("own", layers=["0", "2"]).fit(images)
     expected, found = [features.transform(images[i : i + 3]) for i in range(4)], {}

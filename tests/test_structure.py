@@ -153,8 +153,8 @@ def test_the_package_does_not_grow_unnoticed():
     n_lines = sum(lines_of_code(path.read_text()) for _, path in modules_of(PACKAGE))
     # 11,400, and then: 100 for the search of neighbours, 350 for labels of any kind, 120 for
     # outliers among the training rows, 240 for video files as they are, 480 for what may be given,
-    # 480 for explanations of rows, and a plot of them, 520 for features of pretrained networks.
-    assert n_lines <= 13_740
+    # 480 for explanations of rows, and a plot of them, 540 for features of pretrained networks.
+    assert n_lines <= 13_760
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

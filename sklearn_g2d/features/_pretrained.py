@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from sklearn_g2d.features._efficientnet import N_BLOCKS, EfficientNetLite0
 from sklearn_g2d.features._rows import ImageTransformer
 from sklearn_g2d.training.ensemble import StorableModule, load_weights, weights_of
-from sklearn_g2d.training.runtime import globally_seeded
+from sklearn_g2d.training.runtime import globally_seeded, single_thread
 from sklearn_g2d.utils.arrays import Floats, float32, float64
 from sklearn_g2d.utils.surroundings import shielded
 
@@ -44,10 +44,10 @@ _BATCH_PIXELS = 2**16
 class PretrainedFeatures(ImageTransformer):
     """Means of the maps of a network that was trained on other images.
 
-    The network is applied as it is, on the CPU: `fit` trains nothing. Of every chosen layer the
-    mean over all places is taken, one number for a channel, and scaled to length 1; the layers are
-    put side by side, and the whole is scaled to length 1, too. All numbers are float32. An image
-    is described the same, in every bit, alone and among others.
+    The network is applied as it is, on one thread of the CPU: `fit` trains nothing. Of every chosen
+    layer the mean over all places is taken, one number for a channel, and scaled to length 1; the
+    layers are put side by side, and the whole is scaled to length 1, too. All numbers are float32.
+    An image is described the same, in every bit, alone and among others.
 
     ``G2DOutlierDetector(features=PretrainedFeatures())`` is the way to take it for photographs.
     Nothing should stand between the two: components (`ResidualPCA`) destroy such features.
@@ -164,6 +164,7 @@ class PretrainedFeatures(ImageTransformer):
         return int(sides[0]), int(sides[-1])
 
     @shielded()
+    @single_thread()
     def feature_maps(self, X: ArrayLike) -> NDArray[np.float32]:
         """Give the maps of the chosen layers, all of them in the size of the first one's.
 
@@ -210,7 +211,10 @@ class PretrainedFeatures(ImageTransformer):
 
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
         if not isinstance(X, Tensor):
-            n, rows = len(X), self._compute(self._filled_up(X), _tensors(c))[: len(X)].numpy()
+            n = len(X)
+            # As in the fit of a detector; where cores are busy, two threads took 20 times as long.
+            with single_thread():
+                rows = self._compute(self._filled_up(X), _tensors(c))[:n].numpy()
             if not np.isfinite(rows).all():
                 raise ValueError(
                     f"The network {type(self.network_).__name__} returned NaN or infinity for "
