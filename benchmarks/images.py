@@ -29,7 +29,7 @@ from benchmarks.detectors import (
 )
 from benchmarks.runner import Case, quality
 from sklearn_g2d import G2DOutlierDetector
-from sklearn_g2d.features import OrientedGradients, ResidualPCA
+from sklearn_g2d.features import OrientedGradients, PretrainedFeatures, ResidualPCA
 
 CONTAMINATION = 0.05
 FIGURES = {
@@ -45,6 +45,7 @@ FIGURES = {
 G2D_VARIANTS: dict[str, MakeG2D] = {
     "G2D": G2DOutlierDetector,
     "G2D trained": G2D_TRAINED,
+    "G2D pretrained": partial(G2DOutlierDetector, features=PretrainedFeatures()),
     "G2D pixels": partial(G2DOutlierDetector, features=ResidualPCA()),
     "G2D as published": partial(G2DOutlierDetector.from_paper, data="images"),
 }
@@ -58,6 +59,7 @@ DETECTORS = (
     "ResidualPCA())` fitted on the training images. G2D is "
     "`G2DOutlierDetector(random_state=seed)` on the images, its threshold that of "
     '`contamination="auto"`; "G2D trained" has `generator=WassersteinGAN(max_steps=150)`, "G2D '
+    'pretrained" has `features=PretrainedFeatures()`, a network trained on ImageNet, "G2D '
     'pixels" has `features=ResidualPCA()`, "G2D as published" is '
     '`G2DOutlierDetector.from_paper(data="images")`, whose threshold is the classifier\'s '
     "probability .5."

@@ -219,6 +219,7 @@ class Stage(Constants):
     def __init__(self, estimator: Any) -> None:
         super().__init__(**estimator._constants())
         self.estimator = estimator
+        self.network = getattr(estimator, "network_", None)  # whose weights are to be found
 
     def forward(self, X: Tensor) -> Tensor:
         """Transform rows."""

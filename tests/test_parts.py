@@ -26,6 +26,7 @@ from sklearn_g2d.features import (
     GlobalMinMaxScaler,
     NeighborProfile,
     OrientedGradients,
+    PretrainedFeatures,
     ResidualPCA,
     SquashingScaler,
 )
@@ -59,6 +60,18 @@ def make_images(n, seed):
     return X
 
 
+class Edges(nn.Sequential):
+    """Stands for a network that was trained."""
+
+    def __init__(self, n_channels):
+        super().__init__(nn.Conv2d(3, n_channels, 3), nn.ReLU(), nn.Conv2d(n_channels, 6, 3))
+        for parameter in self.parameters():
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+
+    def __repr__(self):
+        return f"Edges({self[0].out_channels})"
+
+
 # Every detector in which a parameter could matter, with rows to fit on and to score.
 TABLE = make_table(80, 0), np.concatenate([make_table(20, 1), 3 * make_table(20, 2)])
 IMAGES = make_images(60, 0)[:45], make_images(40, 1)
@@ -86,6 +99,16 @@ DETECTORS = {
     "gradients": (
         G2DOutlierDetector(
             features=make_pipeline(OrientedGradients(), ResidualPCA()),
+            scaler=SquashingScaler(bound=math.inf, range_weight=0.0, common_scale=True),
+            generator=GaussianCloud(),
+            classifier=SHORT,
+            random_state=0,
+        ),
+        IMAGES,
+    ),
+    "pretrained": (
+        G2DOutlierDetector(
+            features=PretrainedFeatures(Edges(4), image_size=16),
             scaler=SquashingScaler(bound=math.inf, range_weight=0.0, common_scale=True),
             generator=GaussianCloud(),
             classifier=SHORT,
@@ -177,6 +200,11 @@ OTHER_VALUES = {
     (OrientedGradients, "n_cells"): (2, 4),
     (OrientedGradients, "n_orientations"): 6,
     (OrientedGradients, "layout_weight"): 0.25,
+    (PretrainedFeatures, "model"): Edges(5),
+    (PretrainedFeatures, "image_shape"): (1, 4, 16),
+    (PretrainedFeatures, "layers"): ["0"],
+    (PretrainedFeatures, "image_size"): 24,
+    (PretrainedFeatures, "normalize"): False,
     (ResidualPCA, "n_components"): 3,
 }
 
@@ -197,6 +225,7 @@ WITHOUT_EFFECT_IN = {
     "cloud": {},
     "WGAN": {},
     "gradients": {(SquashingScaler, "range_weight"): "common_scale"},
+    "pretrained": {(SquashingScaler, "range_weight"): "common_scale"},
     "convolutions": WITHOUT_EFFECT_ON_CONVOLUTIONS,
 }
 
@@ -303,7 +332,7 @@ def test_a_fitted_detector_does_not_follow_set_params(kind):
         "probabilities": lambda: detector.predict_proba(X_test),
         "p-values": lambda: detector.p_values(X_test),
     }
-    if kind != "gradients":  # which have no inverse
+    if kind not in ("gradients", "pretrained"):  # which have no inverse
         methods["outliers"] = lambda: detector.sample_outliers(5, random_state=3)
     before = {name: method() for name, method in methods.items()}
     # Parameters of parts before the parts.
@@ -533,7 +562,13 @@ def test_clones_and_texts(kind):
     copied.set_params(classifier__max_steps=1)
     assert detector.classifier.max_steps > 1
     # The text says all: it can be evaluated.
-    names = {**vars(g2d), **vars(features), "inf": math.inf, "make_pipeline": make_pipeline}
+    names = {
+        **vars(g2d),
+        **vars(features),
+        "Edges": Edges,
+        "inf": math.inf,
+        "make_pipeline": make_pipeline,
+    }
     from sklearn.pipeline import Pipeline
 
     text = repr(detector)

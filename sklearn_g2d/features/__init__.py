@@ -3,6 +3,7 @@
 from sklearn_g2d.features._gradients import OrientedGradients
 from sklearn_g2d.features._min_max import GlobalMinMaxScaler
 from sklearn_g2d.features._neighbors import NeighborProfile
+from sklearn_g2d.features._pretrained import PretrainedFeatures
 from sklearn_g2d.features._residual_pca import ResidualPCA
 from sklearn_g2d.features._squashing import SquashingScaler
 
@@ -10,6 +11,7 @@ __all__ = [
     "GlobalMinMaxScaler",
     "NeighborProfile",
     "OrientedGradients",
+    "PretrainedFeatures",
     "ResidualPCA",
     "SquashingScaler",
 ]

@@ -9,16 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassNamePrefixFeaturesOutMixin
-from sklearn.utils import Tags, gen_batches
+from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval
 
-from sklearn_g2d.features._rows import RowTransformer
+from sklearn_g2d.features._rows import ImageTransformer
 from sklearn_g2d.utils.arrays import float32, namespace, take_along
-from sklearn_g2d.utils.images import ImageShape, as_rows
-from sklearn_g2d.utils.inputs import plain, validate
 
-_MIN_SIZE = 8
 _CLIP = 0.2
 _LAYOUT_CELLS = 4
 
@@ -28,7 +24,7 @@ _FIT_INTENSITIES, _TRANSFORM_PIXELS = 2**17, 3 * 2**14
 
 
 @dataclass(eq=False, repr=False)
-class OrientedGradients(ClassNamePrefixFeaturesOutMixin, RowTransformer):
+class OrientedGradients(ImageTransformer):
     """Histograms of oriented gradients in coarse and fine cells, and the image's layout.
 
     The image is divided into n x n overlapping cells, whatever its size; a cell adds up the
@@ -83,6 +79,8 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     n_orientations: int = 12
     layout_weight: float = 0.5
 
+    _smallest = 8
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "image_shape": ["array-like", None],
         "n_cells": ["array-like"],
@@ -105,28 +103,13 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         self.contrast_ = float(np.mean(lengths))
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-        known = self.image_shape if reset else self.image_shape_
-        rows, shape = as_rows(plain(X), known, name=type(self).__name__, fitted=not reset)
-        rows = validate(self, rows, reset=reset, dtype=self._dtypes, of_images=True)
-        if shape is None:
-            raise ValueError(
-                f"{type(self).__name__} takes images, an array of shape (n_samples, channels, "
-                f"height, width), but X has shape {rows.shape}. If its rows are pixels, say "
-                "which: image_shape=(channels, height, width)."
-            )
-        smaller = min(shape[1:])
-        if smaller < _MIN_SIZE:
-            raise ValueError(
-                f"{type(self).__name__} takes images of at least {_MIN_SIZE} x {_MIN_SIZE} pixels, "
-                f"got {shape[1]} x {shape[2]}. Enlarge them, or take the pixels as they are "
-                '(features="passthrough" in a detector).'
-            )
+        rows = super()._validate(X, reset=reset)
+        smaller = min(self.image_shape_[1:])
         if reset and not all(2 <= n <= smaller for n in self.n_cells):
             raise ValueError(
                 f"n_cells must lie between 2 and the image's smaller side, {smaller}, got "
                 f"{self.n_cells!r}."
             )
-        self.image_shape_: ImageShape = shape
         return rows
 
     def _constants(self) -> dict[str, ArrayLike]:
@@ -191,12 +174,6 @@ class OrientedGradients(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     def _n_features_out(self) -> int:
         blocks = sum((n - 1) ** 2 * 4 * self.n_orientations_ for n in self.n_cells_)
         return blocks + bool(self.layout_weight_) * self.image_shape_[0] * _LAYOUT_CELLS**2
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = self.image_shape is not None
-        tags.input_tags.three_d_array = True
-        return tags
 
 
 def _gradients(images: Any) -> tuple[Any, Any, Any]:
