@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
@@ -18,6 +19,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
+from sklearn_g2d.utils.signs import refuse_pyod
 from sklearn_g2d.utils.warnings import warn_caller
 
 __all__ = ["ConformalDetector", "conformal_p_values", "conformal_threshold"]
@@ -74,7 +76,7 @@ def conformal_threshold(
         if too_few == "raise":
             raise ValueError(f"{problem} Pass more {kind} or a higher rate.")
         warn_caller(
-            f"{problem} Expect up to {1 / (n_groups + 1):.0%} false alarms. Fit with more {kind}."
+            f"{problem} Expect up to {1 / (n_groups + 1):.1%} false alarms. Fit with more {kind}."
         )
     order = np.argsort(scores, kind="stable")
     rank = np.searchsorted(np.cumsum(weights[order]), allowed, side="right")
@@ -297,13 +299,19 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
         params = fit_params
         if _routing_enabled():
             params = process_routing(self, "fit", groups=groups, **fit_params).estimator.fit
+        refuse_pyod(self.estimator)
         if isinstance(self.estimator, FrozenEstimator):
             estimator = self.estimator
             scores = _scores(estimator, X)
         else:
             X, y = indexable(X, y)
-            scores = self._out_of_fold_scores(X, y, groups, params)
-            estimator = _fitted(self.estimator, X, y, params)
+            # Before anything is fitted, this raises if there are too few rows or groups.
+            conformal_threshold(np.zeros(_num_samples(X)), self.false_alarm_rate, groups)
+            with warnings.catch_warnings():
+                # Of our detectors, whose own thresholds do not matter here.
+                warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least", UserWarning)
+                scores = self._out_of_fold_scores(X, y, groups, params)
+                estimator = _fitted(self.estimator, X, y, params)
         self._calibrate(scores, self.false_alarm_rate, groups)
         self.estimator_ = estimator
         for name in ("n_features_in_", "feature_names_in_"):

@@ -29,10 +29,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from sklearn.base import is_classifier
 from sklearn.exceptions import UndefinedMetricWarning
-from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 from sklearn.metrics._scorer import _SCORERS, _Scorer
-from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     assert_all_finite,
     check_array,
@@ -41,6 +39,8 @@ from sklearn.utils import (
 )
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import _check_sample_weight
+
+from sklearn_g2d.utils.signs import refuse_pyod
 
 __all__ = [
     "SCORERS",
@@ -601,22 +601,7 @@ def _check_maps(
 
 def _check_signs(estimator: Any, pos_label: PosLabel = None) -> None:
     """Raise an error for an estimator whose scores are not higher for more normal rows."""
-    last = estimator
-    while True:
-        if isinstance(last, Pipeline):
-            last = last.steps[-1][1]
-        elif isinstance(last, FrozenEstimator):
-            last = last.estimator
-        elif hasattr(last, "best_estimator_"):
-            last = last.best_estimator_
-        else:
-            break
-    if any(cls.__module__.split(".")[0] == "pyod" for cls in type(last).__mro__):
-        raise TypeError(
-            f"{type(last).__name__} is a detector of PyOD: its scores are higher for more "
-            "anomalous rows and it labels outliers 1, which is the opposite of scikit-learn's "
-            "signs. Wrap it before fit: sklearn_g2d.adapters.FromPyOD(detector)."
-        )
+    last = refuse_pyod(estimator)
     if is_classifier(estimator) and not (
         list(estimator.classes_) == [-1, 1] and pos_label in (None, -1)
     ):

@@ -239,3 +239,28 @@ def test_scores_fall_beyond_all_that_training_saw(n):
         points = detector._describe(detector.scaler_.transform(rng.normal(size=(50, 3))))
         plain = detector.classifier_.log_odds(points).mean(axis=0)
         np.testing.assert_allclose(detector._score_described(points), plain, atol=1e-14)
+
+
+def test_detectors_of_pyod_are_refused():
+    KNN = pytest.importorskip("pyod.models.knn").KNN
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    for estimator in (KNN(), make_pipeline(StandardScaler(), KNN()), FrozenEstimator(KNN().fit(X))):
+        with pytest.raises(TypeError, match=r"FromPyOD\(detector\)"):
+            ConformalDetector(estimator).fit(X)
+
+
+def test_too_few_rows_are_refused_before_anything_is_fitted():
+    class Unfittable(IsolationForest):
+        def fit(self, X, y=None):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="needs at least 19 held-out normal rows; got 18"):
+        ConformalDetector(Unfittable()).fit(np.zeros((18, 2)))
+
+
+def test_thresholds_of_clones_do_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ConformalDetector(G2DOutlierDetector(random_state=0)).fit(
+            np.random.default_rng(0).normal(size=(20, 2))
+        )

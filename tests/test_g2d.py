@@ -541,3 +541,12 @@ def test_unfitted(blobs):
     for method in ("sample_outliers", "sample_normals"):
         with pytest.raises(NotFittedError):
             getattr(G2DOutlierDetector(), method)()
+
+
+@pytest.mark.parametrize("value", [1e3, 1e9])
+def test_a_single_corrupt_row_does_not_set_the_scale(value):
+    rng = np.random.default_rng(0)
+    X, X_new = rng.normal(size=(300, 4)), rng.normal(size=(1000, 4))
+    detector = G2DOutlierDetector(random_state=0).fit(np.concatenate([X, [[value] * 4]]))
+    assert detector.predict([[6.0] * 4, [value] * 4]).tolist() == [-1, -1]
+    assert 0.02 < np.mean(detector.predict(X_new) == -1) < 0.08

@@ -169,7 +169,10 @@ def with_pyarrow(make):
 
 
 DAY, DATES = datetime.date(2020, 1, 1), pd.date_range("2020", periods=4)
-TEXT = r"text in 1 of 2 columns \('b'\): encode it by OneHotEncoder or OrdinalEncoder before {}"
+TEXT = (
+    r"text in 1 of 2 columns \('b'\): encode it by OneHotEncoder\(sparse_output=False\) or "
+    "OrdinalEncoder before {}"
+)
 CATEGORIES = r"categories in 1 of \d columns? \('b'\): encode them by OneHotEncoder"
 TIMES = r"dates or times in 1 of \d columns? \('b'\): turn them into numbers before {}"
 MISSING = r"NaN .missing values. in 1 of 2 columns \('b'\): fill it by SimpleImputer before {}"
@@ -381,8 +384,8 @@ OF_ROWS_ONLY = {
     ),
     "masked cells": (lambda X: [[1.0, np.ma.masked, 2.0]] * 3, r"take x.filled\(value\) of each"),
     "unequal rows": (lambda X: [[1, 2], [1]], r"unequal sizes, such as \(1,\) and \(2,\)"),
-    "sparse": (sparse.csr_array, "Sparse data was passed"),
-    "keys": (sparse.dok_array, "Sparse data was passed"),
+    "sparse": (sparse.csr_array, r"X is sparse: pass X.toarray\(\)"),
+    "keys": (sparse.dok_array, r"X is sparse: pass X.toarray\(\)"),
     "matrix": (np.matrix, "np.matrix is not supported"),
 }
 

@@ -66,6 +66,9 @@ _STANDARDIZING_FOLDS = 20
 # held out.
 _FAR, _N_FAR = 0.75, 64
 
+# Robust deviations by which a row is too remote to learn from: networks reproduce what they saw.
+_LEAST_ALONE = 3.0
+
 # Quantiles of maps of held-out data: the thresholds of Eq. 4, and the range of a color scale.
 _MASK_QUANTILE = 0.95
 _RANGE_QUANTILES = 0.005, 0.999
@@ -546,7 +549,7 @@ class AVIDDetector(NetworkDetector):
             return np.ones(len(rows), dtype=bool)
         points = SquashingScaler(_BOUND, 0.0).fit_transform(rows)
         fraction = resolve_fraction(self.support_fraction, self.contamination)
-        return central_rows(points, fraction, alone=True)
+        return central_rows(points, fraction, least_alone=_LEAST_ALONE)
 
     def _make_model(self, X: NDArray[Any], session: Session) -> ImageModel | TableModel:
         """Build the networks and what precedes them, or continue those of the previous fit."""

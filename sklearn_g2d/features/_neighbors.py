@@ -28,7 +28,7 @@ _RIDGE = 0.3
 
 # A reference row that is nearer than those nearest to this fraction of the reference rows begins
 # to count as a copy.
-_COPY_QUANTILE = 0.2
+_COPY_QUANTILE, _ROWS_FOR_COPIES = 0.2, 50
 
 
 @dataclass(eq=False, repr=False)
@@ -114,7 +114,10 @@ class NeighborProfile(RowTransformer):
         self.resolution_ = 1e-6 * float(np.linalg.norm(rows, axis=1).max())
         nearest = self._search.nearest(rows, 2)[0][:, 1]
         apart = nearest[nearest > self.resolution_]
-        self.copy_distance_ = float(np.quantile(apart, _COPY_QUANTILE)) if len(apart) else 1.0
+        # Few rows are all far from each other, and new ones nearer to them than that.
+        trust = min(1.0, len(rows) / _ROWS_FOR_COPIES)
+        quantile = np.quantile(apart, _COPY_QUANTILE) if len(apart) else 1.0
+        self.copy_distance_ = float(trust * quantile)
         distances = self._measure(rows, self._constants_of_measure())
         self.floor_ = 0.01 * float(np.median(distances[:, -1])) + 1e-6
         logs = np.log(distances + self.floor_)

@@ -108,7 +108,7 @@ class G2DOutlierDetector(NetworkDetector):
         Fraction of the training rows to learn from, the most central ones; thresholds regard all.
         "auto" takes .6 where `contamination` is a number, which says that outliers are among them.
         Otherwise it leaves out only rows that are remote and yet in company, as a cluster of
-        outliers is.
+        outliers is, and single rows so far out that they would set the scale of all others.
     image_shape : tuple of int, default=None
         Channels, height and width, if the rows given to `fit` are pixels of images; arrays of shape
         (n_samples, channels, height, width) need not say so.

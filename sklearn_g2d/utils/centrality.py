@@ -28,9 +28,6 @@ _MAX_REFERENCES = 1000
 # of each, and of both together.
 _LEAST_EACH, _LEAST_SUM = 1.0, 5.0
 
-# Robust deviations of remoteness from which a row without company is left out.
-_LEAST_ALONE = 3.0
-
 
 def resolve_fraction(
     fraction: float | Literal["auto"], contamination: float | Literal["auto"]
@@ -41,7 +38,7 @@ def resolve_fraction(
 
 
 def central_rows(
-    X: Floats, fraction: float | Literal["auto"], *, alone: bool = False
+    X: Floats, fraction: float | Literal["auto"], *, least_alone: float = 10.0
 ) -> NDArray[np.bool_]:
     """Mark the rows (n_samples, n_features) to learn from: (n_samples,).
 
@@ -49,8 +46,8 @@ def central_rows(
     a core, which clusters of outliers are not in; the rows whose near neighbour in the core is
     nearest are taken. "auto" gives all rows but those that are remote and yet in company: their far
     neighbour is much farther away than that of most rows, also in units of the distance to their
-    near neighbour. `alone` leaves out also very remote rows that have no company, for networks that
-    reproduce what they have seen.
+    near neighbour. It leaves out also single rows that are `least_alone` robust deviations more
+    remote than most; by default only such as would set the scale of all others.
     """
     if fraction == 1 or len(X) < 2 / _FAR_FRACTION:
         return np.ones(len(X), dtype=bool)
@@ -64,8 +61,8 @@ def central_rows(
     remoteness = np.log(far + least)
     company = remoteness - np.log(near + least)
     deviations = np.stack([_robust_deviations(values) for values in (remoteness, company)])
-    kept = (deviations.min(axis=0) < _LEAST_EACH) | (deviations.sum(axis=0) < _LEAST_SUM)
-    return kept & (deviations[0] < _LEAST_ALONE) if alone else kept
+    has_company = (deviations.min(axis=0) >= _LEAST_EACH) & (deviations.sum(axis=0) >= _LEAST_SUM)
+    return ~has_company & (deviations[0] < least_alone)
 
 
 def _near_distances(X: Floats, in_core: NDArray[np.bool_], k: int) -> Floats:

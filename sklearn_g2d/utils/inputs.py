@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
-from sklearn.utils.validation import check_array, validate_data
+from sklearn.utils.validation import validate_data
 
 from sklearn_g2d.utils.mapped import blocks, check_finite
 
@@ -27,7 +27,7 @@ _MOST_AXES = 4
 
 _BLOCK_ROWS = 1000
 
-_ENCODE = "encode {} by OneHotEncoder or OrdinalEncoder before {{}}"
+_ENCODE = "encode {} by OneHotEncoder(sparse_output=False) or OrdinalEncoder before {{}}"
 _REMEDIES = {
     "text": _ENCODE.format("it"),
     "categories": _ENCODE.format("them") + ", or convert them if they are numbers",
@@ -49,7 +49,11 @@ def plain(X: Any, name: str = "X") -> Any:
     """
     package, kind = type(X).__module__.partition(".")[0], type(X).__name__
     if issparse(X):
-        return check_array(X, input_name=name)  # raises, and says how to make it dense
+        raise TypeError(
+            f"{name} is sparse: pass {name}.toarray(). In a Pipeline, "
+            "OneHotEncoder(sparse_output=False) and ColumnTransformer(..., sparse_threshold=0) "
+            "give dense columns."
+        )
     if package in ("dask", "dask_expr") and hasattr(X, "compute"):
         return plain(X.compute(), name)
     if package == "narwhals" and hasattr(X, "to_native"):
