@@ -330,7 +330,7 @@ class G2DOutlierDetector(NetworkDetector):
         held_out_scores = self.classifier_.fit_in(
             described, described_generated, session, self._shape_of(described), known
         )
-        held_out_scores = self._limit(held_out_scores - penalty, described)
+        held_out_scores = self._limit(held_out_scores - penalty, described, described_generated)
         self.history_ = getattr(self.generator_, "history_", {}) | self.classifier_.history_
         self.n_iter_ = getattr(self.generator_, "n_steps_", 0)
         scores = np.empty(len(rows))
@@ -453,15 +453,19 @@ class G2DOutlierDetector(NetworkDetector):
             return described, 0.0
         return extrapolate(described, self._farthest, self._distance_weight)
 
-    def _limit(self, scores: Floats, described: Floats) -> Floats:
+    def _limit(self, scores: Floats, described: Floats, generated: Floats) -> Floats:
         """Raise held-out scores to that of the farthest place seen: nothing beyond is normal.
 
-        Without a row the scales of few others may put it anywhere. A classifier of the user's that
-        finds the farthest place normal gives no limit.
+        Without a row the scales of few others may put it anywhere, so that of few rows nothing is
+        normal beyond most generated ones. A classifier of the user's that finds such a place normal
+        gives no limit.
         """
         if self.profile_ is None:
             return scores
-        limit = self._score_described(self._farthest[None])
+        farthest = self._farthest
+        if len(described) < _FEW_ROWS:
+            farthest = np.quantile(generated, 0.9, axis=0)
+        limit = self._score_described(farthest[None])
         is_lowest = limit < self._score_described(described).min()
         return np.maximum(scores, limit) if is_lowest else scores
 
