@@ -252,6 +252,7 @@ def outcome(method, X, *, must_take):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least")  # of few rows
             warnings.filterwarnings("ignore", "All training samples are alike")
             warnings.filterwarnings("ignore", "X .* feature names")  # of frames beside arrays
             warnings.filterwarnings("ignore", "invalid value encountered in reduce")  # inf - inf
