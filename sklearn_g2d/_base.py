@@ -35,7 +35,7 @@ from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import EstimatorOfParts
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_caller
+from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
 
 logger = logging.getLogger("sklearn_g2d")
 
@@ -209,7 +209,7 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
 
     @property
     def training_scores_(self) -> NDArray[np.float64]:
-        """Scores of the training rows in their order; the class says by which networks.
+        """Give the scores of the training rows in their order; the class says by which networks.
 
         Returns
         -------
@@ -468,19 +468,6 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
             logger.info("%s: %d steps, %s", name, training.step, final)
         return record(name, training)
-
-
-def warn_of_labels(y: Any) -> None:
-    """Warn of labels of two kinds, which `fit` does not use."""
-    labels = np.asarray(y)
-    kinds = sorted(set(labels.tolist()), key=str) if labels.ndim == 1 else []
-    if len(kinds) != 2:
-        return
-    normal = {(-1, 1): "X[y == 1]", (0, 1): "X[y == 0]"}.get(tuple(kinds), "those alone")
-    warn_caller(
-        f"y holds the labels {kinds[0]!r} and {kinds[1]!r}, but fit does not use labels and learns "
-        f"from all rows of X. If you know the normal rows, pass {normal}."
-    )
 
 
 def _make_visible() -> None:

@@ -21,11 +21,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklearn_g2d._base import warn_of_labels
 from sklearn_g2d.training.runtime import globally_seeded
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_of_labels
 
 try:
     from pyod.models.base import BaseDetector

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
+
+import numpy as np
 
 # What lies between a user's line and ours: decorators, Pipelines, searches.
 _BETWEEN = ("sklearn_g2d", "sklearn", "contextlib", "joblib")
@@ -15,3 +18,16 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def warn_of_labels(y: Any) -> None:
+    """Warn of labels of two kinds, which `fit` does not use."""
+    labels = np.asarray(y)
+    kinds = sorted(set(labels.tolist()), key=str) if labels.ndim == 1 else []
+    if len(kinds) != 2:
+        return
+    normal = {(-1, 1): "X[y == 1]", (0, 1): "X[y == 0]"}.get(tuple(kinds), "those alone")
+    warn_caller(
+        f"y holds the labels {kinds[0]!r} and {kinds[1]!r}, but fit does not use labels and learns "
+        f"from all rows of X. If you know the normal rows, pass {normal}."
+    )

@@ -14,11 +14,12 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector, warn_of_labels
+from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_of_labels
 from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._patches import FramePatches
 from sklearn_g2d.video._streams import stream_channels
