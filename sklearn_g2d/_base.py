@@ -171,7 +171,7 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         if not isinstance(detector, cls):
             name = type(detector).__name__
             raise ModelFileError(
-                f"{str(path)!r} holds a fitted {name}, no {cls.__name__}. Call "
+                f"{str(path)!r} holds a fitted {name}, not a {cls.__name__}. Call "
                 "sklearn_g2d.persistence.load, which loads any class."
             )
         return detector

@@ -21,6 +21,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import joblib
@@ -340,7 +341,8 @@ def register_scorers() -> None:
     _SCORERS.update(SCORERS)
     # Modules that are imported later find the names in _SCORERS.
     for name in [name for name in sys.modules if name.startswith("sklearn.")]:
-        for entry in list(vars(sys.modules[name]).values()):
+        entries = list(vars(sys.modules[name]).values())
+        for entry in [e for e in entries if isinstance(e, type | FunctionType)]:
             for attribute in ("_parameter_constraints", "_skl_parameter_constraints"):
                 constraints = getattr(entry, attribute, None)
                 for scoring in constraints.get("scoring", ()) if constraints else ():

