@@ -88,12 +88,12 @@ copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
 
-def skip_scikit_learns(app, kind, name, member, skip, options) -> bool | None:
-    """Leave methods that scikit-learn brings, and documents, to its own pages."""
+def skip_inherited(app, kind, name, member, skip, options) -> bool | None:
+    """Leave methods that scikit-learn and PyOD bring, and document, to their own pages."""
     module = getattr(member, "__module__", None) or ""
-    return True if module.startswith("sklearn.") else None
+    return True if module.startswith(("sklearn.", "pyod.")) else None
 
 
 def setup(app) -> None:
     """Change what the extensions above do."""
-    app.connect("autodoc-skip-member", skip_scikit_learns)
+    app.connect("autodoc-skip-member", skip_inherited)
