@@ -46,12 +46,13 @@ def conformal_threshold(
         whatever its number of rows. None makes every row a group.
     too_few : {"raise", "warn"}, default="raise"
         What to do if there are fewer rows, or groups, than ``1 / false_alarm_rate - 1``, so that no
-        score keeps the promise: a ValueError, or a UserWarning and the lowest score.
+        score keeps the promise: a ValueError, or a UserWarning and the lowest score. With "warn"
+        the threshold of rows without groups may lie between two scores, so that the rate is kept on
+        average, where "raise" takes the lower one and keeps it at most.
 
     Returns
     -------
     float
-        One of the scores.
 
     Examples
     --------
@@ -78,6 +79,9 @@ def conformal_threshold(
         warn_caller(
             f"{problem} Expect up to {1 / (n_groups + 1):.1%} false alarms. Fit with more {kind}."
         )
+    if too_few == "warn" and groups is None:
+        # Between two scores, for a rate that is kept on average: the lower one would flag fewer.
+        return float(np.interp(max(allowed, 0.0), np.arange(len(scores)), np.sort(scores)))
     order = np.argsort(scores, kind="stable")
     rank = np.searchsorted(np.cumsum(weights[order]), allowed, side="right")
     return float(scores[order[rank]])
