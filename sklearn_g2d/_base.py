@@ -50,7 +50,7 @@ _SCORING_BATCH_CELLS = 2**24
 class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
     """Learns normal samples, then scores new ones, higher = more normal.
 
-    A subclass calls `_set_threshold` at the end of `fit`.
+    A subclass sets `offset_` and `calibration_scores_` in `fit`; see `ThresholdMixin`.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -59,7 +59,6 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
     }
 
     contamination: Any
-    _training_scores: NDArray[np.float64] | None
 
     @abstractmethod
     def _validate(self, X: Any, *, reset: bool) -> Any:
@@ -207,51 +206,6 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         """
         export.to_onnx(self, path, dtype=dtype)
 
-    @property
-    def training_scores_(self) -> NDArray[np.float64]:
-        """Give the scores of the training rows in their order; the class says by which networks.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            **Higher = more normal**.
-        """
-        check_is_fitted(self)
-        if self._training_scores is None:
-            raise AttributeError(
-                "training_scores_ is not kept of these training rows, because to score them takes "
-                "longer than to fit. Call score_samples, or set contamination to a number."
-            )
-        return self._training_scores
-
-    def _set_threshold(
-        self,
-        X: Any,
-        out_of_fold: NDArray[np.float64],
-        positions: NDArray[np.intp] | None = None,
-    ) -> None:
-        """Set `offset_` from the training rows `X` and the scores of held-out ones.
-
-        `positions` says which rows of `X` these are; None stands for any.
-        """
-        if not np.isfinite(out_of_fold).all():
-            raise TrainingDivergedError(
-                "Scores of training rows are infinite or NaN, and so would be those of new ones. "
-                "Lower max_steps, or check the classifier if it is your own."
-            )
-        self._training_scores = None
-        if self.contamination == "auto":
-            self._calibrate(out_of_fold, AUTO_FALSE_ALARM_RATE, too_few="warn")
-            if positions is not None and len(positions) == len(X):
-                self._training_scores = np.empty(len(X))
-        else:
-            self._keep_scores(out_of_fold)
-            self._training_scores = scores = self._score_validated(X)
-            scores = np.concatenate(parallel.gather(scores))
-            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
-        if positions is not None and self._training_scores is not None:
-            self._training_scores[positions] = out_of_fold
-
 
 class NetworkDetector(CallbackSupportMixin, BaseDetector):
     """Detector of rows or images whose parts train networks, under callbacks."""
@@ -276,6 +230,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
     random_state: Any
     device_: str
     image_shape_: ImageShape | None
+    _training_scores: NDArray[np.float64] | None
 
     @abstractmethod
     def _build_parts(self, random_state: np.random.RandomState) -> None:
@@ -402,6 +357,51 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             context = super()._init_callback_context(*args, **kwargs)
         self.set_callbacks(*callbacks)
         return context
+
+    @property
+    def training_scores_(self) -> NDArray[np.float64]:
+        """Give the scores of the training rows in their order; the class says by which networks.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            **Higher = more normal**.
+        """
+        check_is_fitted(self)
+        if self._training_scores is None:
+            raise AttributeError(
+                "training_scores_ is not kept of these training rows, because to score them takes "
+                "longer than to fit. Call score_samples, or set contamination to a number."
+            )
+        return self._training_scores
+
+    def _set_threshold(
+        self,
+        X: Any,
+        out_of_fold: NDArray[np.float64],
+        positions: NDArray[np.intp] | None = None,
+    ) -> None:
+        """Set `offset_` from the training rows `X` and the scores of held-out ones.
+
+        `positions` says which rows of `X` these are; None stands for any.
+        """
+        if not np.isfinite(out_of_fold).all():
+            raise TrainingDivergedError(
+                "Scores of training rows are infinite or NaN, and so would be those of new ones. "
+                "Lower max_steps, or check the classifier if it is your own."
+            )
+        self._training_scores = None
+        if self.contamination == "auto":
+            self._calibrate(out_of_fold, AUTO_FALSE_ALARM_RATE, too_few="warn")
+            if positions is not None and len(positions) == len(X):
+                self._training_scores = np.empty(len(X))
+        else:
+            self._keep_scores(out_of_fold)
+            self._training_scores = scores = self._score_validated(X)
+            scores = np.concatenate(parallel.gather(scores))
+            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+        if positions is not None and self._training_scores is not None:
+            self._training_scores[positions] = out_of_fold
 
     def _as_given(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Shape rows as `fit` was given them."""

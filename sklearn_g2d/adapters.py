@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_g2d.calibration import VerdictMixin
 from sklearn_g2d.training.runtime import globally_seeded
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
@@ -37,7 +38,7 @@ except ImportError as error:
 __all__ = ["FromPyOD", "ToPyOD"]
 
 
-class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
+class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
     """Turn a detector of PyOD into one of scikit-learn, with its signs, labels and methods.
 
     Parameters
@@ -159,34 +160,6 @@ class FromPyOD(MetaEstimatorMixin, OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False)
         return _turn(self.detector_.decision_function(X), type(self.detector_).__name__)
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Score rows relative to the threshold; **negative = outlier**.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            ``score_samples(X) - offset_``.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
-        """Label rows **+1 (inlier) or -1 (outlier)**.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            -1 where ``decision_function(X) < 0``, which is where PyOD gives 1.
-        """
-        return np.where(self.decision_function(X) < 0, -1, 1)
 
 
 class ToPyOD(BaseDetector):

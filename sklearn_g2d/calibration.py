@@ -121,12 +121,10 @@ def conformal_p_values(
     return np.asarray((1 + summed[at_most]) / (1 + round(summed[-1])), dtype=np.float64)
 
 
-class ThresholdMixin(OutlierMixin):
-    """Verdicts and p-values of anything with `score_samples`, once `_calibrate` has been called."""
+class VerdictMixin(OutlierMixin):
+    """Verdicts of anything with `score_samples` and `offset_`."""
 
     offset_: float
-    calibration_scores_: NDArray[np.float64]
-    calibration_weights_: NDArray[np.float64] | None
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Score rows relative to the threshold; **negative = outlier**.
@@ -155,6 +153,13 @@ class ThresholdMixin(OutlierMixin):
             -1 where ``decision_function(X) < 0``.
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
+
+
+class ThresholdMixin(VerdictMixin):
+    """Verdicts and p-values of anything with `score_samples`, once `_calibrate` has been called."""
+
+    calibration_scores_: NDArray[np.float64]
+    calibration_weights_: NDArray[np.float64] | None
 
     def p_values(self, X: ArrayLike) -> NDArray[np.float64]:
         """Conformal p-values of "this row is normal"; **small = anomalous**.

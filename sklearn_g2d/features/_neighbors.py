@@ -174,8 +174,7 @@ class NeighborProfile(RowTransformer):
         """Give what `_nearest` does, and how much the first counts as a copy, in [0, 1]: (n, 1)."""
         xp = namespace(X)
         distances, neighbors = self._nearest(X, c)
-        # The search takes differences of large squares, whose rounding would tell equal
-        # rows apart, and differently so in every batch.
+        # A graph takes differences of large squares, whose rounding would tell equal rows apart.
         distances = xp.where(distances < c["resolution"], c["zero"], distances)
         likeness = xp.maximum(1 - xp.square(distances[:, :1] / c["copy_distance"]), c["zero"])
         return distances, neighbors, likeness
