@@ -10,9 +10,9 @@ PIP_OLDEST := $(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version
 TOOLS_OLDEST := hypothesis onnxruntime pandas polars pyarrow pytest sybil
 
 PUBLIC := $(addprefix sklearn_g2d/,_base.py avid/_detector.py g2d/_detector.py adapters.py \
-          calibration.py datasets.py export.py inspection.py metrics.py model_selection.py \
+          calibration.py export.py inspection.py metrics.py model_selection.py \
           persistence.py callbacks.py dask.py) \
-          $(wildcard sklearn_g2d/display/*.py sklearn_g2d/features/*.py sklearn_g2d/video/*.py)
+          $(wildcard $(addprefix sklearn_g2d/,datasets/*.py display/*.py features/*.py video/*.py))
 
 # Tests that between them use every dependency.
 OLDEST_TESTS := $(addprefix tests/test_,callbacks.py display.py features.py input.py onnx.py \

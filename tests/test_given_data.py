@@ -372,7 +372,10 @@ OF_ARRAYS = {
     "dict": (lambda X: {"a": X}, r"pass pandas.DataFrame\(X\)"),
     "list of dicts": (lambda X: [{"a": 1.0}] * 3, r"pass pandas.DataFrame\(X\)"),
     "nothing": (lambda X: None, "pass a list of rows or an array"),
-    "path": (lambda X: Path("rows.csv"), r"read the file first, a table as by pandas.read_csv"),
+    "path": (
+        lambda X: Path("rows.csv"),
+        r"read the file first, .* images by sklearn_g2d.datasets.load_images,",
+    ),
 }
 OF_ROWS_ONLY = {
     "quantized": (quantized, r"X\..*dequantize\(\).numpy\(\)"),
@@ -383,7 +386,10 @@ OF_ROWS_ONLY = {
         r"take x.detach\(\).*of each",
     ),
     "masked cells": (lambda X: [[1.0, np.ma.masked, 2.0]] * 3, r"take x.filled\(value\) of each"),
-    "unequal rows": (lambda X: [[1, 2], [1]], r"unequal sizes, such as \(1,\) and \(2,\)"),
+    "unequal rows": (
+        lambda X: [[1, 2], [1]],
+        r"unequal sizes, such as \(1,\) and \(2,\).*np.stack\(X\)\.$",
+    ),
     "sparse": (sparse.csr_array, r"X is sparse: pass X.toarray\(\)"),
     "keys": (sparse.dok_array, r"X is sparse: pass X.toarray\(\)"),
     "matrix": (np.matrix, "np.matrix is not supported"),
@@ -424,15 +430,25 @@ def with_nan(X):
     return X
 
 
-UNEQUAL = r"unequal sizes, such as \(1, 10, 16\) and \(1, 11, 16\): bring them to one size"
-PICTURES = r"PIL image: pass np.stack\(\[np.moveaxis\(np.asarray\(x.convert\('RGB'\)\), -1, 0\) for"
-PATHS = r"path .*: pass np.stack\(\[.*PIL.Image.open\(x\).* for x in X\]\)"
+LOADER = "sklearn_g2d.datasets.load_images"
+UNEQUAL = (
+    r"unequal sizes, such as \(1, 10, 16\) and \(1, 11, 16\): bring them to one size.* "
+    rf"{LOADER}\(paths, size=\(height, width\)\) reads files"
+)
+PICTURES = (
+    r"PIL image: pass np.stack\(\[np.moveaxis\(np.asarray\(x.convert\('RGB'\)\), -1, 0\) for "
+    rf"x in .*\]\), or {LOADER}\(paths\).images\.$"
+)
+PATHS = rf"holds paths .*: if they are paths of images, pass {LOADER}\(X\).images\.$"
 OF_IMAGES_ONLY = {
     "unequal": (unequal, UNEQUAL),
     "unequal tensors": (lambda X: unequal(torch.tensor(X)), UNEQUAL),
-    "unequal lists": (lambda X: [x.tolist() for x in unequal(X)], r"unequal sizes"),
+    "unequal lists": (lambda X: [x.tolist() for x in unequal(X)], f"unequal sizes.* {LOADER}"),
     "PIL": (as_pictures, PICTURES),
-    "one of PIL": (lambda X: as_pictures(X)[0], r"X is a PIL image: pass .*\[np.newaxis\]"),
+    "one of PIL": (
+        lambda X: as_pictures(X)[0],
+        rf"X is a PIL image: pass .*\[np.newaxis\], or {LOADER}\(\[path\]\).images\.$",
+    ),
     "cells of PIL": (lambda X: pd.DataFrame({"a": as_pictures(X)}), r"X\['a'\] holds a PIL"),
     "cells of tensors": (lambda X: pd.DataFrame({"a": list(torch.tensor(X))}), "np.stack"),
     "paths": (lambda X: ["a.png", "b.png"], PATHS),

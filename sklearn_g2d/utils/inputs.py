@@ -38,6 +38,7 @@ _REMEDIES = {
     "lists or arrays": "give every number a column, or pass images as one array (n_samples, "
     "channels, height, width)",
 }
+_LOADER = "sklearn_g2d.datasets.load_images"
 _DATES = (date, time, timedelta, np.datetime64, np.timedelta64)
 
 
@@ -68,14 +69,15 @@ def plain(X: Any, name: str = "X") -> Any:
     if isinstance(X, str | bytes | PathLike):
         raise TypeError(
             f"{name} is a path or other text: read the file first, a table as by pandas.read_csv, "
-            "an image as by PIL.Image.open, a video as by sklearn_g2d.video.read_frames."
+            f"images by {_LOADER}, a video by sklearn_g2d.video.read_frames."
         )
     if isinstance(X, dict | set | frozenset | Iterator) or X is None:
         rows = f"pandas.DataFrame({name})" if isinstance(X, dict) else "a list of rows or an array"
         raise TypeError(f"{name} is of type {kind}: pass {rows}.")
     found = _trouble(X)
     if found is not None:
-        one = "[np.newaxis]" if is_picture(type(X)) else ""  # an array of one image
+        # Of a picture, an array of one image, or of its file.
+        one = f"[np.newaxis], or {_LOADER}([path]).images" if is_picture(type(X)) else ""
         raise TypeError(f"{name} is {found[0]}: pass {found[1].format(name)}{one}.")
     if isinstance(X, list | tuple) or _is_list_of_objects(X):
         _check_items(X, name)
@@ -147,19 +149,28 @@ def _check_items(X: Iterable[Any], name: str) -> None:
             if axis and issubclass(kind, str | bytes):
                 continue  # the cells of a table, which may be numbers
             for x in level if issubclass(kind, _TROUBLES) or is_picture(kind) else ():
+                if isinstance(x, str | bytes | PathLike):
+                    raise TypeError(
+                        f"{name} holds paths or other text: if they are paths of images, pass "
+                        f"{_LOADER}({'paths' if axis else name}).images."
+                    )
                 found = _trouble(x) if isinstance(x, kind) else None
                 if found is not None:
                     stacked = f"np.stack([{found[1].format('x')} for x in {name}])"
                     remedy = f"take {found[1].format('x')} of each" if axis else f"pass {stacked}"
+                    if is_picture(kind):
+                        remedy += f", or {_LOADER}(paths).images"
                     raise TypeError(f"{name} holds {found[0]}: {remedy}.")
         sizes = {tuple(x.shape) for x in level if hasattr(x, "shape")}
         if not sizes and kinds <= {list, tuple}:
             sizes = {(len(x),) for x in level}
         if len(sizes) > 1:
             a, b, *_ = sorted(sizes)
+            files = f" {_LOADER}(paths, size=(height, width)) reads files in one size."
             raise ValueError(
                 f"{name} holds arrays, images or rows of unequal sizes, such as {a} and "
                 f"{b}: bring them to one size, and pass np.stack({name})."
+                f"{files if axis or len(a) > 1 else ''}"  # rows of a table come from no pictures
             )
         if not level or not kinds <= {list, tuple}:
             return
@@ -184,8 +195,6 @@ def _trouble(x: Any) -> tuple[str, str] | None:
         return hidden, "{}.filled(value)"
     if is_picture(type(x)):
         return "a PIL image", pixels
-    if isinstance(x, str | bytes | PathLike):
-        return "a path or other text", pixels.replace("{}", "PIL.Image.open({})")
     return None
 
 

@@ -1,0 +1,7 @@
+"""Images read from files, puzzles that are made of images, and clips of UCSD."""
+
+from sklearn_g2d.datasets._images import load_images
+from sklearn_g2d.datasets._puzzles import make_puzzles
+from sklearn_g2d.datasets._ucsd import load_ucsd
+
+__all__ = ["load_images", "load_ucsd", "make_puzzles"]
