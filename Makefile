@@ -15,8 +15,8 @@ PUBLIC := $(addprefix sklearn_g2d/,_base.py avid/_detector.py g2d/_detector.py a
           $(wildcard $(addprefix sklearn_g2d/,datasets/*.py display/*.py features/*.py video/*.py))
 
 # Tests that between them use every dependency.
-OLDEST_TESTS := $(addprefix tests/test_,callbacks.py display.py features.py input.py onnx.py \
-                persistence.py properties.py video.py)
+OLDEST_TESTS := $(addprefix tests/test_,callbacks.py datasets.py display.py features.py \
+                input.py onnx.py persistence.py properties.py video.py)
 
 .PHONY: help demo test test-slow test-oldest package lint docs docs-check format clean
 
@@ -63,7 +63,7 @@ test-slow: $(VENV)/dev
 $(VENV)-oldest/ready: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(PIP_OLDEST) torch
-	$(PIP_OLDEST) --editable '.[onnx,plot,progress,video]' $(TOOLS_OLDEST)
+	$(PIP_OLDEST) --editable '.[images,onnx,plot,progress,video]' $(TOOLS_OLDEST)
 	touch $@
 
 test-oldest: $(VENV)-oldest/ready

@@ -15,7 +15,7 @@ def test_the_oldest_versions_are_the_oldest_that_are_allowed():
     oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
     asked = project["dependencies"] + [
         requirement
-        for extra in ("onnx", "plot", "progress", "video")
+        for extra in ("images", "onnx", "plot", "progress", "video")
         for requirement in project["optional-dependencies"][extra]
     ]
     for requirement in map(Requirement, asked):

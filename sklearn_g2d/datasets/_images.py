@@ -29,7 +29,8 @@ _MOST_THREADS = 4
 
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_ORIENTATION = 274  # which Exif has, too
+
+_ORIENTATION = 274  # of Exif
 
 Size = int | tuple[int, int] | None
 
@@ -227,14 +228,16 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
                 if image.format == "PNG":  # of which checksums are compared by this alone
                     with Image.open(BytesIO(content), formats=_FORMATS) as copy:
                         copy.verify()
-                elif image.format == "TIFF":
-                    image.load()  # turns it, too
-                turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-                target = _target(image.size[::-1] if turned else image.size, size)
+                is_turned = image.format == "TIFF"  # by Pillow, when it loads the pixels
+                if is_turned:
+                    image.load()
+                on_its_side = not is_turned and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+                target = _target(image.size[::-1] if on_its_side else image.size, size)
                 if target is not None:
                     least = 2 * (size if isinstance(size, int) else max(target))
                     image.draft(None, (least, least))
-                ImageOps.exif_transpose(image, in_place=True)
+                if not is_turned:
+                    ImageOps.exif_transpose(image, in_place=True)
                 return _as_array(image, target, channels)
     except MemoryError:
         raise
