@@ -261,6 +261,7 @@ def test_images_of_a_folder_come_in_the_order_of_their_paths(tmp_path, rgb):
     (tmp_path / "._a.png").write_bytes(b"left by macOS")
     (tmp_path / "folder.png").mkdir()
     save(tmp_path / ".thumbnails" / "a.png", rgb)
+    (tmp_path / "link").symlink_to(tmp_path / "b", target_is_directory=True)
     data = load_images(tmp_path)
     assert data.images.shape == (7, 3, 12, 20)
     assert data.images.dtype == np.uint8

@@ -724,6 +724,99 @@ def test_maps_need_a_fitted_detector(gray):
         AnomalyMapDisplay.from_estimator(Mapper(), gray)
 
 
+# Anomaly maps as files
+
+
+def read(path):
+    with pytest.importorskip("PIL.Image").open(path) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        return np.asarray(image).astype(int)
+
+
+def test_overlays_by_hand(tmp_path, gray):
+    shown = ["good/1.jpg", tmp_path / "bad" / "2.png"]
+    masks = np.zeros((2, 3, 4))
+    masks[1, 0, 0] = 7
+    folder = tmp_path / "new" / "overlays"
+    paths = AnomalyMapDisplay.save_overlays(Mapper().fit(), gray, folder, shown, masks=masks)
+    assert [path.parent for path in paths] == [folder, folder]
+    assert paths[0].name == "good_1.jpg.png"
+    assert paths[1].name.endswith("_bad_2.png.png")
+    first, second = map(read, paths)
+    # Values of the maps are 0 but for 10 and 2, at the ends and in the middle of 0 to 4.
+    expected = np.repeat(gray[0, 0][..., None], 3, axis=-1).astype(float)
+    yellow = 255 * np.array(matplotlib.colormaps["viridis"](1.0)[:3])
+    expected[1, 2] = 0.4 * 200 + 0.6 * yellow
+    np.testing.assert_allclose(first, expected, atol=0.51)
+    blue = np.rint(255 * np.array(matplotlib.colors.to_rgb("deepskyblue"))).astype(int)
+    around = [(0, 1), (1, 0), (1, 1)]
+    assert {place for place in np.ndindex(3, 4) if (second[place] == blue).all()} == set(around)
+    assert second[0, 0].tolist() == [100, 100, 100]
+    assert not plt.get_fignums()
+
+
+def test_overlays_cover_the_more_the_higher_the_value(tmp_path):
+    values = np.linspace(0, 4, 9)
+    images = np.zeros((1, 3, 1, 9), dtype=np.uint8)
+    images[0, 2] = 100  # blue
+    detector = SimpleNamespace(anomaly_map=lambda X: values[None, None])
+    given = {"value_range": (0, 4), "cmap": matplotlib.colors.ListedColormap(["red"])}
+    (path,) = AnomalyMapDisplay.save_overlays(detector, images, tmp_path, [7], alpha=1, **given)
+    assert path == tmp_path / "7.png"
+    (row,) = read(path)
+    assert row[:5].tolist() == [[0, 0, 100]] * 5  # the lower half
+    assert (np.diff(row[4:, 0]) > 0).all()
+    assert row[-1].tolist() == [255, 0, 0]
+    (path,) = AnomalyMapDisplay.save_overlays(detector, images, tmp_path, [7], alpha=0, **given)
+    np.testing.assert_array_equal(read(path), np.moveaxis(images[0], 0, -1))
+
+
+def test_overlays_do_not_depend_on_the_batch(tmp_path, gray):
+    images = np.concatenate([gray, gray + 30, gray // 2])
+    names = [f"{number}.png" for number in range(6)]
+    detector = Mapper().fit()
+    whole = AnomalyMapDisplay.save_overlays(detector, images, tmp_path / "whole", names)
+    for rows in (slice(0, 1), slice(1, 6)):
+        parts = AnomalyMapDisplay.save_overlays(
+            detector, images[rows], tmp_path / "parts", names[rows]
+        )
+        for path, other in zip(parts, whole[rows], strict=True):
+            assert path.read_bytes() == other.read_bytes()
+
+
+def test_overlays_of_other_numbers_and_of_rows_of_pixels(tmp_path, gray):
+    deep = gray.astype(np.uint16) * 300
+    quiet = SimpleNamespace(anomaly_map=lambda X: np.zeros((2, 3, 4)), map_range_=(0, 0))
+    paths = AnomalyMapDisplay.save_overlays(quiet, deep, tmp_path, ["a", "b"], value_range=(0, 0))
+    expected = 255 * (gray[0, 0] - 100.0) / 100  # from black to white
+    np.testing.assert_allclose(read(paths[0])[..., 1], expected, atol=0.51)
+    rows, detector = gray.reshape(2, -1), Mapper(image_shape=(1, 3, 4)).fit()
+    (path, _) = AnomalyMapDisplay.save_overlays(detector, rows, tmp_path, ["rows", "c"])
+    (same, _) = AnomalyMapDisplay.save_overlays(Mapper().fit(), gray, tmp_path, ["images", "d"])
+    assert path.read_bytes() == same.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"estimator": IsolationForest()}, TypeError, "IsolationForest has no maps. Pass a det"),
+        ({"estimator": Mapper()}, NotFittedError, "not fitted"),
+        ({"X": np.zeros((2, 5))}, ValueError, r"need images.*\(2, 5\). For a table use Anomaly"),
+        ({"X": np.zeros((2, 3, 4))}, ValueError, r"need images, .* got shape \(2, 3, 4\)"),
+        ({"names": ["a"]}, ValueError, "1 names for 2 images"),
+        ({"names": ["a/b", "a_b"]}, ValueError, "a/b and a_b would both be written to a_b.png"),
+        ({"masks": np.zeros((2, 4, 3))}, ValueError, "masks has shape .* but X has maps of shape"),
+        ({"value_range": (2, 1)}, ValueError, r"must be two numbers \(low, high\)"),
+        ({"alpha": 2}, ValueError, "alpha must be a number from 0 to 1, got 2"),
+    ],
+)
+def test_overlays_that_cannot_be_are_an_error(tmp_path, gray, changes, error, message):
+    given = {"estimator": Mapper().fit(), "X": gray, "names": ["a", "b"]} | changes
+    with pytest.raises(error, match=message):
+        AnomalyMapDisplay.save_overlays(folder=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
 # Contributions of columns
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,9 +14,11 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d.display._drawing import as_pictures, import_pyplot, new_axes
+from sklearn_g2d.display._overlays import Painter, file_names, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.image import AxesImage
 
 _MAX_IMAGES = 20
@@ -35,7 +39,8 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
     For each image a row of panels: the image, the inpainted image, the map over the image,
     and the image with the outlines of its masks. All images share one range of brightness,
     and all maps one scale of colours, so that both can be compared. A table is one heat map
-    of rows by features. Use `from_estimator` or `from_predictions` to make one.
+    of rows by features. Use `from_estimator` or `from_predictions` to make one, and
+    `save_overlays` for pictures of many images, as files.
 
     Parameters
     ----------
@@ -223,6 +228,122 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
                 parts[part] = np.asarray(values).astype(bool)
         ends = _check_value_range(value_range, checked_maps)
         return cls(maps=checked_maps, value_range=ends, name=name, **parts).plot(ax=ax, **kwargs)
+
+    @staticmethod
+    def save_overlays(
+        estimator: Any,
+        X: ArrayLike,
+        folder: str | PathLike[str],
+        names: Sequence[Any],
+        *,
+        masks: ArrayLike | None = None,
+        value_range: tuple[float, float] | None = None,
+        cmap: str | Colormap = "viridis",
+        alpha: float = 0.6,
+    ) -> list[Path]:
+        """Write each image, with its anomaly map over it, to a PNG file.
+
+        The map is transparent where the image is normal. Colours have the same meaning in all
+        files, also in those of other calls: thousands of images can be written in batches.
+
+        Parameters
+        ----------
+        estimator : AVIDDetector
+            Fitted, or any detector with ``anomaly_map`` and, unless `value_range` is given,
+            ``map_range_``.
+        X : array-like of shape (n_samples, channels, height, width)
+            Images, or rows of pixels if the detector knows their shape. Bytes are drawn as they
+            are, an image of other numbers from its lowest to its highest value. Three channels
+            are drawn in colour, of other numbers the mean in gray.
+        folder : str or path-like
+            Where the files are written; it is made if it is not there. Files of the same names
+            are replaced.
+        names : sequence of str or path-like
+            A name for each image, such as the ``paths`` of `load_images`. "good/7.jpg" is written
+            to "good_7.jpg.png": no name depends on other images.
+        masks : array-like of shape (n_samples, height, width), default=None
+            Not 0 within the outlines to be drawn, such as where an image is truly anomalous;
+            None draws none.
+        value_range : tuple of float, default=None
+            Values at the ends of the colour scale; None takes the estimator's ``map_range_``.
+            The lower half of the scale is transparent.
+        cmap : str or Colormap of matplotlib, default="viridis"
+            The colour scale. Most colour-blind readers can read the default.
+        alpha : float, default=0.6
+            How much the map covers the image at the upper end of the scale, from 0 to 1.
+
+        Returns
+        -------
+        list of pathlib.Path
+            The files that were written, one for each image.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        NotFittedError
+            Before `fit`.
+        OSError
+            If a file cannot be written.
+        TypeError
+            If the estimator has no ``anomaly_map``.
+        ValueError
+            If X holds no images, there is not one name and one mask for each, two names lead to
+            the same file, or `value_range` or `alpha` is out of range.
+
+        Examples
+        --------
+        >>> from sklearn.utils import gen_batches
+        >>> from sklearn_g2d.datasets import load_images
+        >>> new = load_images("parts/new", size=256)  # doctest: +SKIP
+        >>> for rows in gen_batches(len(new.paths), 100):  # doctest: +SKIP
+        ...     AnomalyMapDisplay.save_overlays(
+        ...         detector, new.images[rows], "overlays", new.paths[rows]
+        ...     )
+        """
+        plt = import_pyplot()
+        if not hasattr(estimator, "anomaly_map"):
+            raise TypeError(
+                f"{type(estimator).__name__} has no maps. Pass a detector that has the method "
+                "anomaly_map, such as AVIDDetector."
+            )
+        if value_range is None:
+            check_is_fitted(estimator, "map_range_")
+            value_range = estimator.map_range_
+        ends = _check_value_range(value_range, np.empty(0))
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha must be a number from 0 to 1, got {alpha!r}.")
+        images = np.asarray(X)
+        image_shape = getattr(estimator, "image_shape_", None)
+        if images.ndim == 2 and image_shape is not None:
+            images = images.reshape(-1, *image_shape)
+        if images.ndim != 4:
+            raise ValueError(
+                "Overlays need images, an array of shape (n_samples, channels, height, width), got "
+                f"shape {images.shape}. For a table use AnomalyMapDisplay.from_estimator."
+            )
+        if len(names) != len(images):
+            raise ValueError(f"There are {len(names)} names for {len(images)} images.")
+        paths = [Path(folder, name) for name in file_names(names)]
+        outlined = [None] * len(images) if masks is None else np.asarray(masks)
+        shape = len(images), *images.shape[2:]
+        if masks is not None and np.shape(masks) != shape:
+            raise ValueError(f"masks has shape {np.shape(masks)}, but X has maps of shape {shape}.")
+        maps: NDArray[np.float64] = check_array(
+            estimator.anomaly_map(X),
+            dtype=np.float64,
+            ensure_2d=False,
+            allow_nd=True,
+            input_name="maps",
+        )
+        _check_shapes(images.shape, maps.shape)
+        colors = plt.get_cmap(cmap)(np.linspace(0.0, 1.0, 256))[:, :3]
+        color_of_outlines = plt.matplotlib.colors.to_rgb(_OUTLINES["true"]["color"])
+        painter = Painter(colors, ends, alpha, color_of_outlines)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for path, image, anomaly_map, mask in zip(paths, images, maps, outlined, strict=True):
+            write_png(path, painter.paint(image, anomaly_map, mask))
+        return paths
 
     def plot(self, ax: Axes | None = None, *, alpha: float | None = None, **kwargs: Any) -> Self:
         """Draw the maps.
