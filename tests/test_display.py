@@ -801,8 +801,8 @@ def test_overlays_of_other_numbers_and_of_rows_of_pixels(tmp_path, gray):
     [
         ({"estimator": IsolationForest()}, TypeError, "IsolationForest has no maps. Pass a det"),
         ({"estimator": Mapper()}, NotFittedError, "not fitted"),
-        ({"X": np.zeros((2, 5))}, ValueError, r"need images.*\(2, 5\). For a table use Anomaly"),
-        ({"X": np.zeros((2, 3, 4))}, ValueError, r"need images, .* got shape \(2, 3, 4\)"),
+        ({"X": np.zeros((2, 5))}, ValueError, r"need images.*\(2, 5\). For a table use from"),
+        ({"X": np.zeros((2, 3, 4))}, ValueError, r"got shape \(2, 3, 4\). For gray images pass"),
         ({"names": ["a"]}, ValueError, "1 names for 2 images"),
         ({"names": ["a/b", "a_b"]}, ValueError, "a/b and a_b would both be written to a_b.png"),
         ({"masks": np.zeros((2, 4, 3))}, ValueError, "masks has shape .* but X has maps of shape"),

@@ -433,7 +433,7 @@ def with_nan(X):
 LOADER = "sklearn_g2d.datasets.load_images"
 UNEQUAL = (
     r"unequal sizes, such as \(1, 10, 16\) and \(1, 11, 16\): bring them to one size.* "
-    rf"{LOADER}\(paths, size=\(height, width\)\) reads files"
+    rf"{LOADER}\(paths, size=\(height, width\)\) reads image files"
 )
 PICTURES = (
     r"PIL image: pass np.stack\(\[np.moveaxis\(np.asarray\(x.convert\('RGB'\)\), -1, 0\) for "

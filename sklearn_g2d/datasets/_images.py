@@ -130,8 +130,8 @@ def _check_size(size: Any) -> Size:
     if np.ndim(size) == 1 and len(size) == 2 and all(map(is_length, size)):
         return int(size[0]), int(size[1])
     raise ValueError(
-        "size must be a positive integer, the length of the shorter side, or a pair (height, "
-        f"width) of such, or None, got {size!r}."
+        "size must be a positive integer (the length of the shorter side), a pair of them (height, "
+        f"width), or None; got {size!r}."
     )
 
 
@@ -139,7 +139,7 @@ def _check_target(path: Path) -> Path:
     if path.suffix != ".npy":
         raise ValueError(f'memory_map must be the name of a file that ends in ".npy", got {path}.')
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} for memory_map: make it first.")
+        raise FileNotFoundError(f"There is no folder {path.parent} for memory_map. Make it first.")
     return Path(os.path.realpath(path))  # what a link points to
 
 
@@ -149,17 +149,17 @@ def _find(folder: Any) -> list[Path]:
             paths = [Path(path) for path in folder]
         except TypeError:
             raise TypeError(
-                "folder must be the path of a folder, or a list of paths of images, got "
-                f"{type(folder).__name__}."
+                "folder must be the path of a folder, or a list of paths of images and of nothing "
+                f"else; got {type(folder).__name__}."
             ) from None
         if not paths:
-            raise ValueError("The list of images is empty: give at least one path.")
+            raise ValueError("The list of images is empty. Give at least one path.")
         return paths
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"There is no folder {root}.")
     if not root.is_dir():
-        raise ValueError(f"{root} is a file: pass its folder or, for this image only, a list.")
+        raise ValueError(f"{root} is a file. Pass its folder, or a list of files.")
     paths = [
         path
         for path in sorted(root.rglob("*"))
@@ -184,7 +184,7 @@ def _read_all(paths: list[Path], size: Size, channels: int) -> Generator[NDArray
             first = image
         if image.dtype != first.dtype:
             raise ValueError(
-                f"{paths[0]} has {8 * first.itemsize} bits a pixel, but {path} has "
+                f"{paths[0]} has {8 * first.itemsize} bits a channel, but {path} has "
                 f"{8 * image.itemsize}. Convert them to one kind, or load each kind by itself."
             )
         if image.shape != first.shape:
@@ -219,7 +219,7 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: pass it alone, not in a list, or list its images.")
+        raise ValueError(f"{path} is a folder. Pass it alone, not in a list, or list its images.")
     content = path.read_bytes()
     problem: str | None
     try:
@@ -244,8 +244,8 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         problem = (
-            "has so many pixels that it may be an attack. Cut it into smaller images or, if you "
-            "trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
+            "has more pixels than Pillow permits, because they may not fit into memory. Cut it into "
+            "smaller images or, if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     except UnidentifiedImageError:
         problem = (
@@ -253,7 +253,11 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
             "name says. Convert it to PNG, or leave it out"
         )
     except Exception as error:
-        problem = f"is damaged or cut short ({error}). Copy or save it again, or leave it out"
+        reason = " ".join(str(error).split())
+        problem = (
+            f"is damaged, cut short, or of a kind that Pillow does not read ({reason}). Copy it "
+            "again, save it as PNG, or leave it out"
+        )
     raise ValueError(f"{path} {problem}.")
 
 
@@ -261,13 +265,14 @@ def _problem(image: Any, content: bytes) -> str | None:
     """Say why an image that Pillow opened is refused, by what the head of its file tells."""
     n_pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if n_pages > 1:
-        return f"holds {n_pages} pages. Save the page that you need as a file of its own"
+        return f"holds {n_pages} pages or frames. Save the one that you need as a file of its own"
     tags = image.tag_v2 if image.format == "TIFF" else {}
     formats = tags.get(_SAMPLE_FORMAT, (1,))
     if 3 in formats or image.mode == "F":
         return (
             "holds floats, whose black and white are unknown. Scale them to integers from 0 to "
-            "65535, and save these as a gray image of 16 bits"
+            "65535, and save these as a gray image of 16 bits; or read the file by another package, "
+            "such as tifffile: detectors take arrays of floats"
         )
     if 2 in formats or (tags and image.mode == "I"):
         return "holds signed integers, or integers of 32 bits. Save them as 8 or 16 bits, unsigned"

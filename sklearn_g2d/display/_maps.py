@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d.display._drawing import as_pictures, import_pyplot, new_axes
 from sklearn_g2d.display._overlays import Painter, file_names, write_png
+from sklearn_g2d.utils.inputs import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -313,14 +314,19 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         ends = _check_value_range(value_range, np.empty(0))
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha must be a number from 0 to 1, got {alpha!r}.")
-        images = np.asarray(X)
+        images = np.asarray(plain(X))
         image_shape = getattr(estimator, "image_shape_", None)
         if images.ndim == 2 and image_shape is not None:
             images = images.reshape(-1, *image_shape)
         if images.ndim != 4:
+            hint = (
+                "gray images pass X[:, np.newaxis]"
+                if images.ndim == 3
+                else "a table use from_estimator"
+            )
             raise ValueError(
                 "Overlays need images, an array of shape (n_samples, channels, height, width), got "
-                f"shape {images.shape}. For a table use AnomalyMapDisplay.from_estimator."
+                f"shape {images.shape}. For {hint}."
             )
         if len(names) != len(images):
             raise ValueError(f"There are {len(names)} names for {len(images)} images.")

@@ -166,7 +166,7 @@ def _check_items(X: Iterable[Any], name: str) -> None:
             sizes = {(len(x),) for x in level}
         if len(sizes) > 1:
             a, b, *_ = sorted(sizes)
-            files = f" {_LOADER}(paths, size=(height, width)) reads files in one size."
+            files = f" {_LOADER}(paths, size=(height, width)) reads image files in one size."
             raise ValueError(
                 f"{name} holds arrays, images or rows of unequal sizes, such as {a} and "
                 f"{b}: bring them to one size, and pass np.stack({name})."
