@@ -244,7 +244,7 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         problem = (
-            "has more pixels than Pillow permits, because they may not fit into memory. Cut it into "
+            "has more pixels than Pillow permits, because memory may not hold them. Cut it into "
             "smaller images or, if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     except UnidentifiedImageError:
@@ -271,7 +271,7 @@ def _problem(image: Any, content: bytes) -> str | None:
     if 3 in formats or image.mode == "F":
         return (
             "holds floats, whose black and white are unknown. Scale them to integers from 0 to "
-            "65535, and save these as a gray image of 16 bits; or read the file by another package, "
+            "65535, and save these as a gray image of 16 bits, or read it by another package, "
             "such as tifffile: detectors take arrays of floats"
         )
     if 2 in formats or (tags and image.mode == "I"):
