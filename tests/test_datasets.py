@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import threading
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -16,6 +17,7 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from sklearn_g2d.datasets import load_images, load_ucsd, make_puzzles
+from sklearn_g2d.datasets._images import _in_threads
 from sklearn_g2d.utils.images import as_rows
 
 LABELS = np.arange(60) % 6
@@ -553,6 +555,17 @@ def test_images_are_never_all_in_memory(tmp_path):
         tracemalloc.stop()
     assert images.shape == (60, 3, 200, 300)
     assert peak < images.nbytes / 2
+
+
+def test_few_images_wait_at_once():
+    """Also if those that are ready are not taken."""
+    n_started = []
+    numbers = list(range(200))
+    results = _in_threads(lambda number: n_started.append(number) or number, numbers)
+    assert next(results) == 0
+    time.sleep(0.1)
+    assert len(n_started) <= 9  # two for each of four threads, and the one that was taken
+    assert list(results) == numbers[1:]
 
 
 def test_nothing_of_pillow_is_changed_and_nothing_stays_open(tmp_path, rgb):

@@ -229,7 +229,7 @@ def is_acceptable(X):
 # What is documented, and says what is wrong with the array.
 REFUSALS = re.compile(
     "NaN|infinity|Complex data|minimum of|Expected 2D|onvert|dtype='numeric'|promoted|"
-    "number, not|setting an array element|must hold numbers|structured array|path or other text|"
+    "number, not|setting an array element|must hold numbers|structured array|paths? or other text|"
     "too large to compute|features, but|image shape|at least . x . pixels|channels last|"
     "at least one array or dtype is required"  # scikit-learn's, of a frame without columns
 )

@@ -226,9 +226,6 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
         with Image.open(BytesIO(content), formats=_FORMATS) as image:
             problem = _problem(image, content)
             if problem is None:
-                if image.format == "PNG":  # of which checksums are compared by this alone
-                    with Image.open(BytesIO(content), formats=_FORMATS) as copy:
-                        copy.verify()
                 is_turned = image.format == "TIFF"  # by Pillow, when it loads the pixels
                 if is_turned:
                     image.load()
