@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import pickle
+import re
 import sys
 import threading
 import tracemalloc
@@ -388,6 +389,8 @@ def test_without_the_device_of_the_fit_the_cpu_computes(images, make):
 def test_a_mapped_file_is_read_batch_by_batch(tmp_path, make):
     images = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.int16, (400, 3, 64, 64))
     images[:] = np.random.default_rng(0).integers(-500, 500, (400, 3, 1, 1))
+    images.flush()
+    images = np.load(tmp_path / "x.npy", mmap_mode="r")
     for features in (make("own", image_size=32), make("own", image_size=32, layers=["2"])):
         tracemalloc.start()
         features.fit(images)
@@ -398,6 +401,21 @@ def test_a_mapped_file_is_read_batch_by_batch(tmp_path, make):
         assert peak < images.nbytes + maps.nbytes  # in float64 these would be four times as many
         assert features.intensity_range_ == (images.min(), images.max())
         np.testing.assert_array_equal(rows[-3:], features.transform(np.array(images[-3:], float)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_does_not_grow_with_the_number_of_images():
+    def mib_in_use():
+        (line,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(line) / 2**10
+
+    images = np.zeros((200, 3, 256, 256), dtype=np.uint16)
+    features = PretrainedFeatures(nn.Conv2d(3, 4, 3), image_size=8).fit(images[:9])
+    np.ones(2**21)  # of freed pieces of this size or smaller, the allocator keeps some from now on
+    features.transform(images[:9])
+    before = mib_in_use()
+    features.transform(images)
+    assert mib_in_use() - before < 60  # where freed memory is scattered, more than 90
 
 
 def test_maps_come_in_batches_between_which_nothing_is_set(images, make):
@@ -478,7 +496,7 @@ def test_graphs_of_detectors(images, make, tmp_path, monkeypatch):
     path, many = tmp_path / "detector.onnx", np.concatenate([images, 255 - images, images // 2])
 
     def fitted(**params):
-        features = make("own", layers=["0", "2"], **params)
+        features = make("own", **params)
         detector = G2DOutlierDetector(features=features, classifier=SHORT, random_state=0)
         return detector.fit(many)
 

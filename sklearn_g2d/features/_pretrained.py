@@ -88,17 +88,17 @@ class PretrainedFeatures(ImageTransformer):
     normalize : bool, default=True
         Whether rows, and each layer's part of them, are scaled to length 1.
     engine : {"torch", "onnxruntime"}, default="torch"
-        What applies the network. "onnxruntime" (extra "onnx") takes about three quarters of the
-        time on a CPU, after some seconds in which the network is translated: once in `fit`, and
+        What applies the network. "onnxruntime" (extra "onnx") takes about two thirds of the time
+        on a CPU, after some seconds in which the network is translated: once in `fit`, and
         again where the fitted object is loaded. Rows of both engines agree within 1e-4.
     precision : {"float32", "bfloat16"}, default="float32"
-        "bfloat16" is faster on processors that multiply in it; rows differ by some hundredths.
-        Exported graphs compute in float32. Of the engine "torch" only.
+        "bfloat16" is faster on processors that multiply in it; rows differ by some hundredths at
+        most. Exported graphs compute in float32. Of the engine "torch" only.
     device : str, default="cpu"
         Where the engine "torch" computes: "cpu", "cuda", "mps", or "auto", the first that is there
-        of CUDA, Apple's MPS and the CPU. Rows of all devices agree within 1e-4. The network itself
-        stays in the memory of the CPU, and where the device is not to be had after loading, a
-        warning says that the CPU computes.
+        of CUDA, Apple's MPS and the CPU. Rows of all devices agree up to rounding. The network
+        itself stays in the memory of the CPU. Where the device is not to be had after loading, the
+        CPU computes, and a warning says so.
 
     Attributes
     ----------
@@ -177,7 +177,7 @@ class PretrainedFeatures(ImageTransformer):
         self.image_size_ = self._choose_size(self.image_shape_[1:])
         # By PyTorch, which is sure to tell a network that cannot be used.
         with single_thread():
-            first = torch.from_numpy(as_known_dtype(X[:1]))
+            first = torch.from_numpy(np.array(as_known_dtype(X[:1])))
             self._n_features_out = self._compute(first, _tensors(self._constants())).shape[1]
         self._transform(X[:1])
 
@@ -217,7 +217,8 @@ class PretrainedFeatures(ImageTransformer):
         """Give the maps of the chosen layers, all of them in the size of the first one's.
 
         They are resized bilinearly, and not normalised. An image of 128 x 128 pixels gives 10 to
-        300 kB for a layer, so that many images should be given some at a time.
+        300 kB for a layer, so that many images should be given some at a time. Those of a mapped
+        file are read in batches.
 
         Parameters
         ----------
@@ -229,12 +230,7 @@ class PretrainedFeatures(ImageTransformer):
             Channels in the order of `layers`.
         """
         check_is_fitted(self)
-        rows = self._validate(X, reset=False)
-        for batch, maps in self._iter_maps(rows):
-            if batch.start == 0:
-                found = np.empty((len(rows), *maps.shape[1:]), dtype=np.float32)
-            found[batch] = maps
-        return found
+        return self._collected(self._validate(X, reset=False), self._side_by_side)
 
     def _iter_maps(self, rows: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Give the maps of checked rows of pixels a batch at a time, and which rows these are.
@@ -246,13 +242,22 @@ class PretrainedFeatures(ImageTransformer):
     def _transform(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         # As in the fit of a detector; where cores are busy, two threads took 20 times as long.
         with single_thread():  # and once for all batches, which takes less time
-            found = np.concatenate([part for _, part in self._by_batch(rows, self._pooled)])
+            found = self._collected(rows, self._pooled)
         bad = ~np.isfinite(found).all(axis=1)
         if bad.any():
             raise ValueError(
                 f"The network {type(self.network_).__name__} returned NaN or infinity for "
                 f"{bad.sum()} of {len(rows)} images."
             )
+        return found
+
+    def _collected(
+        self, rows: NDArray[Any], finish: Callable[[list[Tensor]], Tensor]
+    ) -> NDArray[np.float32]:
+        for batch, part in self._by_batch(rows, finish):
+            if batch.start == 0:  # small arrays, kept till the end, would scatter the memory
+                found = np.empty((len(rows), *part.shape[1:]), dtype=np.float32)
+            found[batch] = part
         return found
 
     def _by_batch(
