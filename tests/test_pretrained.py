@@ -26,7 +26,7 @@ from test_surroundings import STATES
 from torch import nn
 from torch.nn import functional as F
 
-from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d import G2DOutlierDetector, _base
 from sklearn_g2d.errors import ModelFileError, UnsupportedObjectError
 from sklearn_g2d.features import PretrainedFeatures, _pretrained
 from sklearn_g2d.features._networks import TimmNetwork
@@ -439,6 +439,18 @@ def test_long_computations_tell_how_far_they_are(images, make, caplog, monkeypat
         monkeypatch.setattr(_pretrained, "_SECONDS_BETWEEN_REPORTS", -1.0)
         features.transform(images)
     assert caplog.messages == [f"PretrainedFeatures: {n} of 9 images" for n in (4, 8, 9)]
+
+
+def test_verbose_of_a_detector_shows_that_too(images, make, monkeypatch):
+    seen = []
+    monkeypatch.setattr(_base, "_make_visible", lambda: seen.append("visible"))
+    monkeypatch.setattr(_pretrained.logger, "info", lambda *args: seen.append("told"))
+    monkeypatch.setattr(_pretrained, "_SECONDS_BETWEEN_REPORTS", -1.0)
+    many = np.concatenate([images, 255 - images, images // 2])
+    detector = G2DOutlierDetector(features=make("own"), classifier=SHORT, random_state=0)
+    detector.set_params(verbose=1).fit(many)
+    assert seen[0] == "visible"
+    assert "told" in seen
 
 
 # Files and graphs
