@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check --constraint constra
 
 PIP_OLDEST := $(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check \
               --constraint constraints-oldest.txt
-TOOLS_OLDEST := hypothesis onnxruntime pandas polars pyarrow pytest sybil
+TOOLS_OLDEST := hypothesis pandas polars pyarrow pytest sybil
 
 PUBLIC := $(addprefix sklearn_g2d/,_base.py avid/_detector.py g2d/_detector.py adapters.py \
           calibration.py export.py inspection.py metrics.py model_selection.py \

@@ -281,6 +281,8 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             the estimator keeps the state that it had before.
         """
         self._validate_params()
+        if self.verbose and parallel.rank() == 0:
+            _make_visible()
         context = self._init_callback_context(max_subtasks=self._n_stages)
         rows = self._validate_training(X)
         warn_of_labels(y)
@@ -464,7 +466,6 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
                 ConvergenceWarning,
             )
         if self.verbose and training.history and parallel.rank() == 0:
-            _make_visible()
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
             logger.info("%s: %d steps, %s", name, training.step, final)
         return record(name, training)

@@ -7,11 +7,9 @@ A graph is traced from the very methods that score: whatever is exported compute
 from __future__ import annotations
 
 import json
-import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from sklearn_g2d._version import __version__
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.utils.arrays import extrapolate
 from sklearn_g2d.utils.files import replace
+from sklearn_g2d.utils.graphs import onnx_model
 
 __all__ = ["to_onnx"]
 
@@ -94,98 +93,6 @@ def to_onnx(
     replace(path, model.SerializeToString())
 
 
-def onnx_model(module: nn.Module, example: NDArray[Any], output_names: Sequence[str]) -> Any:
-    """Trace a module and translate it to an ONNX model.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Maps a tensor "X" to a tensor, or several.
-    example : ndarray of shape (n_samples, ...)
-        An input; graphs take any number of samples.
-    output_names : sequence of str
-        Names of the outputs.
-
-    Returns
-    -------
-    onnx.ModelProto
-
-    Raises
-    ------
-    ImportError
-        Without the packages of the extra "onnx".
-    """
-    try:
-        from onnxscript import opset18
-        from onnxscript.optimizer import fold_constants, remove_unused_nodes
-    except ImportError as error:
-        raise ImportError(
-            "to_onnx takes onnx and onnxscript: pip install 'sklearn_g2d[onnx]'."
-        ) from error
-    with _quiet():
-        program: Any = torch.onnx.export(
-            module.eval(),
-            (torch.from_numpy(example),),
-            dynamo=True,
-            input_names=["X"],
-            output_names=list(output_names),
-            dynamic_shapes=({0: torch.export.Dim("n_samples", min=1)},),
-            custom_translation_table=_translations(opset18),
-            optimize=False,  # which takes factors close to 1 and terms close to 0 for such
-            verbose=False,
-        )
-        fold_constants(program.model)
-        remove_unused_nodes(program.model)
-    return program.model_proto
-
-
-def _translations(op: Any) -> dict[Any, Callable[..., Any]]:
-    """Translate, by operators `op`, what the exporter or other runtimes lack in float64."""
-    import onnx
-
-    def number(value: float, like: Any) -> Any:
-        tensor = onnx.helper.make_tensor("number", onnx.TensorProto.DOUBLE, [], [value])
-        constant: Any = op.Constant(value=tensor)
-        return op.CastLike(constant, like)
-
-    def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
-        return op.Max(x, op.Mul(x, number(negative_slope, x)))
-
-    def hypot(x: Any, y: Any) -> Any:
-        x, y = op.Abs(x), op.Abs(y)
-        larger = op.Max(x, y)
-        # Divided by the larger one, because squares could overflow.
-        divisor = op.Where(op.Greater(larger, number(0.0, x)), larger, number(1.0, x))
-        ratio = op.Div(op.Min(x, y), divisor)
-        return op.Mul(larger, op.Sqrt(op.Add(number(1.0, x), op.Mul(ratio, ratio))))
-
-    def logaddexp(x: Any, y: Any) -> Any:
-        distance = op.Abs(op.Sub(x, y))
-        tail = op.Log(op.Add(number(1.0, x), op.Exp(op.Neg(distance))))
-        return op.Add(op.Max(x, y), tail)
-
-    aten = torch.ops.aten
-    return {
-        aten.leaky_relu.default: leaky_relu,
-        aten.hypot.default: hypot,
-        aten.logaddexp.default: logaddexp,
-    }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose warnings are not for the user."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    disabled = logger.disabled
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.disabled = True
-        try:
-            yield
-        finally:
-            logger.disabled = disabled
-
-
 # Modules
 
 
@@ -220,6 +127,7 @@ class Stage(Constants):
         super().__init__(**estimator._constants())
         self.estimator = estimator
         self.network = getattr(estimator, "network_", None)  # whose weights are to be found
+        self.rounds = getattr(estimator, "precision_", "float32") == "bfloat16"
 
     def forward(self, X: Tensor) -> Tensor:
         """Transform rows."""
@@ -285,7 +193,6 @@ class ClassifierGraph(Constants):
     """
 
     output_names = "decision_function", "score_samples"
-    rounds = False
 
     def __init__(
         self,
@@ -301,6 +208,10 @@ class ClassifierGraph(Constants):
         )
         super().__init__(offset=offset, **range_)
         self.stages, self.network, self.log_odds = nn.Sequential(*stages), network, log_odds
+
+    @property
+    def rounds(self) -> bool:
+        return any(getattr(stage, "rounds", False) for stage in self.stages.modules())
 
     def forward(self, X: Tensor) -> tuple[Tensor, ...]:
         """Map rows or images to `output_names`."""

@@ -205,6 +205,7 @@ OTHER_VALUES = {
     (PretrainedFeatures, "layers"): ["0"],
     (PretrainedFeatures, "image_size"): 24,
     (PretrainedFeatures, "normalize"): False,
+    (PretrainedFeatures, "precision"): "bfloat16",
     (ResidualPCA, "n_components"): 3,
 }
 
@@ -212,6 +213,8 @@ OTHER_VALUES = {
 WITHOUT_EFFECT = {
     (G2DOutlierDetector, "device"): "Device of training",  # scores agree: tests/test_devices.py
     (G2DOutlierDetector, "verbose"): "logged",
+    (PretrainedFeatures, "engine"): "Rows of both engines agree",
+    (PretrainedFeatures, "device"): "Rows of all devices agree",
     (G2DOutlierDetector, "warm_start"): "previous call",  # of which there is none
 }
 WITHOUT_EFFECT_ON_CONVOLUTIONS = {

@@ -2,29 +2,34 @@
 
 import copy
 import io
+import logging
 import math
 import pickle
+import re
 import sys
 import threading
+import tracemalloc
 import types
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_sample_image
 from sklearn.pipeline import make_pipeline
+from test_devices import needs_cuda
 from test_onnx import agree
 from test_surroundings import STATES
 from torch import nn
 from torch.nn import functional as F
 
-from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d import G2DOutlierDetector, _base
 from sklearn_g2d.errors import ModelFileError, UnsupportedObjectError
-from sklearn_g2d.features import PretrainedFeatures
-from sklearn_g2d.features._pretrained import TimmNetwork
+from sklearn_g2d.features import PretrainedFeatures, _pretrained
+from sklearn_g2d.features._networks import TimmNetwork
 from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.metrics import outlier_roc_auc_score
 from sklearn_g2d.persistence import load, save
@@ -282,6 +287,172 @@ def test_a_clone_has_a_module_of_its_own_and_nothing_learned(images, make):
     np.testing.assert_array_equal(copied.fit_transform(images), features.transform(images))
 
 
+# Engines, precisions and devices
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [
+        pytest.param("efficientnet_lite0", {"layers": (2, 1)}, marks=needs_weights),
+        ("own", {"layers": ["0", "2"]}),
+    ],
+)
+def test_engines_agree(images, make, model, params):
+    features = make(model, engine="onnxruntime", **params).fit(images)
+    rows, maps = features.transform(images), features.feature_maps(images)
+    other = make(model, **params).fit(images)
+    np.testing.assert_allclose(rows, other.transform(images), rtol=0, atol=1e-6)
+    expected = other.feature_maps(images)
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert (rows != other.transform(images)).any() or (maps != expected).any()
+    assert rows.dtype == maps.dtype == np.float32
+    for i in range(0, len(images), 4):  # alone as among others
+        np.testing.assert_array_equal(features.transform(images[i : i + 1])[0], rows[i])
+        np.testing.assert_array_equal(features.feature_maps(images[i : i + 1])[0], maps[i])
+
+
+def test_onnxruntime_is_there_again_after_pickling_and_copying(images, make, monkeypatch):
+    features = make("own", engine="onnxruntime").fit(images)
+    expected = features.transform(images)
+    features.set_params(engine="torch", device="abacus")  # for the next fit
+    pickled, sessions, start = pickle.dumps(features), [], onnxruntime.InferenceSession
+    assert len(pickled) < len(pickle.dumps(make("own").fit(images))) + 1000
+
+    def counted(*args, **options):
+        sessions.append(start(*args, **options))
+        return sessions[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    for again in (pickle.loads(pickled), copy.deepcopy(features)):
+        for _ in range(2):
+            np.testing.assert_array_equal(again.transform(images), expected)
+    assert len(sessions) == 2
+    features.set_params(engine="onnxruntime", device="auto", image_size=32)
+    assert features.fit(images).device_ == "cpu"
+    other = make("own", image_size=32).fit_transform(images)
+    np.testing.assert_allclose(features.transform(images), other, rtol=0, atol=1e-6)
+
+
+def test_a_missing_onnxruntime_is_named(images, make, monkeypatch):
+    for package in ("onnxruntime", "onnxscript"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(ImportError, match=r"onnxruntime.*'sklearn_g2d\[onnx\]'"):
+                make("own", engine="onnxruntime").fit(images)
+
+
+class Moody(nn.Module):
+    def forward(self, images):
+        return images if images.sum() > 0 else -images
+
+
+def test_a_network_without_a_graph(images):
+    PretrainedFeatures(Moody()).fit(images)
+    with pytest.raises(ValueError, match=r'OwnNetwork cannot be translated.* engine="torch"'):
+        PretrainedFeatures(Moody(), engine="onnxruntime").fit(images)
+
+
+@ANY_MODEL
+def test_bfloat16_only_where_asked_for(images, make, model):
+    exact = make(model).fit(images)
+    features = make(model, precision="bfloat16").fit(images)
+    rows, maps = features.transform(images), features.feature_maps(images)
+    assert rows.dtype == maps.dtype == np.float32
+    assert 1e-5 < np.abs(rows - exact.transform(images)).max() < 0.05
+    expected = exact.feature_maps(images)
+    assert 1e-4 < np.abs(maps - expected).max() / np.abs(expected).max() < 0.2
+    features.set_params(precision="float32")
+    np.testing.assert_array_equal(features.transform(images[5:6])[0], rows[5])
+
+
+@needs_cuda
+@ANY_MODEL
+def test_cuda_describes_images_as_the_cpu_does(images, make, model):
+    rows = make(model).fit_transform(images)
+    features = make(model, device="cuda").fit(images)
+    assert features.device_ == "cuda"
+    np.testing.assert_allclose(features.transform(images), rows, rtol=0, atol=1e-4)
+    assert {value.device.type for value in features.network_.state_dict().values()} == {"cpu"}
+
+
+def test_without_the_device_of_the_fit_the_cpu_computes(images, make):
+    features = make("own").fit(images)
+    expected = features.transform(images)
+    features.device_ = "cuda:99"  # of another machine
+    with pytest.warns(UserWarning, match=r"'cuda:99'.* is not here.* on the CPU"):
+        np.testing.assert_array_equal(features.transform(images), expected)
+
+
+# Many images
+
+
+def test_a_mapped_file_is_read_batch_by_batch(tmp_path, make):
+    images = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.int16, (400, 3, 64, 64))
+    images[:] = np.random.default_rng(0).integers(-500, 500, (400, 3, 1, 1))
+    images.flush()
+    images = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for features in (make("own", image_size=32), make("own", image_size=32, layers=["2"])):
+        tracemalloc.start()
+        features.fit(images)
+        rows = features.transform(images)
+        maps = features.feature_maps(images)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < images.nbytes + maps.nbytes  # in float64 these would be four times as many
+        assert features.intensity_range_ == (images.min(), images.max())
+        np.testing.assert_array_equal(rows[-3:], features.transform(np.array(images[-3:], float)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_does_not_grow_with_the_number_of_images():
+    def mib_in_use():
+        (line,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(line) / 2**10
+
+    images = np.zeros((200, 3, 256, 256), dtype=np.uint16)
+    features = PretrainedFeatures(nn.Conv2d(3, 4, 3), image_size=8).fit(images[:9])
+    np.ones(2**21)  # of freed pieces of this size or smaller, the allocator keeps some from now on
+    features.transform(images[:9])
+    before = mib_in_use()
+    features.transform(images)
+    assert mib_in_use() - before < 60  # where freed memory is scattered, more than 90
+
+
+def test_maps_come_in_batches_between_which_nothing_is_set(images, make):
+    features = make("own", image_size=128).fit(images)
+    rows = images.reshape(len(images), -1)
+    before = torch.is_grad_enabled(), torch.get_num_threads()
+    found = []
+    for batch, maps in features._iter_maps(rows):
+        assert (torch.is_grad_enabled(), torch.get_num_threads()) == before
+        assert len(maps) == batch.stop - batch.start <= 4
+        found.append(maps)
+    assert len(found) == 3
+    np.testing.assert_array_equal(np.concatenate(found), features.feature_maps(images))
+
+
+def test_long_computations_tell_how_far_they_are(images, make, caplog, monkeypatch):
+    features = make("own", image_size=128).fit(images)
+    with caplog.at_level(logging.INFO, logger="sklearn_g2d"):
+        features.transform(images)
+        assert not caplog.messages
+        monkeypatch.setattr(_pretrained, "_SECONDS_BETWEEN_REPORTS", -1.0)
+        features.transform(images)
+    assert caplog.messages == [f"PretrainedFeatures: {n} of 9 images" for n in (4, 8, 9)]
+
+
+def test_verbose_of_a_detector_shows_that_too(images, make, monkeypatch):
+    seen = []
+    monkeypatch.setattr(_base, "_make_visible", lambda: seen.append("visible"))
+    monkeypatch.setattr(_pretrained.logger, "info", lambda *args: seen.append("told"))
+    monkeypatch.setattr(_pretrained, "_SECONDS_BETWEEN_REPORTS", -1.0)
+    many = np.concatenate([images, 255 - images, images // 2])
+    detector = G2DOutlierDetector(features=make("own"), classifier=SHORT, random_state=0)
+    detector.set_params(verbose=1).fit(many)
+    assert seen[0] == "visible"
+    assert "told" in seen
+
+
 # Files and graphs
 
 
@@ -299,6 +470,16 @@ def test_a_file_holds_the_weights_once_and_needs_no_package(images, monkeypatch)
     assert loaded.features_.weights_sha256_ == detector.features_.weights_sha256_
     with pytest.raises(ImportError, match=r"pip install 'sklearn_g2d\[pretrained\]'"):
         clone(features).fit(images)
+
+
+@needs_weights
+def test_files_hold_a_single_block_and_the_engine(images):
+    features = PretrainedFeatures(image_size=32, layers=(0,), engine="onnxruntime").fit(images)
+    assert len(features.network_.blocks) == 1
+    save(features, file := io.BytesIO())
+    loaded = load(io.BytesIO(file.getvalue()))
+    assert loaded.engine_ == "onnxruntime"
+    np.testing.assert_array_equal(loaded.transform(images), features.transform(images))
 
 
 def test_a_module_of_ones_own_is_not_for_files_but_for_pickles(images, make):
@@ -321,6 +502,24 @@ def test_graphs_describe_images_alike(images, make, model, params):
     features = make(model, image_shape=images.shape[1:], **params)
     flat = images.reshape(len(images), -1)
     agree(make_pipeline(features), flat, flat, rtol=0, atol=1e-5)
+
+
+def test_graphs_of_detectors(images, make, tmp_path, monkeypatch):
+    path, many = tmp_path / "detector.onnx", np.concatenate([images, 255 - images, images // 2])
+
+    def fitted(**params):
+        features = make("own", **params)
+        detector = G2DOutlierDetector(features=features, classifier=SHORT, random_state=0)
+        return detector.fit(many)
+
+    detector = fitted(engine="onnxruntime")
+    detector.to_onnx(path, dtype="uint8")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["score_samples"], {"X": images})
+    np.testing.assert_allclose(scores, detector.score_samples(images), rtol=0, atol=1e-4)
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: 1 / 0)
+    with pytest.warns(UserWarning, match="scores in bfloat16"), pytest.raises(ZeroDivisionError):
+        fitted(precision="bfloat16").to_onnx(path)
 
 
 # timm, in whose place stands what behaves like it
@@ -436,8 +635,17 @@ class NotFinite(nn.Module):
         ({"image_size": 0.5}, None, "The 'image_size' parameter of PretrainedFeatures"),
         ({"layers": "last"}, None, "The 'layers' parameter of PretrainedFeatures"),
         ({"normalize": "l1"}, None, "The 'normalize' parameter of PretrainedFeatures"),
+        ({"engine": "onnx"}, None, "The 'engine' parameter of PretrainedFeatures"),
+        ({"precision": "float16"}, None, "The 'precision' parameter of PretrainedFeatures"),
+        ({"device": "abacus"}, None, "device='abacus' cannot be used here"),
+        (
+            {"engine": "onnxruntime", "precision": "bfloat16"},
+            None,
+            'in float32 on the CPU, got precision="bfloat16".* engine="torch"',
+        ),
+        ({"engine": "onnxruntime", "device": "cuda"}, None, 'on the CPU, got .* device="cuda"'),
         ({"model": 5}, None, "The 'model' parameter of PretrainedFeatures"),
-        ({"model": Tokens()}, None, r"gave \[\(2, 3, 28672\)\]; each .* maps \(n, channels"),
+        ({"model": Tokens()}, None, r"gave \[\(1, 3, 28672\)\]; each .* maps \(n, channels"),
         ({"model": NotFinite()}, None, "returned NaN or infinity for 1 of 1 images"),
     ],
 )

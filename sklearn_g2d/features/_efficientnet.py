@@ -52,13 +52,12 @@ class EfficientNetLite0(StorableModule):
         self.stem = _Convolution(3, _STEM_CHANNELS, 3, stride=2)
         self.blocks = nn.ModuleList()
         n_channels, expansion = _STEM_CHANNELS, 1
-        for kernel_size, stride, n_outputs, n_repeats in _STAGES:
-            for repeat in range(n_repeats):
-                strides = 1 if repeat else stride
-                block = _Block(n_channels, n_outputs, kernel_size, strides, expansion)
-                self.blocks.append(block)
-                n_channels, expansion = n_outputs, _EXPANSION
-        del self.blocks[max(blocks) + 1 :]
+        in_order = [(stage, i == 0) for stage in _STAGES for i in range(stage[-1])]
+        for (kernel_size, stride, n_outputs, _), is_first in in_order[: max(blocks) + 1]:
+            self.blocks.append(
+                _Block(n_channels, n_outputs, kernel_size, stride if is_first else 1, expansion)
+            )
+            n_channels, expansion = n_outputs, _EXPANSION
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Give the maps (n, channels, height, width) of every block that was asked for."""

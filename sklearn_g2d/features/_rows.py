@@ -72,7 +72,10 @@ class RowTransformer(TransformerMixin, BaseEstimator):
         ndarray of shape (n_samples, n_features_out)
         """
         check_is_fitted(self)
-        rows, c = self._validate(X, reset=False), self._constants()
+        return self._transform(self._validate(X, reset=False))
+
+    def _transform(self, rows: NDArray[Any]) -> NDArray[Any]:
+        c = self._constants()
         with np.errstate(over="ignore"):  # infinity is clipped or bounded like any other value
             if self._batch_rows is None:
                 return self._compute(rows, c)

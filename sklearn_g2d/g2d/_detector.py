@@ -121,7 +121,8 @@ class G2DOutlierDetector(NetworkDetector):
         Whether `fit` trains the networks of a `WassersteinGAN` from the previous call for
         `max_steps` further steps, instead of starting anew.
     verbose : int, default=0
-        Above 0, the end of each stage is logged to the logger "sklearn_g2d" at level INFO.
+        Above 0, the end of each stage is logged to the logger "sklearn_g2d" at level INFO, and the
+        progress of `PretrainedFeatures` where it takes long.
     random_state : int, RandomState instance or None, default=None
         Seed of `fit`, also of parts whose own is None, and, by default, of sampling.
 

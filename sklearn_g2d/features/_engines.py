@@ -1,0 +1,84 @@
+"""What applies a network to images: PyTorch, or ONNX Runtime."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklearn_g2d.training.runtime import bfloat16_products, resolve_device
+from sklearn_g2d.utils.graphs import onnx_model
+from sklearn_g2d.utils.warnings import warn_caller
+
+# Maps images (n, 3, h, w) to what a network gives, tensors of the CPU.
+Engine = Callable[[Tensor], Any]
+
+# PyTorch's exporter is not made for several threads.
+_EXPORTING = threading.Lock()
+
+
+def available(name: str) -> torch.device:
+    """Give the device of a `fit`, or the CPU with a warning where there is none of this name."""
+    try:
+        return resolve_device(name)
+    except ValueError:
+        warn_caller(
+            f"The device {name!r}, on which the features were fitted, is not here: they are "
+            "computed on the CPU, which takes longer."
+        )
+        return torch.device("cpu")
+
+
+def pytorch_engine(network: nn.Module, device: torch.device, *, bfloat16: bool) -> Engine:
+    """Apply the network itself, or a copy of it that lies on the device."""
+    if device.type != "cpu":
+        network = copy.deepcopy(network).to(device)
+
+    def apply(images: Tensor) -> Any:
+        with ExitStack() as stack:
+            if bfloat16:
+                stack.enter_context(bfloat16_products(device.type))
+            if device.type == "cuda":  # products of 10 bits would differ from those of the CPU
+                exact = torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                )
+                stack.enter_context(exact)
+            given = network(images.to(device))
+        return given.cpu() if isinstance(given, Tensor) else [maps.cpu() for maps in given]
+
+    return apply
+
+
+def onnxruntime_session(network: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Translate a network for images of one shape (n, 3, h, w), to run on one thread of the CPU."""
+    try:
+        import onnxruntime
+
+        with _EXPORTING:
+            example = np.zeros(shape, dtype=np.float32)
+            graph = onnx_model(network, example, any_number=False).SerializeToString()
+    except ImportError as error:
+        raise ImportError(
+            'engine="onnxruntime" takes onnxruntime, onnx and onnxscript: pip install '
+            "'sklearn_g2d[onnx]'."
+        ) from error
+    except Exception as error:  # of several packages, about what the user's module does
+        reason, _, _ = str(error).partition("\n")
+        raise ValueError(
+            f"{type(network).__name__} cannot be translated to an ONNX graph "
+            f'({type(error).__name__}: {reason}). Take engine="torch".'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def onnxruntime_engine(session: Any) -> Engine:
+    """Apply the network by its session."""
+    return lambda images: [torch.from_numpy(m) for m in session.run(None, {"X": images.numpy()})]
