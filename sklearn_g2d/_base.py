@@ -282,7 +282,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         """
         self._validate_params()
         if self.verbose and parallel.rank() == 0:
-            _make_visible()
+            make_visible()
         context = self._init_callback_context(max_subtasks=self._n_stages)
         rows = self._validate_training(X)
         warn_of_labels(y)
@@ -471,7 +471,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         return record(name, training)
 
 
-def _make_visible() -> None:
+def make_visible() -> None:
     """Let the logger write to stderr if nobody has set up logging."""
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())

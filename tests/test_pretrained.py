@@ -420,15 +420,15 @@ def test_memory_does_not_grow_with_the_number_of_images():
 
 def test_maps_come_in_batches_between_which_nothing_is_set(images, make):
     features = make("own", image_size=128).fit(images)
-    rows = images.reshape(len(images), -1)
     before = torch.is_grad_enabled(), torch.get_num_threads()
     found = []
-    for batch, maps in features._iter_maps(rows):
+    for levels in features.iter_levels(images):
         assert (torch.is_grad_enabled(), torch.get_num_threads()) == before
-        assert len(maps) == batch.stop - batch.start <= 4
-        found.append(maps)
+        assert all(len(maps) == len(levels[0]) <= 4 for maps in levels)
+        found.append(levels[0])
     assert len(found) == 3
-    np.testing.assert_array_equal(np.concatenate(found), features.feature_maps(images))
+    maps = features.feature_maps(images)
+    np.testing.assert_array_equal(np.concatenate(found), maps[:, : found[0].shape[1]])
 
 
 def test_long_computations_tell_how_far_they_are(images, make, caplog, monkeypatch):
@@ -443,7 +443,7 @@ def test_long_computations_tell_how_far_they_are(images, make, caplog, monkeypat
 
 def test_verbose_of_a_detector_shows_that_too(images, make, monkeypatch):
     seen = []
-    monkeypatch.setattr(_base, "_make_visible", lambda: seen.append("visible"))
+    monkeypatch.setattr(_base, "make_visible", lambda: seen.append("visible"))
     monkeypatch.setattr(_pretrained.logger, "info", lambda *args: seen.append("told"))
     monkeypatch.setattr(_pretrained, "_SECONDS_BETWEEN_REPORTS", -1.0)
     many = np.concatenate([images, 255 - images, images // 2])

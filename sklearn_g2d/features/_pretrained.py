@@ -230,14 +230,25 @@ class PretrainedFeatures(ImageTransformer):
             Channels in the order of `layers`.
         """
         check_is_fitted(self)
-        return self._collected(self._validate(X, reset=False), self._side_by_side)
+        return self._collected(
+            self._validate(X, reset=False), lambda maps: _side_by_side(self._only_maps(maps))
+        )
 
-    def _iter_maps(self, rows: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Give the maps of checked rows of pixels a batch at a time, and which rows these are.
+    def iter_levels(self, X: ArrayLike) -> Iterator[list[NDArray[np.float32]]]:
+        """Give the maps of every layer in their own size, for some images at a time.
 
-        It is faster within `single_thread`.
+        Parameters
+        ----------
+        X : array-like, as for `fit`
+
+        Yields
+        ------
+        list of ndarray of shape (n_images, channels, height, width)
+            One for each of `layers`, of the next images; those of all batches make up `X`.
         """
-        return self._by_batch(rows, self._side_by_side)
+        check_is_fitted(self)
+        rows = self._validate(X, reset=False)
+        return (parts for _, parts in self._by_batch(rows, self._only_maps))
 
     def _transform(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         # As in the fit of a detector; where cores are busy, two threads took 20 times as long.
@@ -254,15 +265,15 @@ class PretrainedFeatures(ImageTransformer):
     def _collected(
         self, rows: NDArray[Any], finish: Callable[[list[Tensor]], Tensor]
     ) -> NDArray[np.float32]:
-        for batch, part in self._by_batch(rows, finish):
+        for batch, (part,) in self._by_batch(rows, lambda maps: [finish(maps)]):
             if batch.start == 0:  # small arrays, kept till the end, would scatter the memory
                 found = np.empty((len(rows), *part.shape[1:]), dtype=np.float32)
             found[batch] = part
         return found
 
     def _by_batch(
-        self, rows: NDArray[Any], finish: Callable[[list[Tensor]], Tensor]
-    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        self, rows: NDArray[Any], finish: Callable[[list[Tensor]], list[Tensor]]
+    ) -> Iterator[tuple[slice, list[NDArray[np.float32]]]]:
         """Give what `finish` makes of maps, batch by batch, and tell how many are done."""
         device, c = available(self.device_), _tensors(self._constants())
         pixels = max(math.prod(self.image_size_), math.prod(self.image_shape_[1:]))
@@ -272,7 +283,8 @@ class PretrainedFeatures(ImageTransformer):
             batch = slice(n_done, n_done + len(block))
             # Always one number of images, which decides on last digits.
             filled = np.pad(as_known_dtype(block), ((0, n_at_once - len(block)), (0, 0)))
-            yield batch, self._described(torch.from_numpy(filled), c, engine, finish)[: len(block)]
+            described = self._described(torch.from_numpy(filled), c, engine, finish)
+            yield batch, [part[: len(block)] for part in described]
             n_done = batch.stop
             if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
                 told = time.monotonic()
@@ -297,10 +309,10 @@ class PretrainedFeatures(ImageTransformer):
         X: Tensor,
         c: dict[str, Tensor],
         engine: Engine,
-        finish: Callable[[list[Tensor]], Tensor],
-    ) -> NDArray[np.float32]:
+        finish: Callable[[list[Tensor]], list[Tensor]],
+    ) -> list[NDArray[np.float32]]:
         """Describe a batch; nothing of this is around what a caller does between two of them."""
-        return finish(self._checked(engine(self._images(X, c)))).numpy()
+        return [part.numpy() for part in finish(self._checked(engine(self._images(X, c))))]
 
     def _constants(self) -> dict[str, ArrayLike]:
         low, high = (0.5 * end for end in self.intensity_range_)  # whose range is always finite
@@ -345,14 +357,13 @@ class PretrainedFeatures(ImageTransformer):
             return torch.cat(parts, 1)
         return F.normalize(torch.cat([F.normalize(part) for part in parts], 1))
 
-    def _side_by_side(self, maps: list[Tensor]) -> Tensor:
+    def _only_maps(self, maps: list[Tensor]) -> list[Tensor]:
         if any(m.ndim != 4 for m in maps):
             raise ValueError(
                 f"The network {type(self.network_).__name__} gives rows, and no maps. Name "
                 "layers that give maps (n, channels, height, width)."
             )
-        height, width = maps[0].shape[2:]
-        return torch.cat([_resize(m, (height, width)) for m in maps], 1)
+        return maps
 
 
 def _range(X: NDArray[Any]) -> tuple[float, float]:
@@ -362,6 +373,11 @@ def _range(X: NDArray[Any]) -> tuple[float, float]:
 
 def _tensors(constants: dict[str, Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.asarray(value)) for name, value in constants.items()}
+
+
+def _side_by_side(maps: list[Tensor]) -> Tensor:
+    height, width = maps[0].shape[2:]
+    return torch.cat([_resize(m, (height, width)) for m in maps], 1)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from sklearn.utils import Tags, gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from sklearn_g2d.utils.images import ImageShape, as_rows
+from sklearn_g2d.utils.images import ImageShape, validate_images
 from sklearn_g2d.utils.inputs import plain, validate
 from sklearn_g2d.utils.surroundings import shielded
 
@@ -107,26 +107,11 @@ class ImageTransformer(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     """Transformer of images, or of rows of their pixels, whose shape `image_shape` says."""
 
     image_shape: Sequence[int] | None
+    image_shape_: ImageShape
     _smallest = 1  # side of an image
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-        known = self.image_shape if reset else self.image_shape_
-        rows, shape = as_rows(plain(X), known, name=type(self).__name__, fitted=not reset)
-        rows = validate(self, rows, reset=reset, dtype=self._dtypes, of_images=True)
-        if shape is None:
-            raise ValueError(
-                f"{type(self).__name__} takes images, an array of shape (n_samples, channels, "
-                f"height, width), but X has shape {rows.shape}. If its rows are pixels, say "
-                "which: image_shape=(channels, height, width)."
-            )
-        if min(shape[1:]) < self._smallest:
-            raise ValueError(
-                f"{type(self).__name__} takes images of at least {self._smallest} x "
-                f"{self._smallest} pixels, got {shape[1]} x {shape[2]}. Enlarge them, or take the "
-                'pixels as they are (features="passthrough" in a detector).'
-            )
-        self.image_shape_: ImageShape = shape
-        return rows
+        return validate_images(self, X, reset=reset, dtype=self._dtypes, smallest=self._smallest)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

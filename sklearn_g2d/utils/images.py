@@ -7,10 +7,10 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sklearn_g2d.utils.inputs import is_picture, plain
+from sklearn_g2d.utils.inputs import is_picture, plain, validate
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -69,6 +69,46 @@ def as_rows(
         source = f"was fitted on {other}" if fitted else f"was given image_shape={other}"
         raise ValueError(f"X has image shape {found}, but {name} {source}.")
     return np.asanyarray(X).reshape(shape[0], math.prod(found)), found
+
+
+def validate_images(
+    estimator: Any,
+    X: ArrayLike,
+    *,
+    reset: bool,
+    dtype: Any,
+    smallest: int = 1,
+    ensure_min_samples: int = 1,
+) -> NDArray[Any]:
+    """Check images for an estimator that takes nothing else; returns rows of pixels.
+
+    Its parameter `image_shape` says whether they are rows already; `reset` sets `image_shape_`.
+    """
+    name = type(estimator).__name__
+    known = estimator.image_shape if reset else estimator.image_shape_
+    rows, shape = as_rows(plain(X), known, name=name, fitted=not reset)
+    rows = validate(
+        estimator,
+        rows,
+        reset=reset,
+        dtype=dtype,
+        ensure_min_samples=ensure_min_samples,
+        of_images=True,
+    )
+    if shape is None:
+        raise ValueError(
+            f"{name} takes images, an array of shape (n_samples, channels, height, width), but X "
+            f"has shape {rows.shape}. If its rows are pixels, say which: "
+            "image_shape=(channels, height, width)."
+        )
+    if min(shape[1:]) < smallest:
+        raise ValueError(
+            f"{name} takes images of at least {smallest} x {smallest} pixels, got {shape[1]} x "
+            f"{shape[2]}. Enlarge them, or take the pixels as they are "
+            '(features="passthrough" in a detector).'
+        )
+    estimator.image_shape_ = shape
+    return rows
 
 
 def _shape(X: Any) -> tuple[int, ...]:

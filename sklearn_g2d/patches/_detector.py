@@ -1,0 +1,399 @@
+"""Still images judged by local features: a verdict, and a map of where they are anomalous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
+from typing import Any, ClassVar, Literal, NoReturn, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import MetaEstimatorMixin
+from sklearn.model_selection import GroupKFold, KFold
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector, make_visible
+from sklearn_g2d.errors import UnsupportedObjectError
+from sklearn_g2d.features import PretrainedFeatures
+from sklearn_g2d.patches._levels import LevelDetector, Maps, own_place_is_nearer
+from sklearn_g2d.patches._neighbors import PatchNeighbors
+from sklearn_g2d.training.runtime import single_thread
+from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.images import ImageShape, validate_images
+from sklearn_g2d.utils.mapped import NUMBERS, blocks, take
+from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_of_labels
+
+# Blocks of EfficientNet-Lite0 whose maps find anomalies best, of strides 8, 16 and 16.
+_LAYERS = (4, 7, 10)
+
+# Maps of the training images are kept in memory while `fit` runs: at most so many values. Of more
+# images, as many are drawn as fit in.
+MAX_TRAINING_VALUES = 2**27
+
+# Parts of the training images that are held out in turn, to learn how anomalous normal ones look.
+_FOLDS = 5
+
+# Of the maps of held-out images: the range of a colour scale.
+_RANGE_QUANTILES = 0.005, 0.999
+
+# Images that features without batches of their own are given at once.
+_IMAGES_AT_ONCE = 8
+
+
+class PatchDetector(MetaEstimatorMixin, BaseDetector):
+    """Find anomalous images, and where they are anomalous, by local features of normal ones.
+
+    A network that was trained on other images describes every place of an image by the values of
+    its maps. A detector of rows learns what these rows are in normal images. That takes seconds:
+    the network itself is not trained. Its layers are judged one by one, standardised by images that
+    were held out, and averaged.
+
+    Scores are **higher for more normal** images, and `predict` gives **+1 for inliers and -1 for
+    outliers**, as everywhere in scikit-learn; maps are **higher where an image is more
+    anomalous**. Images of `fit` itself look better than new ones, because they are compared with
+    themselves.
+
+    Parameters
+    ----------
+    estimator : outlier detector with `score_samples`, default=None
+        A clone of it is fitted on rows, one for each place of a layer's map. None stands for
+        ``PatchNeighbors()``: the distance to the nearest row of a normal image.
+        ``IsolationForest()``, ``LocalOutlierFactor(novelty=True)`` and `G2DOutlierDetector` work as
+        well.
+    features : transformer with `feature_maps`, default=None
+        Describes images by maps (n, channels, height, width). None stands for
+        ``PretrainedFeatures(layers=(4, 7, 10))``, whose weights come with the extra "pretrained".
+        An object of your own with `fit` and `feature_maps` will do.
+    per_location : "auto" or bool, default="auto"
+        Whether a place is compared only with the same place in other images, as makes sense where
+        all show a part in one position. "auto" asks the training images, whose labels it does not
+        need: True if places of held-out images find a nearer row at their own place than among
+        thousands from all places. See `per_location_`.
+    top_fraction : float in (0, 1], default=0.01
+        Fraction of an image's places, those with the highest anomaly, whose mean makes its score.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        Fraction of the training images that `predict` flags. "auto" flags 5 % of new normal images,
+        by scores of training images that were held out.
+    image_shape : tuple of int, default=None
+        Channels, height and width of images given as rows of pixels. None expects arrays of shape
+        (n_samples, channels, height, width).
+    verbose : int, default=0
+        Above 0, long computations tell how far they are, through the logger "sklearn_g2d".
+    random_state : int, RandomState instance or None, default=None
+        Seed of what is drawn, and of the parts where they have none.
+
+    Attributes
+    ----------
+    features_ : transformer
+        As fitted.
+    levels_ : list of LevelDetector
+        What is normal in each layer's maps.
+    per_location_ : bool
+        What "auto" decided.
+    offset_ : float
+        Threshold: ``decision_function(X) = score_samples(X) - offset_``.
+    mask_threshold_ : float
+        Anomaly from which on `predict_mask` marks a place: of held-out normal images, 5 % have a
+        place that reaches it.
+    map_range_ : tuple of float
+        Lowest and highest value of a color scale for maps: quantiles of held-out images' maps.
+    calibration_scores_ : ndarray
+        Sorted scores of the training images when they were held out, or of those given to
+        `calibrate`, for `p_values`.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the images in `fit`, and their product.
+
+    References
+    ----------
+    .. [1] K. Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
+    .. [2] T. Defard et al., "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection
+       and Localization", ICPR 2021, which compares places with themselves.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from sklearn_g2d.features import PretrainedFeatures
+    >>> from sklearn_g2d.patches import PatchDetector
+    >>> images = np.random.default_rng(0).integers(0, 50, (40, 1, 32, 32), dtype=np.uint8)
+    >>> features = PretrainedFeatures(nn.Conv2d(3, 8, 3, stride=4))  # stands for a trained one
+    >>> detector = PatchDetector(features=features, random_state=0).fit(images)
+    >>> new = images[:1].copy()
+    >>> new[0, 0, 4:12, 20:28] = 200
+    >>> detector.predict(new)
+    array([-1])
+    >>> row, column = np.unravel_index(detector.anomaly_map(new).argmax(), (32, 32))
+    >>> bool(4 <= row < 12 and 20 <= column < 28)
+    True
+    """
+
+    __metadata_request__fit: ClassVar[dict[str, Any]] = {"groups": True}
+
+    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {
+        "estimator": PatchNeighbors,
+        "features": lambda: PretrainedFeatures(layers=_LAYERS),
+    }
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseDetector._parameter_constraints,
+        "estimator": [HasMethods(["fit", "score_samples"]), None],
+        "features": [HasMethods(["fit", "feature_maps"]), None],
+        "per_location": ["boolean", StrOptions({"auto"})],
+        "top_fraction": [Interval(Real, 0, 1, closed="right")],
+        "image_shape": ["array-like", None],
+        "verbose": ["verbose"],
+    }
+
+    image_shape_: ImageShape
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        features: Any = None,
+        per_location: bool | Literal["auto"] = "auto",
+        top_fraction: float = 0.01,
+        contamination: float | Literal["auto"] = "auto",
+        image_shape: Sequence[int] | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.features = features
+        self.per_location = per_location
+        self.top_fraction = top_fraction
+        self.contamination = contamination
+        self.image_shape = image_shape
+        self.verbose = verbose
+        self.random_state = random_state
+
+    @unchanged_on_failure
+    @shielded()
+    def fit(self, X: ArrayLike, y: Any = None, *, groups: ArrayLike | None = None) -> Self:
+        """Learn what is normal at the places of images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, channels, height, width)
+            Normal images, gray or RGB: see `sklearn_g2d.datasets.load_images`. A memory map is read
+            some images at a time.
+        y : ignored
+            Labels are not used; two kinds of them are warned of.
+        groups : array-like of shape (n_samples,), default=None
+            Which images belong together, such as photographs of one part. They are held out
+            together, and the rate of false alarms is promised for new groups.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, `X` is not made of images, there are fewer than two of
+            them, or of groups, or the estimator gives scores that are not finite. Whatever is
+            raised, the estimator keeps the state that it had before.
+        ImportError
+            If the weights of the default features are not installed.
+        """
+        self._validate_params()
+        if self.verbose:
+            make_visible()
+        rows = self._validate(X, reset=True)
+        warn_of_labels(y)
+        random_state = check_random_state(self.random_state)
+        if groups is not None:
+            check_consistent_length(rows, groups)
+            groups = np.asarray(groups)
+        estimator, self.features_ = (
+            clone_part(self._default_parts[name]() if part is None else part, random_state)
+            for name, part in (("estimator", self.estimator), ("features", self.features))
+        )
+        self.top_fraction_ = float(self.top_fraction)
+        with single_thread():
+            chosen = self._fit_features(rows, random_state)
+            rows, groups = take(rows, chosen), None if groups is None else groups[chosen]
+            levels = [np.concatenate(maps) for maps in zip(*self._iter_levels(rows), strict=True)]
+            folds = _folds(len(rows), groups, random_state)
+            self.per_location_ = bool(self.per_location)
+            if self.per_location == "auto":
+                self.per_location_ = own_place_is_nearer(levels, *folds[0], random_state)
+            self._shapes = [maps.shape[1:3] for maps in levels]
+            held_out = self._fit_levels(levels, folds, estimator, random_state)
+        self._set_thresholds(held_out, groups)
+        return self
+
+    @shielded()
+    def anomaly_map(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Say where images are anomalous; **higher = more anomalous**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, channels, height, width)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, height, width)
+            float64, in standard deviations of held-out normal images, interpolated between places;
+            never adjusted to an image, so that values of different images compare.
+        """
+        check_is_fitted(self)
+        down, across = (
+            _interpolation(n_from, n_to)
+            for n_from, n_to in zip(self._shapes[0], self.image_shape_[1:], strict=True)
+        )
+        return down @ self._grids(self._validate(X, reset=False)) @ across.T
+
+    def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
+        """Mark what is anomalous.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, channels, height, width)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, height, width)
+            True where `anomaly_map` reaches `mask_threshold_`.
+        """
+        return self.anomaly_map(X) >= self.mask_threshold_
+
+    def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
+        n = 2 if reset else 1
+        return validate_images(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=n)
+
+    def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        return self._pool(self._grids(X))
+
+    def _source_of_scores(self) -> str:
+        return type(self.levels_[0].estimator).__name__
+
+    def _export_module(self) -> NoReturn:
+        raise UnsupportedObjectError(
+            "A PatchDetector cannot be exported as an ONNX graph yet. Save it by `save`, or export "
+            "a G2DOutlierDetector(features=PretrainedFeatures()), which judges whole images."
+        )
+
+    def _fit_features(
+        self, rows: NDArray[Any], random_state: np.random.RandomState
+    ) -> NDArray[np.intp]:
+        """Fit the features, and choose the images whose maps fit in memory."""
+        images = rows.reshape(-1, *self.image_shape_)
+        self.features_.fit(images)
+        first = next(self._iter_levels(rows[:1]))
+        n_most = max(2, MAX_TRAINING_VALUES // sum(maps.size for maps in first))
+        return np.sort(random_state.permutation(len(rows))[:n_most])
+
+    def _fit_levels(
+        self,
+        levels: list[Maps],
+        folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
+        estimator: Any,
+        random_state: np.random.RandomState,
+    ) -> Floats:
+        """Fit a detector for each layer; returns the grids of images that were held out."""
+        self.levels_, self._units, held_out = [], [], []
+        for maps in levels:
+            level = LevelDetector(estimator, self.per_location_)
+            anomalies = np.empty(maps.shape[:-1])
+            for known, others in folds:
+                level.fit(maps[known], random_state)
+                anomalies[others] = level.anomalies(maps[others])
+            self.levels_.append(level.fit(maps, random_state))
+            self._units.append((float(anomalies.mean()), float(anomalies.std()) or 1.0))
+            held_out.append(anomalies)
+        return self._combined(held_out)
+
+    def _set_thresholds(self, held_out: Floats, groups: NDArray[Any] | None) -> None:
+        if not np.isfinite(held_out).all():
+            raise ValueError(
+                f"{self._source_of_scores()} gives places scores that are NaN or infinite. Choose "
+                "another estimator or features."
+            )
+        low, high = np.quantile(held_out, _RANGE_QUANTILES)
+        self.map_range_ = float(low), float(high)
+        highest = held_out.max(axis=(1, 2))
+        self.mask_threshold_ = float(np.quantile(highest, 1 - AUTO_FALSE_ALARM_RATE))
+        scores = self._pool(held_out)
+        if self.contamination == "auto":
+            self._calibrate(scores, AUTO_FALSE_ALARM_RATE, groups, too_few="warn")
+        else:
+            self._keep_scores(scores, groups)
+            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+
+    def _iter_levels(self, rows: NDArray[Any]) -> Iterator[list[Maps]]:
+        """Give the maps of all layers, some images at a time, features last."""
+        if hasattr(self.features_, "iter_levels"):
+            by_batch = self.features_.iter_levels(rows.reshape(-1, *self.image_shape_))
+        else:
+            by_batch = (
+                [self._checked_maps(self.features_.feature_maps(b.reshape(-1, *self.image_shape_)))]
+                for b in blocks(rows, _IMAGES_AT_ONCE)
+            )
+        for levels in by_batch:
+            yield [np.ascontiguousarray(maps.transpose(0, 2, 3, 1)) for maps in levels]
+
+    def _checked_maps(self, maps: Any) -> NDArray[np.float32]:
+        maps = np.asarray(maps, dtype=np.float32)
+        if maps.ndim != 4:
+            raise ValueError(
+                f"feature_maps of {type(self.features_).__name__} gave an array of shape "
+                f"{maps.shape}. It must give maps of shape (n, channels, height, width)."
+            )
+        return maps
+
+    def _grids(self, rows: NDArray[Any]) -> Floats:
+        """Say how anomalous the places of images are, in the grid of the first layer."""
+        with single_thread():
+            return np.concatenate(
+                [
+                    self._combined(
+                        [level.anomalies(m) for level, m in zip(self.levels_, maps, strict=True)]
+                    )
+                    for maps in self._iter_levels(rows)
+                ]
+            )
+
+    def _combined(self, anomalies: list[Floats]) -> Floats:
+        """Average the layers' anomalies, in units of held-out images, in the first one's grid."""
+        total = np.zeros(1)
+        for grid, (mean, deviation) in zip(anomalies, self._units, strict=True):
+            down, across = (
+                _interpolation(n_from, n_to)
+                for n_from, n_to in zip(grid.shape[1:], self._shapes[0], strict=True)
+            )
+            total = total + down @ ((grid - mean) / deviation) @ across.T
+        return total / len(anomalies)
+
+    def _pool(self, grids: Floats) -> Floats:
+        cells = grids.reshape(len(grids), -1)
+        n_top = max(1, round(self.top_fraction_ * cells.shape[1]))
+        return -np.partition(cells, -n_top, axis=1)[:, -n_top:].mean(axis=1)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _folds(
+    n: int, groups: NDArray[Any] | None, random_state: np.random.RandomState
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    n_groups = n if groups is None else len(np.unique(groups))
+    if n_groups < 2:
+        raise ValueError("groups must be of at least two kinds, so that one can be held out.")
+    kind = KFold if groups is None else GroupKFold
+    folds = kind(min(_FOLDS, n_groups), shuffle=True, random_state=random_state)
+    return list(folds.split(np.empty(n), groups=groups))
+
+
+def _interpolation(n_from: int, n_to: int) -> Floats:
+    """Give the matrix (n_to, n_from) that interpolates linearly between the middles of cells."""
+    at = np.clip((np.arange(n_to) + 0.5) * n_from / n_to - 0.5, 0, n_from - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n_from)))

@@ -1,0 +1,119 @@
+"""What is normal in the maps of one layer: cells compared with others, or with their own place."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import gen_batches
+
+from sklearn_g2d.patches._neighbors import PatchNeighbors, whitening_matrix
+from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.search import NeighborSearch
+
+Maps = NDArray[np.float32]  # (n_images, height, width, n_features)
+
+# Of cells that any detector of rows is fitted on.
+_MAX_ROWS = 20_000
+
+# Always one number of images at once, which decides on the last digits of products.
+_IMAGES_AT_ONCE = 4
+
+# Cells and references by which it is decided whether places can be compared.
+_N_ASKED, _N_ANSWERS = 2000, 6000
+
+
+class LevelDetector(BaseEstimator):
+    """Judges the cells of maps (n_images, height, width, n_features) by an estimator of rows.
+
+    Parameters
+    ----------
+    estimator : outlier detector with `score_samples`
+        A clone is fitted on cells, at most `_MAX_ROWS` of them.
+    per_location : bool
+        Whether cells are compared with those at the same place of other images. A `PatchNeighbors`
+        then takes only these for references. Other estimators are given the differences from the
+        mean of the place.
+    """
+
+    def __init__(self, estimator: Any, per_location: bool) -> None:
+        self.estimator = estimator
+        self.per_location = per_location
+
+    def fit(self, maps: Maps, random_state: np.random.RandomState) -> Self:
+        """Learn from the maps of normal images."""
+        n_features = maps.shape[-1]
+        self.center_ = maps.mean(axis=0) if self.per_location else np.zeros(n_features, np.float32)
+        self.estimator_: Any = None
+        self.references_: Any = None
+        if self.per_location and isinstance(self.estimator, PatchNeighbors):
+            rows = (maps - self.center_).reshape(-1, n_features)
+            matrix = whitening_matrix(rows, self.estimator.whitening)
+            self.matrix_ = matrix.astype(np.float32)
+            by_place = (rows @ self.matrix_).reshape(len(maps), -1, n_features)
+            self.references_ = np.ascontiguousarray(by_place.transpose(1, 0, 2))
+            return self
+        n_cells = maps[..., 0].size
+        chosen = random_state.permutation(n_cells)[:_MAX_ROWS]
+        image, *place = np.unravel_index(chosen, maps.shape[:-1])
+        rows = maps[image, *place]
+        rows = rows - (self.center_[*place] if self.per_location else self.center_)
+        self.estimator_ = clone_part(self.estimator, random_state).fit(rows)
+        return self
+
+    def anomalies(self, maps: Maps) -> Floats:
+        """Say how anomalous cells are: (n_images, height, width), **higher = more anomalous**."""
+        if self.references_ is None:
+            rows = (maps - self.center_).reshape(-1, maps.shape[-1])
+            return -np.asarray(self.estimator_.score_samples(rows)).reshape(maps.shape[:-1])
+        batches = gen_batches(len(maps), _IMAGES_AT_ONCE)
+        return np.concatenate([self._from_places(maps[batch]) for batch in batches])
+
+    def _from_places(self, maps: Maps) -> Floats:
+        """Give the distances of cells from the nearest reference of their place."""
+        n, height, width, n_features = maps.shape
+        filled = np.pad(maps - self.center_, ((0, _IMAGES_AT_ONCE - n), *[(0, 0)] * 3))
+        rows = (filled.reshape(-1, n_features) @ self.matrix_).reshape(
+            _IMAGES_AT_ONCE, -1, n_features
+        )
+        rows = np.ascontiguousarray(rows.transpose(1, 0, 2))  # by place
+        products = rows @ self.references_.transpose(0, 2, 1)
+        lengths = np.einsum("pnd,pnd->pn", self.references_, self.references_)
+        nearest = np.argmin(lengths[:, None] - 2 * products, axis=2)
+        # The product tells which is nearest; the difference, how near, in every digit.
+        found = np.take_along_axis(self.references_, nearest[:, :, None], axis=1)
+        squared = np.square(rows.astype(np.float64) - found).sum(axis=2)
+        return np.sqrt(squared).T[:n].reshape(n, height, width)
+
+
+def own_place_is_nearer(
+    levels: list[Maps],
+    known: NDArray[np.intp],
+    held_out: NDArray[np.intp],
+    random_state: np.random.RandomState,
+) -> bool:
+    """Decide whether cells find nearer ones at their own place than among those of all places.
+
+    Cells of the images `held_out` look for the nearest cell of the images `known`: at their place,
+    of which there are few, and among thousands drawn from all places. No label is needed.
+    """
+    ratios = []
+    for maps in levels:
+        cells = maps.reshape(len(maps), -1, maps.shape[-1])
+        image = random_state.choice(held_out, _N_ASKED)
+        place = random_state.randint(cells.shape[1], size=_N_ASKED)
+        others = random_state.permutation(len(known) * cells.shape[1])[:_N_ANSWERS]
+        of_all = cells[known[others // cells.shape[1]], others % cells.shape[1]]
+        asked = cells[image, place].astype(np.float64)
+        anywhere = NeighborSearch(of_all.astype(np.float64)).nearest(asked, 1)[0].mean()
+        at_place = np.mean(
+            [
+                np.linalg.norm(cells[known, p] - row, axis=1).min()
+                for p, row in zip(place, asked, strict=True)
+            ]
+        )
+        ratios.append(at_place / anywhere if anywhere > 0 else 1.0)
+    return bool(np.mean(ratios) < 1)

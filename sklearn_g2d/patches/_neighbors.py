@@ -1,0 +1,172 @@
+"""How far rows lie from the nearest of some normal rows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_g2d.utils.arrays import PRODUCT_ROWS, Floats, product
+from sklearn_g2d.utils.inputs import validate
+from sklearn_g2d.utils.search import NeighborSearch
+from sklearn_g2d.utils.surroundings import shielded
+
+# Rows that references are chosen from, and the fraction of references that cover what is rare. The
+# rest lie where most rows do, which the covering ones alone can leave without a near reference.
+MAX_CANDIDATES, _COVERING = 20_000, 0.75
+
+
+class PatchNeighbors(BaseEstimator):
+    """Score rows by the distance to the nearest normal row, as PatchCore [1]_ does.
+
+    Rows are whitened first, so that a column, or a combination of columns, in which normal rows
+    hardly differ counts as much as any other.
+
+    Parameters
+    ----------
+    n_references : int, default=3000
+        Rows that new ones are compared with. More of them know more rare normal rows, and take
+        longer. Three quarters are chosen, by the greedy k-center algorithm [1]_, so that each of
+        20,000 rows drawn from `fit` has one nearby; the others are drawn at random, so that what is
+        common is known best.
+    whitening : float, default=0.1
+        What is added to the variance in every direction before it is brought to 1, in units of the
+        mean variance. Large values leave rows nearly as they are.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the choice of references.
+
+    Attributes
+    ----------
+    mean_ : ndarray of shape (n_features,)
+        Of the rows in `fit`.
+    whitening_matrix_ : ndarray of shape (n_features, n_features)
+        By which centred rows are multiplied.
+    references_ : ndarray of shape (n_references, n_features)
+        Whitened rows of `fit`.
+    n_features_in_ : int
+        Columns of the rows in `fit`.
+
+    References
+    ----------
+    .. [1] K. Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.patches import PatchNeighbors
+    >>> rows = np.random.default_rng(0).normal(size=(500, 3))
+    >>> PatchNeighbors(random_state=0).fit(rows).score_samples([[0, 0, 0], [6, 6, 6]]).round(1)
+    array([-0.1, -7.6])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_references": [Interval(Integral, 1, None, closed="left")],
+        "whitening": [Interval(Real, 0, None, closed="neither")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_references: int = 3000,
+        whitening: float = 0.1,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_references = n_references
+        self.whitening = whitening
+        self.random_state = random_state
+
+    @shielded()
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn to whiten rows, and draw the references.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Normal rows.
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
+        self._validate_params()
+        rows = validate(self, X, reset=True, dtype=np.float64)
+        random_state = check_random_state(self.random_state)
+        self.mean_ = rows.mean(axis=0)
+        self.whitening_matrix_ = whitening_matrix(rows - self.mean_, self.whitening)
+        candidates = random_state.permutation(len(rows))[:MAX_CANDIDATES]
+        self.references_ = _choose(self._whitened(rows[candidates]), self.n_references)
+        self.__dict__.pop("_search", None)
+        return self
+
+    @shielded()
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score rows; **higher = more normal**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            float64: minus the distance to the nearest reference, in standard deviations. Equal
+            rows have equal scores, in every bit.
+        """
+        check_is_fitted(self)
+        rows = validate(self, X, reset=False, dtype=np.float64)
+        distances, _ = self._search.nearest(self._whitened(rows), 1)
+        return -distances[:, 0]
+
+    def _whitened(self, rows: Floats) -> Floats:
+        parts = gen_batches(len(rows), PRODUCT_ROWS)
+        return np.concatenate(
+            [product(rows[part] - self.mean_, self.whitening_matrix_) for part in parts]
+        )
+
+    @cached_property
+    def _search(self) -> NeighborSearch:
+        return NeighborSearch(self.references_)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_search"}
+
+
+def whitening_matrix(centred: NDArray[Any], ridge: float) -> Floats:
+    """Give the matrix that brings centred rows to unit variance in every direction.
+
+    `ridge`, in units of the mean variance, is added to the variance of each direction.
+    """
+    covariance = centred.T.astype(np.float64) @ centred / len(centred)
+    added = ridge * np.trace(covariance) / len(covariance)
+    covariance[np.diag_indices_from(covariance)] += added or 1.0
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors / np.sqrt(values))
+
+
+def _choose(rows: Floats, n: int) -> Floats:
+    """Choose `n` of shuffled rows: most so that every row has one nearby, others at random."""
+    if len(rows) <= n:
+        return rows
+    centred = (rows - rows.mean(axis=0)).astype(np.float32)
+    lengths = np.einsum("ij,ij->i", centred, centred)
+    n_any = n - int(_COVERING * n)
+    chosen = list(range(n_any))
+    distances = np.full(len(rows), np.inf, dtype=np.float32)
+    last = 0
+    for _ in range(n - n_any):
+        # Squared, less what rounding leaves; the farthest row from all that are chosen comes next.
+        np.minimum(
+            distances, lengths + (lengths[last] - 2 * centred @ centred[last]), out=distances
+        )
+        last = int(distances.argmax())
+        chosen.append(last)
+    return rows[np.unique(chosen)]
