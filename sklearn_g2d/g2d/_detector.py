@@ -404,7 +404,8 @@ class G2DOutlierDetector(NetworkDetector):
         ):
             return described
         as_new, shift, further = (np.empty_like(described) for _ in range(3))
-        folds, is_small = np.arange(n) % n_folds, 3 < n_folds == n < _FEW_ROWS
+        # Without two of fewer than 12 rows too little is left to go by.
+        folds, is_small = np.arange(n) % n_folds, 12 <= n_folds == n < _FEW_ROWS
         for fold in range(n_folds):
             unseen = folds == fold
             describe = self._refit_description(rows[~unseen])
