@@ -404,8 +404,10 @@ class G2DOutlierDetector(NetworkDetector):
         ):
             return described
         as_new, shift, further = (np.empty_like(described) for _ in range(3))
-        # Without two of fewer than 12 rows too little is left to go by.
-        folds, is_small = np.arange(n) % n_folds, 12 <= n_folds == n < _FEW_ROWS
+        folds = np.arange(n) % n_folds
+        # Without two of fewer than 12 rows too little is left to go by; and features, such as a PCA
+        # of n - 1 components, may need n - 1 rows.
+        is_small = 12 <= n_folds == n < _FEW_ROWS and isinstance(self.features_, str)
         for fold in range(n_folds):
             unseen = folds == fold
             describe = self._refit_description(rows[~unseen])
