@@ -49,9 +49,11 @@ MAX_TRAINING_ROWS = 10_000
 # neighbours far down a short list change with each row, and the distances themselves count, too.
 _FEW_ROWS = 50
 
-# Rows held out at once when the preprocessing is refitted for the threshold, which pays for small
-# tables only: a row of many hardly moves the means. And cells that may be refitted in all.
+# Folds that are held out when the preprocessing is refitted for the threshold (of few rows each row
+# alone), which pays for small tables only: a row of many hardly moves the means. Cells that may be
+# refitted in all, and rows that tell how the others' description changes.
 _PREPROCESSING_FOLDS, _MAX_REFITTED_ROWS, _MAX_REFITTED_CELLS = 20, 1000, 2**23
+_ROWS_THAT_TELL = 200
 
 # Channels from which convolutions gain by bfloat16 (docs/results).
 _MIN_BFLOAT16_CHANNELS = 64
@@ -386,10 +388,12 @@ class G2DOutlierDetector(NetworkDetector):
         """Describe training rows by features, scaler and neighbours that did not know them.
 
         The rows of a small table move the scales and the components that they are judged by, so
-        that a new row looks farther away than any of them.
+        that a new row looks farther away than any of them. Without it the other rows look farther
+        away, too. A held-out row is moved back by that much, since all rows judge a new one.
         """
         n = len(rows)
-        n_folds = min(n, _PREPROCESSING_FOLDS, _MAX_REFITTED_CELLS // rows.size)
+        n_folds = n if n <= _FEW_ROWS else _PREPROCESSING_FOLDS
+        n_folds = min(n_folds, _MAX_REFITTED_CELLS // rows.size)
         # Functions are not fitted, and without a profile refitted components would mean something
         # else to the classifier. The features of images hardly depend on single ones.
         is_table = self.image_shape_ is None and not callable(self.features_)
@@ -400,15 +404,35 @@ class G2DOutlierDetector(NetworkDetector):
             or n > _MAX_REFITTED_ROWS
         ):
             return described
-        as_new, without = np.empty_like(described), copy.copy(self)
-        for unseen in (np.arange(n) % n_folds == fold for fold in range(n_folds)):
-            without.features_ = clone(self.features_, safe=False)
-            without.scaler_ = clone(self.scaler_)
-            seen = featurize(without.features_, rows[~unseen], self.image_shape_, fit=True)
-            without.profile_ = self.profile_._around(without._scale(seen, fit=True))
-            held_out = featurize(without.features_, rows[unseen], self.image_shape_)
-            as_new[unseen] = without._describe(without._scale(held_out))
-        return as_new
+        as_new, shift, further = (np.empty_like(described) for _ in range(3))
+        folds = np.arange(n) % n_folds
+        # Without two of fewer than 12 rows too little is left to go by; and features, such as a PCA
+        # of n - 1 components, may need n - 1 rows.
+        is_small = 12 <= n_folds == n < _FEW_ROWS and isinstance(self.features_, str)
+        for fold in range(n_folds):
+            unseen = folds == fold
+            describe = self._refit_description(rows[~unseen])
+            as_new[unseen] = describe(rows[unseen])
+            others = np.flatnonzero(~unseen)[:: 1 + n // _ROWS_THAT_TELL]
+            shift[unseen] = (describe(rows[others]) - described[others]).mean(axis=0)
+            if is_small:
+                without_next = ~unseen & (folds != (fold + 1) % n_folds)
+                further[unseen] = self._refit_description(rows[without_next])(rows[unseen])
+        if is_small:
+            # Rows that the scales were fitted on show too little of the mean shift of new ones.
+            shift += (further - as_new).mean(axis=0) - shift.mean(axis=0)
+        return as_new - shift
+
+    def _refit_description(self, rows: NDArray[Any]) -> Callable[[NDArray[Any]], Floats]:
+        """Give what maps rows to what the classifier sees, fitted on other training rows."""
+        assert self.profile_ is not None
+        other = copy.copy(self)
+        other.features_, other.scaler_ = clone(self.features_, safe=False), clone(self.scaler_)
+        seen = featurize(other.features_, rows, self.image_shape_, fit=True)
+        other.profile_ = self.profile_._around(other._scale(seen, fit=True))
+        return lambda new: other._describe(
+            other._scale(featurize(other.features_, new, self.image_shape_))
+        )
 
     def _make_fraction_inside(self, points: Floats, described: Floats) -> Callable[[Floats], float]:
         """Make the function that tells how many of some samples lie as close as normal points."""
