@@ -340,7 +340,7 @@ def test_squares_are_pasted_from_other_images(n, size):
         assert np.isin(image, images).all()
 
 
-def test_a_map_counts_by_the_inverse_square_of_its_error():
+def test_a_map_counts_by_the_inverse_cube_of_its_error():
     rng = np.random.default_rng(0)
     normal = rng.normal(size=(2, 30, 12, 12))
     changed = np.zeros((30, 12, 12))
@@ -361,7 +361,7 @@ def test_a_map_counts_by_the_inverse_square_of_its_error():
         )
         anomalous = upper.mean(axis=(2, 3))[2 * 5 + 1]
         errors.append(np.mean(lower.mean(axis=(2, 3)).ravel()[:, None] > anomalous) + 1 / n)
-    np.testing.assert_allclose(scorer.weights, 1 / np.square(errors))
+    np.testing.assert_allclose(scorer.weights, 1 / np.power(errors, 3))
     assert scorer.weights[0] > 4 * scorer.weights[1]
     weights = scorer.weights
     scorer.fit_weights(normal, pasted, 0 * changed)  # nothing is told

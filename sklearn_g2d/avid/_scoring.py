@@ -36,6 +36,9 @@ _WEIGHTS = 2.0, 1.0
 # Least fraction of a region that has to be changed before it counts as anomalous.
 _LEAST_CHANGED = 0.5
 
+# Of the inverse error of a map, which is its weight: a map that misleads must count very little.
+_POWER = 3
+
 Maps = tuple[NDArray[np.float64], NDArray[np.float64]]  # the inpainter's and the detector's
 
 
@@ -122,7 +125,7 @@ class MapScorer(Stored):
         """Learn which map tells more, from normal images and those that squares were pasted into.
 
         The error of a map is the fraction of pairs in which a normal region looks more anomalous
-        than a pasted one; a map counts by the inverse of its square.
+        than a pasted one; a map counts by a power of its inverse.
         """
         is_pasted = self.regions(changed) > _LEAST_CHANGED
         n = int(is_pasted.sum())
@@ -134,7 +137,7 @@ class MapScorer(Stored):
             values = np.concatenate([normal.ravel(), anomalous[is_pasted]])
             # No error is known to be less than one of so many.
             errors.append(1 - roc_auc_score(np.arange(len(values)) >= normal.size, values) + 1 / n)
-        self.weights = errors[0] ** -2, errors[1] ** -2
+        self.weights = errors[0] ** -_POWER, errors[1] ** -_POWER
 
     def standardize(self, maps: Sequence[Any], c: Mapping[str, Any] | None = None) -> list[Any]:
         """Give maps, arrays or tensors, in deviations from the mean of normal ones."""
