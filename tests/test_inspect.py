@@ -4,6 +4,7 @@ import csv
 import re
 import sys
 from html.parser import HTMLParser
+from shutil import copyfile
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,7 +18,7 @@ from sklearn_g2d.calibration import conformal_threshold
 from sklearn_g2d.datasets import load_images
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.metrics import equal_error_rate, outlier_f1_score, outlier_roc_auc_score
-from sklearn_g2d.patches import PatchDetector
+from sklearn_g2d.patches import PatchDetector, PatchNeighbors
 
 WITH_WEIGHTS = PatchDetector._default_parts
 N_GOOD = 20
@@ -35,7 +36,8 @@ class Network(nn.Module):
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
     features = PretrainedFeatures(Network(), image_size=32)
-    parts = {**WITH_WEIGHTS, "features": lambda: features}
+    estimator = PatchNeighbors(n_references=100)
+    parts = {"features": lambda: features, "estimator": lambda: estimator}
     monkeypatch.setattr(PatchDetector, "_default_parts", parts)
 
 
@@ -56,8 +58,9 @@ def folders(tmp_path):
     for name in ("a.png", "sub/b.png", "sub_b.png"):
         photograph(tmp_path / "new" / name, rng)
     photograph(tmp_path / "new" / ODD_NAME, rng, odd=True)
-    for i in range(4):
-        photograph(tmp_path / "bad" / f"{i}.png", rng, odd=i > 0)
+    for i in range(1, 4):
+        photograph(tmp_path / "bad" / f"{i}.png", rng, odd=True)
+    copyfile(tmp_path / "good" / "000.png", tmp_path / "bad" / "0.png")  # no detector finds it
     return tmp_path
 
 
@@ -208,6 +211,16 @@ def test_unreadable_photographs_count_as_flagged(folders, inspect, capsys):
     for row in before:
         if row["file"] != ODD_NAME:
             assert rows[row["file"]]["score"] == row["score"]
+
+
+def test_files_of_other_kinds_are_named(folders, inspect, capsys):
+    for name in ("c.heic", "sub/d.HEIC", ".hidden"):
+        (folders / "new" / name).write_bytes(b"")
+    inspect()
+    expected = "not judged, because their names end in another way than those of photographs: 2 ("
+    assert expected in capsys.readouterr().err
+    assert expected in Page(folders / "report" / "index.html").text
+    assert len(rows_of(folders / "report" / "scores.csv")) == 4
 
 
 def test_photographs_are_loaded_some_at_a_time(folders, inspect, monkeypatch):

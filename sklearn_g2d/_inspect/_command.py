@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-import numpy as np
-
 from sklearn_g2d._inspect._page import write_page
 from sklearn_g2d._inspect._results import (
     Summary,
@@ -194,9 +192,11 @@ def _inspect(options: argparse.Namespace) -> int:
     _check_packages(options)
     _check_places(options)
     new = find_images(options.new)  # before minutes of learning
+    if passed_over := _passed_over(options.new, new):
+        say(passed_over)
     bad = find_images(options.known_bad) if options.known_bad else []
     detector = _load(options) if options.model else _learn(options, say)
-    summary = Summary(detector, options)
+    summary = Summary(detector, options, passed_over)
     if bad:
         photographs, _ = score(detector, bad, options.known_bad, say, "known bad")
         for photograph in photographs:
@@ -280,6 +280,8 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
     groups = _groups(options, paths)
     rate = options.false_alarms or _FALSE_ALARM_RATE
     _check_number(len(paths) if groups is None else len(set(groups)), rate, options)
+    if passed_over := _passed_over(options.good, paths):
+        say(passed_over)
     say(f"Reading {len(paths)} photographs of good parts from {options.good} ...")
     with TemporaryDirectory(prefix="sklearn_g2d_", ignore_cleanup_errors=True) as folder:
         file = Path(folder, "good.npy")
@@ -298,6 +300,23 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
         detector.save(options.save)
         say(f"The model is kept in {options.save}.")
     return detector
+
+
+def _passed_over(folder: Path, found: list[Path]) -> str:
+    """Name the endings of files that are not taken for photographs, if there are any."""
+    others = [
+        path
+        for path in sorted(set(folder.rglob("*")) - set(found))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not others:
+        return ""
+    endings = ", ".join(sorted({path.suffix or path.name for path in others}))
+    return (
+        f"Files in {folder} that are not judged, because their names end in another way than those "
+        f"of photographs: {len(others)} ({endings})."
+    )
 
 
 def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
@@ -345,7 +364,7 @@ def _short_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: Any) -> None:
         print(f"Warning: {_one_line(str(message))}", file=sys.stderr)
 
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("once", UserWarning)
         warnings.showwarning = show  # type: ignore[assignment]

@@ -39,6 +39,8 @@ class Summary:
         Fitted, with its threshold.
     options : Namespace
         Of the command.
+    passed_over : str
+        Says which files were not taken for photographs, or nothing.
     photographs, known_bad : list of Photograph
         In the order of their names.
     seconds : float
@@ -49,6 +51,7 @@ class Summary:
 
     detector: PatchDetector
     options: Namespace
+    passed_over: str = ""
     photographs: list[Photograph] = field(default_factory=list)
     known_bad: list[Photograph] = field(default_factory=list)
     seconds: float = 0.0
