@@ -7,6 +7,7 @@ import importlib.util
 import math
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from sklearn_g2d._inspect._results import (
     write_overlays,
     write_table,
 )
-from sklearn_g2d._inspect._scoring import check_intensities, score
+from sklearn_g2d._inspect._scoring import check_intensities, duration, score
 from sklearn_g2d.datasets import load_images
 from sklearn_g2d.datasets._images import find_images
 from sklearn_g2d.patches import PatchDetector
@@ -289,12 +290,14 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
             options.good, size=options.size, channels=options.channels, memory_map=file
         )
         height, width = good.images.shape[2:]
-        say(f"Learning from them, at {width} x {height} pixels ...")
+        say(f"Learning from them, at {width} x {height} pixels. This may take minutes ...")
+        start = time.perf_counter()
         detector = PatchDetector(random_state=options.seed, verbose=0 if options.quiet else 1)
         with warnings.catch_warnings():
             # Of the rate of false alarms that is the default, not of the one that is asked for.
             warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least", UserWarning)
             detector.fit(good.images, groups=groups)
+    say(f"Learned in {duration(time.perf_counter() - start)}.")
     detector._promise(rate)
     if options.save:
         detector.save(options.save)

@@ -140,7 +140,7 @@ def score(
         now, n = time.perf_counter(), len(photographs)
         is_first = n == len(batch)
         if n < len(paths) and (is_first or now - told > _SECONDS_BETWEEN_LINES):
-            left = _duration((now - start) / n * (len(paths) - n))
+            left = duration((now - start) / n * (len(paths) - n))
             say(f"  {n} of {len(paths)} scored, about {left} left")
             told = now
     return photographs, time.perf_counter() - start
@@ -181,7 +181,8 @@ def _note_of_shape(path: Path, target: tuple[int, ...]) -> str:
     return f"Stretched from {width} x {height} to {target[1]} x {target[0]} pixels."
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Say it in the unit that a reader would take."""
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
