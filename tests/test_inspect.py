@@ -168,6 +168,7 @@ def test_overlay_marks_the_odd_place(folders, inspect):
     (plain,) = (folders / "report" / "photographs").iterdir()
     with Image.open(overlay) as painted, Image.open(plain) as pixels:
         painted, pixels = (np.asarray(image).astype(int) for image in (painted, pixels))
+    assert (painted == (0, 191, 255)).all(axis=2).any()  # the outline
     changed = (painted != pixels).any(axis=2)
     scale = len(changed) // 32
     assert changed[8 * scale : 16 * scale, 16 * scale : 24 * scale].any()
