@@ -177,6 +177,19 @@ def test_overlay_marks_the_odd_place(folders, inspect):
     assert changed[far].mean() < changed[~far].mean()
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_turned_photographs_are_not_taken_for_stretched(tmp_path, ending, orientation):
+    path = tmp_path / f"a.{ending}"
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.zeros((20, 40), np.uint8)).save(path, exif=exif)
+    height, width = load_images([path]).images.shape[2:]
+    assert (height, width) == ((40, 20) if orientation > 4 else (20, 40))
+    assert _scoring._note_of_shape(path, (height, width)) == ""
+    assert "Stretched" in _scoring._note_of_shape(path, (width, height))
+
+
 @pytest.mark.parametrize(("option", "n"), [("", 4), ("--overlays 2", 2), ("--overlays all", 4)])
 def test_number_of_overlays(folders, inspect, option, n):
     inspect(f"good new --out report {option}")

@@ -29,6 +29,7 @@ _MOST_THREADS = 4
 
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_SIDES = 256, 257  # width and height
 
 _ORIENTATION = 274  # of Exif
 
@@ -264,7 +265,11 @@ def shown_size(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
-        width, height = image.size
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        # Of a TIFF, the versions of Pillow differ in whether `size` is that of the turned image.
+        width, height = (
+            tags.get(tag, length) for tag, length in zip(_SIDES, image.size, strict=True)
+        )
         return (height, width) if _is_on_its_side(image) else (width, height)
 
 
