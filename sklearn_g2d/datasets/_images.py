@@ -265,7 +265,7 @@ def shown_size(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
-        tags = image.tag_v2 if image.format == "TIFF" else {}
+        tags = getattr(image, "tag_v2", {})
         # Of a TIFF, the versions of Pillow differ in whether `size` is that of the turned image.
         width, height = (
             tags.get(tag, length) for tag, length in zip(_SIDES, image.size, strict=True)
