@@ -145,7 +145,7 @@ def _check_target(path: Path) -> Path:
 
 
 def find_images(folder: Any) -> list[Path]:
-    """Give the paths of a folder's images in their order, or those of a list."""
+    # Gives the paths of a folder's images in their order, or those of a list.
     if not isinstance(folder, str | PathLike):
         try:
             paths = [Path(path) for path in folder]
@@ -261,7 +261,7 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
 
 
 def shown_size(path: Path) -> tuple[int, int]:
-    """Give the width and height of an image, upright, by the head of its file."""
+    # Gives the width and height of an image, upright, by the head of its file.
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
