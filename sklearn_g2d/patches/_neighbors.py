@@ -20,7 +20,7 @@ from sklearn_g2d.utils.surroundings import shielded
 
 # Rows that references are chosen from, and the fraction of references that cover what is rare. The
 # rest lie where most rows do, which the covering ones alone can leave without a near reference.
-MAX_CANDIDATES, _COVERING = 20_000, 0.75
+MAX_CANDIDATES, _COVERING = 10_000, 0.75
 
 
 class PatchNeighbors(BaseEstimator):
@@ -34,7 +34,7 @@ class PatchNeighbors(BaseEstimator):
     n_references : int, default=3000
         Rows that new ones are compared with. More of them know more rare normal rows, and take
         longer. Three quarters are chosen, by the greedy k-center algorithm [1]_, so that each of
-        20,000 rows drawn from `fit` has one nearby; the others are drawn at random, so that what is
+        10,000 rows drawn from `fit` has one nearby; the others are drawn at random, so that what is
         common is known best.
     whitening : float, default=0.1
         What is added to the variance in every direction before it is brought to 1, in units of the
