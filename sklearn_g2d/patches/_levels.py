@@ -50,6 +50,7 @@ class LevelDetector(BaseEstimator):
         self.estimator_: Any = None
         self.references_: Any = None
         if self.per_location and isinstance(self.estimator, PatchNeighbors):
+            self.estimator._validate_params()
             rows = (maps - self.center_).reshape(-1, n_features)
             matrix = whitening_matrix(rows, self.estimator.whitening)
             self.matrix_ = matrix.astype(np.float32)
