@@ -246,11 +246,12 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             never adjusted to an image, so that values of different images compare.
         """
         check_is_fitted(self)
+        grids = self._grids(self._validate(X, reset=False))
         down, across = (
             _interpolation(n_from, n_to)
-            for n_from, n_to in zip(self._shapes[0][:2], self.image_shape_[1:], strict=True)
+            for n_from, n_to in zip(grids.shape[1:], self.image_shape_[1:], strict=True)
         )
-        return down @ self._grids(self._validate(X, reset=False)) @ across.T
+        return down @ grids @ across.T
 
     def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
         """Mark what is anomalous.
