@@ -780,6 +780,19 @@ def test_odd_numbers_from_files_are_errors_at_most(part, per_location):
     assert n_errors > 20
 
 
+def test_shapes_from_files_take_no_memory(fit, part):
+    detector = copy.deepcopy(fit())
+    detector._shapes = [(10**8, 10**8, 6)]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="in fit"):
+            detector.anomaly_map(part[:1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**24
+
+
 # Rows and their neighbours
 
 
