@@ -47,7 +47,10 @@ CASES = {
     "AVID-images": (AVIDDetector(**SMALL, precision="float32"), LARGE_DIGITS),
     "AVID-bfloat16": (AVIDDetector(**SMALL, precision="bfloat16"), LARGE_DIGITS),
     "patches": (
-        PatchDetector(features=PretrainedFeatures(nn.Conv2d(3, 6, 3, stride=4))),
+        PatchDetector(
+            features=PretrainedFeatures(nn.Conv2d(3, 6, 3, stride=4), image_size=32),
+            per_location=False,
+        ),
         DIGITS,
     ),
 }
