@@ -64,12 +64,22 @@ def conformal_threshold(
         raise ValueError(f"false_alarm_rate must lie in (0, 1), got {false_alarm_rate!r}.")
     scores = np.asarray(scores, dtype=np.float64)
     weights = _weights(groups, len(scores))
+    return _threshold(scores, weights, false_alarm_rate, groups is not None, too_few)
+
+
+def _threshold(
+    scores: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    false_alarm_rate: float,
+    grouped: bool,
+    too_few: Literal["raise", "warn"],
+) -> float:
     n_groups = round(weights.sum())
     # The epsilon corrects products such as 0.07 * 100 = 7.000000000000001.
     allowed = false_alarm_rate * (n_groups + 1) - 1 + 1e-9
     if allowed < 0:
         needed = int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
-        kind = "rows" if groups is None else "groups"
+        kind = "groups" if grouped else "rows"
         problem = (
             f"false_alarm_rate={false_alarm_rate} needs at least {needed} held-out normal {kind}; "
             f"got {n_groups}."
@@ -79,7 +89,7 @@ def conformal_threshold(
         warn_caller(
             f"{problem} Expect up to {1 / (n_groups + 1):.1%} false alarms. Fit with more {kind}."
         )
-    if too_few == "warn" and groups is None:
+    if too_few == "warn" and not grouped:
         # Between two scores, for a rate that is kept on average: the lower one would flag fewer.
         return float(np.interp(max(allowed, 0.0), np.arange(len(scores)), np.sort(scores)))
     order = np.argsort(scores, kind="stable")
@@ -188,6 +198,14 @@ class ThresholdMixin(VerdictMixin):
         """Set the threshold by scores of held-out normal rows."""
         self.offset_ = conformal_threshold(scores, rate, groups, too_few=too_few)
         self._keep_scores(scores, groups)
+
+    def _promise(self, rate: float) -> None:
+        """Move the threshold to another rate, by the scores that were kept."""
+        scores, weights = self.calibration_scores_, self.calibration_weights_
+        if weights is None:
+            self.offset_ = conformal_threshold(scores, rate)
+        else:
+            self.offset_ = _threshold(scores, weights, rate, True, "raise")
 
     def _keep_scores(self, scores: NDArray[np.float64], groups: ArrayLike | None = None) -> None:
         order = np.argsort(scores, kind="stable")

@@ -17,11 +17,19 @@ from sklearn_g2d.avid import (
     PatchNet,
     UNet,
 )
-from sklearn_g2d.avid._masking import Blocks, Cells, Crops, Rows, divide_columns, divide_image
+from sklearn_g2d.avid._masking import (
+    Blocks,
+    Cells,
+    Crops,
+    Rows,
+    divide_columns,
+    divide_image,
+    paste_squares,
+)
 from sklearn_g2d.avid._networks import build_network, common_stride
 from sklearn_g2d.avid._paper import AdversarialTrainer
 from sklearn_g2d.avid._preprocessing import ImagePreprocessor, box_mean
-from sklearn_g2d.avid._scoring import AppearanceNormalizer
+from sklearn_g2d.avid._scoring import AppearanceNormalizer, MapScorer
 from sklearn_g2d.avid._training import InpaintingTrainer
 from sklearn_g2d.training.ensemble import weights_of
 from sklearn_g2d.training.runtime import Runtime
@@ -314,6 +322,51 @@ def test_a_partition_of_an_image_hides_every_pixel_once(size, block):
     assert set(masks.unique().tolist()) == {0, 1}
     # Something near is seen of whatever is hidden.
     assert all(ndimage.distance_transform_edt(mask[0, 0]).max() <= block for mask in masks)
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 5), (2, 12), (9, 4)])
+def test_squares_are_pasted_from_other_images(n, size):
+    images = np.arange(n * 3 * 12 * 17.0).reshape(n, 3, 12, 17)
+    before = images.copy()
+    pasted, changed = paste_squares(images, size, np.random.RandomState(0))
+    np.testing.assert_array_equal(images, before)
+    assert set(np.unique(changed)) == {0, 1}
+    for i, (image, where) in enumerate(zip(pasted, changed > 0, strict=True)):
+        np.testing.assert_array_equal(image[:, ~where], images[i][:, ~where])
+        assert size**2 <= where.sum() <= 3 * size**2
+        assert (ndimage.binary_opening(where, np.ones((size, size))) == where).all()
+        if n > 1:  # no value stands twice
+            assert not np.isin(image[:, where], images[i]).any()
+        assert np.isin(image, images).all()
+
+
+def test_a_map_counts_by_the_inverse_cube_of_its_error():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(2, 30, 12, 12))
+    changed = np.zeros((30, 12, 12))
+    changed[:, 4:8, 2:6] = 1
+    shifts = np.array([1.0, 0.4])[:, None, None, None]
+    pasted = rng.normal(size=normal.shape) + shifts * changed
+    scorer = MapScorer("excess", 4, 0.2, per_location=False).fit(normal)
+    assert scorer.weights == (2, 1)
+    scorer.fit_weights(normal, pasted, changed)
+    # Windows of 4 pixels, 2 apart, of which that on the square is wholly changed, and two by half.
+    n, errors = 30, []
+    for before, after in zip(normal, pasted, strict=True):
+        lower, upper = (
+            np.stack([v[:, i : i + 4, j : j + 4] for i in range(0, 9, 2) for j in range(0, 9, 2)])
+            for v in (
+                np.log1p(np.exp(3 * (x - before.mean()) / before.std())) for x in (before, after)
+            )
+        )
+        anomalous = upper.mean(axis=(2, 3))[2 * 5 + 1]
+        errors.append(np.mean(lower.mean(axis=(2, 3)).ravel()[:, None] > anomalous) + 1 / n)
+    np.testing.assert_allclose(scorer.weights, 1 / np.power(errors, 3))
+    assert scorer.weights[0] > 4 * scorer.weights[1]
+    weights = scorer.weights
+    scorer.fit_weights(normal, pasted, 0 * changed)  # nothing is told
+    scorer.fit_weights(normal, np.nan * pasted, changed)
+    assert scorer.weights == weights
 
 
 @pytest.mark.parametrize("n_features", [1, 2, 3, 4, 5, 6, 7, 23])

@@ -666,3 +666,17 @@ def test_rows_have_no_maps(images):
     assert features.transform(images).shape == (9, math.prod(images.shape[1:]))
     with pytest.raises(ValueError, match="gives rows, and no maps"):
         features.feature_maps(images)
+
+
+def test_a_margin_hides_the_edge_of_an_image(make):
+    flat = np.full((2, 3, 64, 64), 100, dtype=np.uint8)
+    flat[1] = 200
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 5, 5, padding=2))
+    plain = PretrainedFeatures(network).fit(flat).feature_maps(flat)
+    hidden = PretrainedFeatures(network, margin=16).fit(flat).feature_maps(flat)
+    assert hidden.shape == plain.shape
+    assert np.ptp(plain, axis=(2, 3)).max() > 0.01
+    np.testing.assert_allclose(np.ptp(hidden, axis=(2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(hidden[..., 16, 16], plain[..., 16, 16], atol=1e-5)
+    with pytest.raises(ValueError, match="margin=128 must be smaller than the images"):
+        PretrainedFeatures(network, margin=128).fit(flat)

@@ -16,7 +16,7 @@ PACKAGE = Path(sklearn_g2d.__file__).parent
 
 # From the top down; a module imports from its own level or from one further below.
 LEVELS = [
-    {"", "__main__"},  # the package itself gives the detectors their public names
+    {"", "__main__", "_inspect"},  # the package itself gives the detectors their public names
     {"display", "callbacks", "dask", "adapters"},
     {"patches", "video"},
     {"g2d", "avid"},
@@ -145,7 +145,7 @@ def test_every_entry_has_a_level(imports):
 
 def test_the_package_is_not_crowded():
     entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 24, sorted(entries)
+    assert len(entries) <= 25, sorted(entries)
 
 
 def test_the_package_does_not_grow_unnoticed():
@@ -156,8 +156,9 @@ def test_the_package_does_not_grow_unnoticed():
     # 480 for explanations of rows, and a plot of them, 500 for thresholds that hold at every size,
     # 350 for PyOD both ways, 50 for AVID's tables,
     # 540 for features of pretrained networks, and 220 for their engines, precisions and devices,
-    # 570 for folders of images, read and written, 790 for patches of still images.
-    assert n_lines <= 16_290
+    # 570 for folders of images, read and written, 790 for patches of still images,
+    # 40 for the weights of AVID's maps, 1,000 for the command that inspects photographs.
+    assert n_lines <= 17_390
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

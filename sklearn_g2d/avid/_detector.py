@@ -19,7 +19,7 @@ from torch import nn
 
 from sklearn_g2d._base import NetworkDetector
 from sklearn_g2d.avid._export import ScoringGraph
-from sklearn_g2d.avid._masking import divide_columns
+from sklearn_g2d.avid._masking import divide_columns, paste_squares
 from sklearn_g2d.avid._models import ImageModel, TableModel
 from sklearn_g2d.avid._networks import (
     DETECTOR_CONSTRAINT,
@@ -116,8 +116,10 @@ class AVIDDetector(NetworkDetector):
         ``CellNetwork()`` on tables. The ``forward(x)`` of a callable's module maps images to
         logits of shape (n, 1, h, w), or rows to logits of their shape, high = anomalous.
     combination : {"excess", "minimum", "inpainter", "detector"}, default="excess"
-        How the maps of both networks become one: the mean of what exceeds that of normal data,
-        the inpainter's twice; the lower one, as published; or that of one network.
+        How the maps of both networks become one: the mean of what exceeds that of normal data;
+        the lower one, as published; or that of one network. On images the mean is weighted by how
+        rarely a map shows a square that was pasted into a held-out image below a normal region
+        (docs/maps.md); on tables the inpainter's map counts twice.
     error : {"log", "absolute"}, default="log"
         What the inpainter's map shows: the logarithm of the squared error, on images averaged
         over a region; or the absolute error, as published. With "log", both maps of images are
@@ -636,6 +638,10 @@ class AVIDDetector(NetworkDetector):
         first, second = zip(*found, strict=True)
         maps: Maps = np.concatenate(first), np.concatenate(second)
         self._model, self._scorer = model, self._new_scorer().fit(maps)
+        if self.image_shape_ is not None and self.combination == "excess":
+            images = held_out.reshape(-1, *self.image_shape_)
+            pasted, changed = paste_squares(images, self.region_size_, np.random.RandomState(0))
+            self._scorer.fit_weights(maps, model.maps(pasted.reshape(held_out.shape)), changed)
         by_inpainter, by_detector = self._scorer.standardize(maps)
         self.inpainter_threshold_ = float(np.quantile(by_inpainter, _MASK_QUANTILE))
         self.detector_threshold_ = float(np.quantile(by_detector, _MASK_QUANTILE))
@@ -659,7 +665,7 @@ class AVIDDetector(NetworkDetector):
         for unseen in (np.arange(n) % n_folds == fold for fold in range(n_folds)):
             scorer = self._scorer
             if n > 2:
-                scorer = self._new_scorer().fit((maps[0][~unseen], maps[1][~unseen]))
+                scorer = copy.copy(scorer).fit((maps[0][~unseen], maps[1][~unseen]))
             combined = scorer.combine(*scorer.standardize([values[unseen] for values in maps]))
             scores[unseen] = scorer.scores(scorer.regions(combined))
         if isinstance(self._model, TableModel):

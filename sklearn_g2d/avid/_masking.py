@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ _CHANGED, _UNCHANGED = 0.25, 0.03
 
 # A table's columns are divided into groups that are hidden together, several times over.
 _GROUPS, _DIVISIONS = 5, 4
+
+# Squares that are pasted into an image to learn which network's map tells more.
+_SQUARES = 3
 
 
 @dataclass(eq=False, repr=False)
@@ -130,6 +134,29 @@ def divide_image(size: tuple[int, int], block: int) -> Tensor:
     rows, columns = (torch.arange(length, device="cpu") // block % 2 for length in size)
     masks = [((rows == i)[:, None] & (columns == j)) for i in (0, 1) for j in (0, 1)]
     return torch.stack(masks).float()[:, None, None]
+
+
+def paste_squares(
+    images: NDArray[Any], size: int, random_state: np.random.RandomState
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Put squares from other places of other images into images (n, channels, height, width).
+
+    Gives these, and where they were changed, 1 or 0: (n, height, width).
+    """
+    pasted = images.copy()
+    n, _, *shape = images.shape
+    changed = np.zeros((n, *shape))
+    n_places = np.array(shape) - size + 1
+    for i in range(n):
+        for other in i - random_state.randint(1, max(n, 2), _SQUARES):
+            # Not at the same place, as in training: the detector would be judged by its own task.
+            source, target = (
+                (..., *(slice(start, start + size) for start in random_state.randint(n_places)))
+                for _ in range(2)
+            )
+            pasted[i][target] = images[other][source]
+            changed[i][target] = 1
+    return pasted, changed
 
 
 def divide_columns(n_features: int, rng: torch.Generator) -> NDArray[np.bool_]:

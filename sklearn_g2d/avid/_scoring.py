@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,8 +29,15 @@ _PENALTY, _LEAST_VARIANCE = 200.0, 0.1
 # Of the bend at which a map begins to count; an infinite one would make ties.
 _SHARPNESS = 3.0
 
-# Weight of the inpainter's map where the detector's has 1: the detector knows fewer anomalies.
-_INPAINTER_WEIGHT = 2.0
+# Of the inpainter's and the detector's map, where nothing tells more: the detector knows fewer
+# anomalies.
+_WEIGHTS = 2.0, 1.0
+
+# Least fraction of a region that has to be changed before it counts as anomalous.
+_LEAST_CHANGED = 0.5
+
+# Of the inverse error of a map, which is its weight: a map that misleads must count very little.
+_POWER = 3
 
 Maps = tuple[NDArray[np.float64], NDArray[np.float64]]  # the inpainter's and the detector's
 
@@ -106,11 +114,30 @@ class MapScorer(Stored):
     region_size: int | None
     top_fraction: float
     per_location: bool
+    weights: tuple[float, float] = _WEIGHTS  # of the maps in "excess"
 
     def fit(self, maps: Maps) -> MapScorer:
         """Learn what maps of normal data are."""
         self.statistics = [self._statistics(values) for values in maps]
         return self
+
+    def fit_weights(self, maps: Maps, pasted: Maps, changed: NDArray[np.float64]) -> None:
+        """Learn which map tells more, from normal images and those that squares were pasted into.
+
+        The error of a map is the fraction of pairs in which a normal region looks more anomalous
+        than a pasted one; a map counts by a power of its inverse.
+        """
+        is_pasted = self.regions(changed) > _LEAST_CHANGED
+        n = int(is_pasted.sum())
+        if n == 0 or not all(np.isfinite(values).all() for values in (*maps, *pasted)):
+            return  # where maps are not finite, scores will not be either, which is an error
+        errors = []
+        for of_map in zip(self.standardize(maps), self.standardize(pasted), strict=True):
+            normal, anomalous = (self.regions(_excess(values)) for values in of_map)
+            values = np.concatenate([normal.ravel(), anomalous[is_pasted]])
+            # No error is known to be less than one of so many.
+            errors.append(1 - roc_auc_score(np.arange(len(values)) >= normal.size, values) + 1 / n)
+        self.weights = errors[0] ** -_POWER, errors[1] ** -_POWER
 
     def standardize(self, maps: Sequence[Any], c: Mapping[str, Any] | None = None) -> list[Any]:
         """Give maps, arrays or tensors, in deviations from the mean of normal ones."""
@@ -126,8 +153,8 @@ class MapScorer(Stored):
             return namespace(by_inpainter).minimum(by_inpainter, by_detector)
         # Both are clipped at zero, smoothly, before they are averaged: a confident "normal" from
         # one network must not cancel an alarm from the other.
-        total = _INPAINTER_WEIGHT * _excess(by_inpainter) + _excess(by_detector)
-        return total / (1 + _INPAINTER_WEIGHT)
+        first, second = self.weights
+        return (first * _excess(by_inpainter) + second * _excess(by_detector)) / (first + second)
 
     def regions(self, maps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Average maps over windows of a region, half of it apart; a table's map stays."""

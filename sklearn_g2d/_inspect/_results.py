@@ -1,0 +1,198 @@
+"""What was found of photographs, and the files that say it."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from sklearn_g2d._inspect._scoring import Photograph, batches, read
+from sklearn_g2d.display import AnomalyMapDisplay
+from sklearn_g2d.metrics import equal_error_rate, outlier_f1_score, outlier_roc_auc_score
+from sklearn_g2d.patches import PatchDetector
+
+# What a report consists of.
+_FILES = ("index.html", "scores.csv", "known_bad.csv")
+OVERLAYS, PHOTOGRAPHS = "overlays", "photographs"
+
+_COLUMNS = ("file", "score", "p_value", "verdict", "above_threshold", "overlay", "note")
+
+# Photographs with pictures, unless told otherwise: those flagged, and at least so many.
+_MOST_ANOMALOUS = 20
+
+# Of a file name, so that with number and suffix no system refuses it.
+_MOST_CHARACTERS = 50
+
+
+@dataclass
+class Summary:
+    """All that a report says.
+
+    Parameters
+    ----------
+    detector : PatchDetector
+        Fitted, with its threshold.
+    options : Namespace
+        Of the command.
+    passed_over : str
+        Says which files were not taken for photographs, or nothing.
+    photographs, known_bad : list of Photograph
+        In the order of their names.
+    seconds : float
+        For scoring `photographs`.
+    figures : dict of float
+        How well the known bad ones are found.
+    """
+
+    detector: PatchDetector
+    options: Namespace
+    passed_over: str = ""
+    photographs: list[Photograph] = field(default_factory=list)
+    known_bad: list[Photograph] = field(default_factory=list)
+    seconds: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def by_anomaly(self) -> list[Photograph]:
+        """Give the most anomalous first, and what cannot be read before these."""
+        return sorted(self.photographs, key=lambda photograph: -photograph.above_threshold)
+
+    @property
+    def n_flagged(self) -> int:
+        """Count those that somebody has to look at."""
+        return sum(photograph.is_flagged for photograph in self.photographs)
+
+    @property
+    def n_unreadable(self) -> int:
+        """Count files that are no photographs."""
+        return sum(not photograph.is_readable for photograph in self.photographs)
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """Give the rate that the threshold promises, by conformal prediction."""
+        scores, weights = self.detector.calibration_scores_, self.detector.calibration_weights_
+        weights = np.ones(len(scores)) if weights is None else weights
+        below = weights[scores < self.detector.offset_].sum()
+        return float((1 + below) / (1 + round(weights.sum())))
+
+    def verdict(self) -> str:
+        """Say in one sentence what was found."""
+        n, n_unreadable = len(self.photographs), self.n_unreadable
+        what = "1 photograph" if n == 1 else f"{n} photographs"
+        flagged = self.n_flagged or "None"
+        unreadable = ""
+        if n_unreadable:
+            unreadable = f", {n_unreadable} of them because the file cannot be read"
+        verb = "are" if self.n_flagged > 1 else "is"
+        return f"{flagged} of {what} {verb} flagged{unreadable}."
+
+    def sentences_of_known_bad(self) -> list[str]:
+        """Say how well the known bad ones are found, and by what this was measured."""
+        if not self.figures:
+            return []
+        missed = sum(not photograph.is_flagged for photograph in self.known_bad)
+        n_good = len(self.detector.calibration_scores_)
+        return [
+            f"Of {len(self.known_bad)} known bad photographs, {missed} "
+            f"{'is' if missed == 1 else 'are'} missed (not flagged).",
+            f"Known bad photographs against {n_good} good ones: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in self.figures.items())
+            + ". Each good photograph was scored while it was held out, and the threshold was set "
+            "by the same scores. Nothing was learned from the bad ones.",
+        ]
+
+
+def known_bad_figures(detector: PatchDetector, known_bad: list[Photograph]) -> dict[str, float]:
+    """Compare known bad photographs with good ones that were held out."""
+    good = detector.calibration_scores_
+    scores = np.append(good, [photograph.score for photograph in known_bad])
+    labels = np.repeat([1, -1], [len(good), len(known_bad)])
+    return {
+        "AUC": outlier_roc_auc_score(labels, scores),
+        "F1": outlier_f1_score(labels, np.where(scores < detector.offset_, -1, 1)),
+        "EER": equal_error_rate(labels, scores),
+    }
+
+
+def clear_report(folder: Path, *, only_check: bool = False, overwrite: bool = True) -> None:
+    """Remove an earlier report, and nothing else.
+
+    Parameters
+    ----------
+    folder : Path
+    only_check : bool, default=False
+        Say only whether it may be done.
+    overwrite : bool, default=True
+        Whether an earlier report may be removed.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else, or a report that may not be removed.
+    """
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    pictures = [path for path in there if path.name in (OVERLAYS, PHOTOGRAPHS) and path.is_dir()]
+    files = [path for path in there if path.name in _FILES and not path.is_dir()]
+    for path in pictures:
+        files += path.glob("[0-9]*_*.png")
+    foreign = [path for path in there if path not in pictures and path not in files]
+    if foreign:
+        raise FileExistsError(
+            f"--out {folder} holds {foreign[0].name}, which is not of a report: choose a new "
+            "folder."
+        )
+    if there and not overwrite:
+        raise FileExistsError(
+            f"--out {folder} holds a report already: choose a new folder, or add --overwrite."
+        )
+    for path in [] if only_check else files:
+        path.unlink()
+
+
+def write_overlays(detector: PatchDetector, summary: Summary, say: Callable[[str], None]) -> None:
+    """Write pictures of the most anomalous photographs, as they are and with their maps."""
+    readable = [photograph for photograph in summary.by_anomaly if photograph.is_readable]
+    wanted = summary.options.overlays
+    if wanted is None:
+        wanted = max(_MOST_ANOMALOUS, sum(photograph.is_flagged for photograph in readable))
+    chosen = readable[: min(wanted, len(readable))]
+    if chosen:
+        say(f"Drawing the {len(chosen)} most anomalous photographs ...")
+    for number, photograph in enumerate(chosen, start=1):
+        photograph.picture = f"{number:05d}_{photograph.path.stem[-_MOST_CHARACTERS:]}.png"
+    for batch in batches(detector, chosen):
+        images = read(detector, [photograph.path for photograph in batch])
+        maps = detector.anomaly_map(images)
+        painted = SimpleNamespace(anomaly_map=lambda _, maps=maps: maps)  # computed once
+        names = [photograph.picture.removesuffix(".png") for photograph in batch]
+        for folder, masks, alpha in (
+            (OVERLAYS, maps >= detector.mask_threshold_, 0.6),
+            (PHOTOGRAPHS, None, 0.0),
+        ):
+            AnomalyMapDisplay.save_overlays(
+                painted,
+                images,
+                summary.options.out / folder,
+                names,
+                masks=masks,
+                value_range=detector.map_range_,
+                alpha=alpha,
+            )
+
+
+def write_table(photographs: list[Photograph], path: Path) -> None:
+    """Write a CSV file, in the order of the files' names."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file)
+        table.writerow(_COLUMNS)
+        for found in photographs:
+            above = found.above_threshold if found.is_readable else None
+            overlay = f"{OVERLAYS}/{found.picture}" if found.picture else ""
+            table.writerow(
+                [found.name, found.score, found.p_value, found.verdict, above, overlay, found.note]
+            )
