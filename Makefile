@@ -12,7 +12,8 @@ TOOLS_OLDEST := hypothesis pandas polars pyarrow pytest sybil
 PUBLIC := $(addprefix sklearn_g2d/,_base.py avid/_detector.py g2d/_detector.py adapters.py \
           calibration.py export.py inspection.py metrics.py model_selection.py \
           persistence.py callbacks.py dask.py) \
-          $(wildcard $(addprefix sklearn_g2d/,datasets/*.py display/*.py features/*.py video/*.py))
+          $(wildcard $(addprefix sklearn_g2d/,datasets/*.py display/*.py features/*.py \
+          patches/*.py video/*.py))
 
 # Tests that between them use every dependency.
 OLDEST_TESTS := $(addprefix tests/test_,callbacks.py datasets.py display.py features.py \

@@ -4,5 +4,12 @@ from sklearn_g2d._version import __version__
 from sklearn_g2d.avid._detector import AVIDDetector
 from sklearn_g2d.calibration import ConformalDetector
 from sklearn_g2d.g2d._detector import G2DOutlierDetector
+from sklearn_g2d.patches._detector import PatchDetector
 
-__all__ = ["AVIDDetector", "ConformalDetector", "G2DOutlierDetector", "__version__"]
+__all__ = [
+    "AVIDDetector",
+    "ConformalDetector",
+    "G2DOutlierDetector",
+    "PatchDetector",
+    "__version__",
+]

@@ -9,9 +9,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_wine
 from threadpoolctl import threadpool_limits
+from torch import nn
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector
 from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
+from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, NetworkClassifier, WassersteinGAN
 
 WINE = np.tile(load_wine().data, (8, 1))  # enough of them to share between threads
@@ -44,6 +46,13 @@ CASES = {
     "AVID-table": (AVIDDetector(training=CellInpainting(max_steps=5)), WINE),
     "AVID-images": (AVIDDetector(**SMALL, precision="float32"), LARGE_DIGITS),
     "AVID-bfloat16": (AVIDDetector(**SMALL, precision="bfloat16"), LARGE_DIGITS),
+    "patches": (
+        PatchDetector(
+            features=PretrainedFeatures(nn.Conv2d(3, 6, 3, stride=4), image_size=32),
+            per_location=False,
+        ),
+        DIGITS,
+    ),
 }
 
 

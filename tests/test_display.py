@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
@@ -13,7 +14,7 @@ from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector, display
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector, display
 from sklearn_g2d.avid import CellInpainting
 from sklearn_g2d.display import (
     AnomalyMapDisplay,
@@ -24,6 +25,7 @@ from sklearn_g2d.display import (
     ScoreDistributionDisplay,
     SnapshotSamplesDisplay,
 )
+from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import equal_error_rate, outlier_roc_auc_score
 
@@ -565,6 +567,31 @@ def test_maps_of_images_by_hand(gray):
     assert [first.axes, second.axes] == list(shown.axes_[:, 3])
     assert shown.axes_[-1, -1].get_legend() is None
     assert shown.figure_ is shown.ax_.figure
+
+
+class WithoutInpainter(Mapper):
+    inpaint = property()  # which is no attribute
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_maps_of_a_detector_that_does_not_inpaint(gray, as_rows):
+    detector, X = WithoutInpainter(), gray
+    if as_rows:
+        detector, X = WithoutInpainter(image_shape=(1, 3, 4)), gray.reshape(2, -1)
+    shown = AnomalyMapDisplay.from_estimator(detector.fit(), X)
+    assert titles_of(shown) == ["image", "anomaly map", "predicted mask"]
+    np.testing.assert_allclose(data_of(shown.pictures_["image"]), gray[:, 0] / 200, rtol=1e-6)
+
+
+def test_maps_and_overlays_of_patches(tmp_path):
+    images = np.random.default_rng(0).integers(0, 99, size=(30, 1, 8, 8), dtype=np.uint8)
+    features = PretrainedFeatures(torch.nn.Conv2d(3, 4, 2, stride=2), image_size=8)
+    detector = PatchDetector(features=features, random_state=0).fit(images)
+    shown = AnomalyMapDisplay.from_estimator(detector, images[:2])
+    np.testing.assert_array_equal(data_of(shown.pictures_["map"]), detector.anomaly_map(images[:2]))
+    assert {p.get_clim() for p in shown.pictures_["map"]} == {detector.map_range_}
+    paths = AnomalyMapDisplay.save_overlays(detector, images, tmp_path, range(30))
+    assert read(paths[0]).shape == (8, 8, 3)
 
 
 def test_maps_share_one_scale_of_colours(gray):

@@ -12,10 +12,16 @@ import torch
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
+from torch import nn
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector
 from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
-from sklearn_g2d.features import GlobalMinMaxScaler, NeighborProfile, OrientedGradients
+from sklearn_g2d.features import (
+    GlobalMinMaxScaler,
+    NeighborProfile,
+    OrientedGradients,
+    PretrainedFeatures,
+)
 from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.video import ClipDetector, FramePatches, MotionChannels
 
@@ -35,6 +41,9 @@ OF_IMAGES = {
         random_state=0,
     ),
     "gradients": OrientedGradients(),
+    "patches": PatchDetector(
+        features=PretrainedFeatures(nn.Conv2d(3, 4, 3, stride=4), image_size=32), random_state=0
+    ),
 }
 OF_CLIPS = {
     "clips": ClipDetector(

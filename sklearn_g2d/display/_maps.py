@@ -105,8 +105,9 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
 
         Parameters
         ----------
-        estimator : AVIDDetector
-            Fitted, with ``anomaly_map``, ``predict_mask``, ``inpaint`` and ``map_range_``.
+        estimator : AVIDDetector or PatchDetector
+            Fitted, with ``anomaly_map``, ``predict_mask`` and ``map_range_``; with ``inpaint``, if
+            inpainted images are to be shown.
         X : array-like of shape (n_samples, channels, height, width) or (n_samples, n_features)
             At most 20 images, or rows of a table.
         masks : array-like of the shape of the maps, default=None
@@ -137,8 +138,9 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         inpainted: NDArray[Any] | None = None
         if image_shape is not None:
             _check_number(shape[0])  # before the detector starts to work
-            inpainted = np.reshape(estimator.inpaint(X), (-1, *image_shape))
-            images = np.reshape(np.asarray(X), inpainted.shape)
+            images = np.reshape(np.asarray(X), (-1, *image_shape))
+            if hasattr(estimator, "inpaint"):
+                inpainted = np.reshape(estimator.inpaint(X), images.shape)
         return cls.from_predictions(
             images,
             estimator.anomaly_map(X),
@@ -249,7 +251,7 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
 
         Parameters
         ----------
-        estimator : AVIDDetector
+        estimator : AVIDDetector or PatchDetector
             Fitted, or any detector with ``anomaly_map`` and, unless `value_range` is given,
             ``map_range_``.
         X : array-like of shape (n_samples, channels, height, width)
@@ -306,7 +308,7 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         if not hasattr(estimator, "anomaly_map"):
             raise TypeError(
                 f"{type(estimator).__name__} has no maps. Pass a detector that has the method "
-                "anomaly_map, such as AVIDDetector."
+                "anomaly_map, such as PatchDetector."
             )
         if value_range is None:
             check_is_fitted(estimator, "map_range_")

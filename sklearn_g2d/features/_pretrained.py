@@ -253,9 +253,9 @@ class PretrainedFeatures(ImageTransformer):
         ----------
         X : array-like, as for `fit`
 
-        Yields
-        ------
-        list of ndarray of shape (n_images, channels, height, width)
+        Returns
+        -------
+        iterator of list of ndarray of shape (n_images, channels, height, width)
             One for each of `layers`, of the next images; those of all batches make up `X`.
         """
         check_is_fitted(self)

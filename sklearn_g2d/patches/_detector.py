@@ -22,7 +22,7 @@ from sklearn_g2d.patches._neighbors import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.images import ImageShape, validate_images
-from sklearn_g2d.utils.mapped import NUMBERS, blocks, take
+from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
@@ -79,8 +79,10 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     top_fraction : float in (0, 1], default=0.005
         Fraction of an image's places, those with the highest anomaly, whose mean makes its score.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Fraction of the training images that `predict` flags. "auto" flags 5 % of new normal images,
-        by scores of training images that were held out.
+        Fraction of images like those of `fit` that `predict` flags: the threshold is a percentile
+        of the scores that the training images had when they were held out. Of the same images,
+        once all are known, fewer are flagged. "auto" flags 5 % of new normal images, and expects
+        that those of `fit` are normal.
     image_shape : tuple of int, default=None
         Channels, height and width of images given as rows of pixels. None expects arrays of shape
         (n_samples, channels, height, width).
@@ -219,13 +221,14 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         self.top_fraction_ = float(self.top_fraction)
         with single_thread():
             chosen = self._fit_features(rows, random_state)
-            rows, groups = take(rows, chosen), None if groups is None else groups[chosen]
+            if len(chosen) < len(rows):
+                rows, groups = take(rows, chosen), None if groups is None else groups[chosen]
             levels = [np.concatenate(maps) for maps in zip(*self._iter_levels(rows), strict=True)]
             folds = _folds(len(rows), groups, random_state)
             self.per_location_ = bool(self.per_location)
             if self.per_location == "auto":
                 self.per_location_ = own_place_is_nearer(levels, *folds[0], random_state)
-            self._shapes = [maps.shape[1:3] for maps in levels]
+            self._shapes = [maps.shape[1:] for maps in levels]
             held_out = self._fit_levels(levels, folds, estimator, random_state)
         self._set_thresholds(held_out, groups)
         return self
@@ -245,11 +248,12 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             never adjusted to an image, so that values of different images compare.
         """
         check_is_fitted(self)
+        grids = self._grids(self._validate(X, reset=False))
         down, across = (
             _interpolation(n_from, n_to)
-            for n_from, n_to in zip(self._shapes[0], self.image_shape_[1:], strict=True)
+            for n_from, n_to in zip(grids.shape[1:], self.image_shape_[1:], strict=True)
         )
-        return down @ self._grids(self._validate(X, reset=False)) @ across.T
+        return down @ grids @ across.T
 
     def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
         """Mark what is anomalous.
@@ -312,11 +316,6 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return self._combined(held_out)
 
     def _set_thresholds(self, held_out: Floats, groups: NDArray[Any] | None) -> None:
-        if not np.isfinite(held_out).all():
-            raise ValueError(
-                f"{self._source_of_scores()} gives places scores that are NaN or infinite. Choose "
-                "another estimator or features."
-            )
         low, high = np.quantile(held_out, _RANGE_QUANTILES)
         self.map_range_ = float(low), float(high)
         highest = held_out.max(axis=(1, 2))
@@ -334,40 +333,57 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             by_batch = self.features_.iter_levels(rows.reshape(-1, *self.image_shape_))
         else:
             by_batch = (
-                [self._checked_maps(self.features_.feature_maps(b.reshape(-1, *self.image_shape_)))]
+                [self._own_maps(as_known_dtype(b).reshape(-1, *self.image_shape_))]
                 for b in blocks(rows, _IMAGES_AT_ONCE)
             )
         for levels in by_batch:
+            if not all(np.isfinite(maps).all() for maps in levels):
+                raise ValueError(
+                    f"Maps of {type(self.features_).__name__} are NaN or infinite. Choose other "
+                    "features, or check what yours return."
+                )
             yield [np.ascontiguousarray(maps.transpose(0, 2, 3, 1)) for maps in levels]
 
-    def _checked_maps(self, maps: Any) -> NDArray[np.float32]:
-        maps = np.asarray(maps, dtype=np.float32)
-        if maps.ndim != 4:
+    def _own_maps(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        maps = np.asarray(self.features_.feature_maps(images), dtype=np.float32)
+        if maps.ndim != 4 or len(maps) != len(images) or not maps.size:
             raise ValueError(
                 f"feature_maps of {type(self.features_).__name__} gave an array of shape "
-                f"{maps.shape}. It must give maps of shape (n, channels, height, width)."
+                f"{maps.shape} for {len(images)} images. It must give maps of shape (n, channels, "
+                "height, width)."
             )
         return maps
 
     def _grids(self, rows: NDArray[Any]) -> Floats:
         """Say how anomalous the places of images are, in the grid of the first layer."""
+        grids = []
         with single_thread():
-            return np.concatenate(
-                [
-                    self._combined(
-                        [level.anomalies(m) for level, m in zip(self.levels_, maps, strict=True)]
+            for levels in self._iter_levels(rows):
+                shapes = [maps.shape[1:] for maps in levels]
+                if shapes != self._shapes:
+                    raise ValueError(
+                        f"{type(self.features_).__name__} gave maps of shapes {shapes} (height, "
+                        f"width, channels), but {self._shapes} in fit."
                     )
-                    for maps in self._iter_levels(rows)
-                ]
-            )
+                grids.append(
+                    self._combined(
+                        [a.anomalies(b) for a, b in zip(self.levels_, levels, strict=True)]
+                    )
+                )
+        return np.concatenate(grids)
 
     def _combined(self, anomalies: list[Floats]) -> Floats:
         """Average the layers' anomalies, in units of held-out images, in the first one's grid."""
         total = np.zeros(1)
+        if not all(np.isfinite(grid).all() for grid in anomalies):
+            raise ValueError(
+                f"{self._source_of_scores()} gives places scores that are NaN or infinite. Choose "
+                "another estimator or features."
+            )
         for grid, (mean, deviation) in zip(anomalies, self._units, strict=True):
             down, across = (
                 _interpolation(n_from, n_to)
-                for n_from, n_to in zip(grid.shape[1:], self._shapes[0], strict=True)
+                for n_from, n_to in zip(grid.shape[1:], self._shapes[0][:2], strict=True)
             )
             total = total + down @ ((grid - mean) / deviation) @ across.T
         return total / len(anomalies)

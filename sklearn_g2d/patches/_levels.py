@@ -50,6 +50,7 @@ class LevelDetector(BaseEstimator):
         self.estimator_: Any = None
         self.references_: Any = None
         if self.per_location and isinstance(self.estimator, PatchNeighbors):
+            self.estimator._validate_params()
             rows = (maps - self.center_).reshape(-1, n_features)
             matrix = whitening_matrix(rows, self.estimator.whitening)
             self.matrix_ = matrix.astype(np.float32)
@@ -98,14 +99,16 @@ def own_place_is_nearer(
     """Decide whether cells find nearer ones at their own place than among those of all places.
 
     Cells of the images `held_out` look for the nearest cell of the images `known`: at their place,
-    of which there are few, and among thousands drawn from all places. No label is needed.
+    of which there are few, and among many more drawn from all places. No label is needed.
     """
     ratios = []
     for maps in levels:
         cells = maps.reshape(len(maps), -1, maps.shape[-1])
         image = random_state.choice(held_out, _N_ASKED)
         place = random_state.randint(cells.shape[1], size=_N_ASKED)
-        others = random_state.permutation(len(known) * cells.shape[1])[:_N_ANSWERS]
+        n_all = len(known) * cells.shape[1]
+        # Among all cells are those of the own place: the nearest of all is never farther.
+        others = random_state.permutation(n_all)[: min(_N_ANSWERS, max(1, n_all // 10))]
         of_all = cells[known[others // cells.shape[1]], others % cells.shape[1]]
         asked = cells[image, place].astype(np.float64)
         anywhere = NeighborSearch(of_all.astype(np.float64)).nearest(asked, 1)[0].mean()

@@ -161,6 +161,7 @@ def _choose(rows: Floats, n: int) -> Floats:
     n_any = n - int(_COVERING * n)
     chosen = list(range(n_any))
     distances = np.full(len(rows), np.inf, dtype=np.float32)
+    distances[:n_any] = 0  # they are chosen already
     last = 0
     for _ in range(n - n_any):
         # Squared, less what rounding leaves; the farthest row from all that are chosen comes next.
