@@ -172,8 +172,8 @@ def auc_far_from_flaws(masks: NDArray, flawed: NDArray, flawless: NDArray) -> fl
     """
     far = np.array([ndimage.distance_transform_edt(~mask) > FAR for mask in masks])
     some = far.any(axis=(1, 2))
-    weights = far[some].reshape(some.sum(), -1) / far[some].sum(axis=(1, 2))[:, None]
-    own = np.sum(weights * flawed[some].reshape(weights.shape), axis=1)
+    weights = far.reshape(len(far), -1)[some] / far[some].sum(axis=(1, 2))[:, None]
+    own = np.sum(weights * flawed.reshape(len(far), -1)[some], axis=1)
     others = flawless.reshape(len(flawless), -1) @ weights.T
     return float(np.mean((others < own) + 0.5 * (others == own)))
 
@@ -285,19 +285,30 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
     return pd.concat(summaries)
 
 
-def picture(path: Path, flaws: Flaws) -> Callable[[str, NDArray], None]:
-    """Make a function that takes maps, and draws those of some detectors as soon as it has them."""
-    shown = first_of_each_kind(flaws)
-    kept: dict[str, NDArray] = {}
+class Picture:
+    """The maps that some detectors make of some images of a set.
 
-    def keep(name: str, maps: NDArray) -> None:
+    Parameters
+    ----------
+    path : Path
+        Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.maps: dict[str, NDArray] = {}
+
+    def keep(self, flaws: Flaws, name: str, maps: NDArray) -> None:
+        """Remember the maps of a detector."""
         if name in PICTURED:
-            kept[name] = maps[shown]
-            # A resumed run must not replace a picture by one of fewer detectors.
-            if PICTURED[0] in kept:
-                plot_maps(path, flaws.test[shown, 0], flaws.masks[shown], kept)
+            shown = first_of_each_kind(flaws)
+            self.images, self.masks = flaws.test[shown, 0], flaws.masks[shown]
+            self.maps[name] = maps[shown]
 
-    return keep
+    def draw(self) -> None:
+        """Draw, but not over the picture of a run before if that had more detectors."""
+        if PICTURED[0] in self.maps:
+            plot_maps(self.path, self.images, self.masks, self.maps)
 
 
 def main() -> None:
@@ -309,7 +320,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = choose(parser, args.detectors, detectors())
     cases: dict[str, Callable[[int], Flaws]] = {}
-    drawn = {}
+    pictures: dict[str, Picture] = {}
     for kind in args.sets:
         if kind == "tiles":
             archive = read_archive(args, parser, TILES)
@@ -319,16 +330,21 @@ def main() -> None:
             boards = np.unique(archive["group"])
             of_set = {f"{SETS[kind]} {b}": partial(split_board, archive, b) for b in boards}
         cases |= of_set
-        drawn[next(iter(of_set))] = args.output / f"{args.name}_{kind}_maps.png"
+        pictures[next(iter(of_set))] = Picture(args.output / f"{args.name}_{kind}_maps.png")
 
     def open_case(images: str, seed: int) -> Case:
         flaws = cases[images](seed)
-        draws = images in drawn and seed == args.seeds[0]
-        keep = picture(drawn[images], flaws) if draws else lambda name, maps: None
+
+        def keep(name: str, maps: NDArray) -> None:
+            if images in pictures and seed == args.seeds[0]:
+                pictures[images].keep(flaws, name, maps)
+
         facts = {"n_train": len(flaws.train), "n_test": len(flaws.test)}
         return Case(facts, lambda name: evaluate(name, chosen[name](seed), flaws, keep))
 
     results = run("images", cases, open_case, chosen, args)
+    for picture in pictures.values():
+        picture.draw()
     repeat = command(
         parser,
         args.name,
