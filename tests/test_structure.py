@@ -156,8 +156,8 @@ def test_the_package_does_not_grow_unnoticed():
     # 480 for explanations of rows, and a plot of them, 500 for thresholds that hold at every size,
     # 350 for PyOD both ways, 50 for AVID's tables,
     # 540 for features of pretrained networks, and 220 for their engines, precisions and devices,
-    # 570 for folders of images, read and written, 700 for patches of still images.
-    assert n_lines <= 16_200
+    # 570 for folders of images, read and written, 720 for patches of still images.
+    assert n_lines <= 16_220
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():
