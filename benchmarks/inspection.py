@@ -230,9 +230,9 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "threshold, which windows do not have. Pixel AUC and AUPRO tell flawed pixels from all "
         'others, at full resolution, without images whose flaw has an empty mask; "within an '
         'image" is the mean over flawed images of the AUC of their own pixels, which the light of '
-        "an image cannot change. AUC far from flaws is a control: it tells flawed images from "
-        f"flawless ones by the mean of the map where it is farther than {FAR} pixels from every "
-        "flaw, and by the mean over the same places of flawless images. At "
+        "an image cannot change. AUC far from flaws is a control on tiles: it tells flawed images "
+        f"from flawless ones by the mean of the map where it is farther than {FAR} pixels from "
+        "every flaw, and by the mean over the same places of flawless images. At "
         ".5 the flaws alone are detected. The more it differs, the more of the image AUC may come "
         "from something else that flawed images have in common, such as their light. **Bold** is "
         f"the best of a column. Seconds are of this run, {args.threads} threads, and compare only "
@@ -261,8 +261,10 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         if of_kind.empty:
             continue
         stem = f"{args.name}_{kind}"
-        of_kind = of_kind.reindex(columns=[*results, *(set(FIGURES) - set(results))])
-        summary = summarize(of_kind, FIGURES, by="images")
+        # What a twin of a template shows far from its flaws is chosen by where tracks are.
+        shown = {c: title for c, title in FIGURES.items() if kind == "tiles" or c != "auc_far"}
+        of_kind = of_kind.reindex(columns=[*results, *(set(shown) - set(results))])
+        summary = summarize(of_kind, shown, by="images")
         summaries[kind] = mark_best(summary, list(HIGHER.values()), list(LOWER.values()))
         plot_by_detector(
             args.output / f"{stem}.png", of_kind, "auc", "image AUC (bar: mean)", by="seed"

@@ -814,6 +814,8 @@ def test_inspection_command(tiles, boards, small_inspection, run_command, tmp_pa
         "inspection_boards_maps.png",
     }
     page = (folder / "inspection.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("|") and "AUPRO" in line]
+    assert ["AUC far from flaws" in line for line in headings] == [True, False]  # tiles, boards
     repeat = "`python -m benchmarks.inspection --data DIR --detectors PatchDetector"
     for text in ("| tiles ", "| boards ", "**", "| image AUC by kind of flaw", "fray", repeat):
         assert text in page
