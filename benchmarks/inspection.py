@@ -246,8 +246,9 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "covariance of that place; layers, scores and threshold are those of PatchDetector. All "
         "of these are told which photographs show the same tile (`groups`), as G2D and AVID "
         f'cannot be. "5-NN windows" is the mean distance from the {N_NEIGHBORS} nearest of '
-        f"{MAX_WINDOWS:,} random windows of the training images, between pixels, or between "
-        "gradients by orientation and mean intensities. "
+        f"{MAX_WINDOWS:,} random windows of the training images, a quarter of their size apart, "
+        "between pixels, or, half of their size apart, between gradients by orientation and mean "
+        "intensities. "
         '"AVID" is `AVIDDetector(random_state=seed)`; "I alone" and "D alone" are the maps of its '
         'inpainter and its detector. "G2D pretrained" is '
         "`G2DOutlierDetector(features=PretrainedFeatures(), random_state=seed)`, which judges "
