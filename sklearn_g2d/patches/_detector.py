@@ -305,7 +305,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         """Fit a detector for each layer; returns the grids of images that were held out."""
         self.levels_, self._units, held_out = [], [], []
         for maps in levels:
-            level = LevelDetector(estimator, self.per_location_)
+            level = self._level(estimator)
             anomalies = np.empty(maps.shape[:-1])
             for known, others in folds:
                 level.fit(maps[known], random_state)
@@ -314,6 +314,9 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             self._units.append((float(anomalies.mean()), float(anomalies.std()) or 1.0))
             held_out.append(anomalies)
         return self._combined(held_out)
+
+    def _level(self, estimator: Any) -> LevelDetector:
+        return LevelDetector(estimator, self.per_location_)
 
     def _set_thresholds(self, held_out: Floats, groups: NDArray[Any] | None) -> None:
         low, high = np.quantile(held_out, _RANGE_QUANTILES)
