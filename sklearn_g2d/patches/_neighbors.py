@@ -35,7 +35,8 @@ class PatchNeighbors(BaseEstimator):
         Rows that new ones are compared with. More of them know more rare normal rows, and take
         longer. Three quarters are chosen, by the greedy k-center algorithm [1]_, so that each of
         10,000 rows drawn from `fit` has one nearby; the others are drawn at random, so that what is
-        common is known best.
+        common is known best. Where a `PatchDetector` compares places with themselves, as many of
+        each place are drawn at random.
     whitening : float, default=0.1
         What is added to the variance in every direction before it is brought to 1, in units of the
         mean variance. Large values leave rows nearly as they are.
