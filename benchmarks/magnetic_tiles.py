@@ -60,12 +60,20 @@ class Flaws:
         True where a pixel is flawed.
     kinds : ndarray of shape (n_test,)
         Names of flaws, "" of an image without.
+    groups : ndarray of shape (n_train,), optional
+        Training images of one part have one value.
     """
 
     train: NDArray
     test: NDArray
     masks: NDArray
     kinds: NDArray
+    groups: NDArray | None = None
+
+    @property
+    def located(self) -> NDArray:
+        """Test images whose flaws are known by place: the masks of a few flawed ones are empty."""
+        return self.masks.any(axis=(1, 2)) | (self.kinds == "")
 
 
 def split_tiles(archive: dict[str, NDArray], seed: int) -> Flaws:
@@ -82,6 +90,7 @@ def split_tiles(archive: dict[str, NDArray], seed: int) -> Flaws:
         test=archive["images"][test, None],
         masks=archive["masks"][test],
         kinds=kinds[test],
+        groups=archive["group"][train],
     )
 
 
@@ -104,10 +113,14 @@ def detectors(steps: int | None) -> dict[str, Factory]:
 
 def figures(flaws: Flaws, maps: NDArray, anomaly: NDArray) -> dict[str, float]:
     """Figures of images, of pixels, and of the images of each kind of flaw."""
+    of_pixels = pixel_figures(flaws.masks[flaws.located], maps[flaws.located])
+    return image_figures(flaws, anomaly) | of_pixels
+
+
+def image_figures(flaws: Flaws, anomaly: NDArray) -> dict[str, float]:
+    """Figures of all images, and of the images of each kind of flaw."""
     is_flawed = flaws.kinds != ""
-    # The masks of a few flawed images are empty: nobody knows where their flaws are.
-    located = flaws.masks.any(axis=(1, 2)) | ~is_flawed
-    row = separation(is_flawed, anomaly) | pixel_figures(flaws.masks[located], maps[located])
+    row = separation(is_flawed, anomaly)
     for kind in np.unique(flaws.kinds[is_flawed]):
         one = ~is_flawed | (flaws.kinds == kind)
         row[f"auc_{kind}"] = separation(is_flawed[one], anomaly[one])["auc"]
@@ -132,12 +145,17 @@ def open_flaws(
     return Case({"n_train": len(flaws.train), "n_test": len(flaws.test)}, measure)
 
 
+def first_of_each_kind(flaws: Flaws) -> list[int]:
+    """Numbers of test images to show."""
+    kinds = np.unique(flaws.kinds)
+    return [int(np.flatnonzero(flaws.located & (flaws.kinds == kind))[0]) for kind in kinds]
+
+
 def draw(path: Path, flaws: Flaws, detector: Any) -> None:
     """Draw the first image of each kind that has a mask, and what the detector makes of it."""
     import matplotlib.pyplot as plt
 
-    located = (flaws.kinds == "") | flaws.masks.any(axis=(1, 2))
-    shown = [np.flatnonzero(located & (flaws.kinds == kind))[0] for kind in np.unique(flaws.kinds)]
+    shown = first_of_each_kind(flaws)
     display = AnomalyMapDisplay.from_estimator(
         detector, flaws.test[shown], masks=flaws.masks[shown]
     )

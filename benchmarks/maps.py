@@ -119,14 +119,14 @@ def window_baselines(region_size: int) -> dict[str, Factory]:
 
 
 def fit_maps(
-    name: str, detector: Any, train: NDArray, test: NDArray
+    name: str, detector: Any, train: NDArray, test: NDArray, **fit_params: Any
 ) -> Iterator[tuple[dict[str, Any], NDArray, str | None]]:
     """Fit once; for each kind of map give the start of a result row, the maps and their source.
 
     The source is None where a detector has one kind of map only.
     """
     start = time.perf_counter()
-    detector.fit(train)
+    detector.fit(train, **fit_params)
     fit_seconds = time.perf_counter() - start
     for suffix, source in AVID_MAPS.items() if name in AVID_NAMES else [("", None)]:
         start = time.perf_counter()

@@ -31,6 +31,16 @@ def summarize(results: pd.DataFrame, figures: dict[str, str], by: str = "table")
     return means.sort_values("rank")
 
 
+def mark_best(means: pd.DataFrame, higher: list[str], lower: list[str]) -> pd.DataFrame:
+    """Write figures in three digits, the best of these columns in bold; what is missing, as "-"."""
+    written = means.map(lambda value: "-" if pd.isna(value) else f"{value:.3f}")
+    for column in [*higher, *lower]:
+        best = means[column].max() if column in higher else means[column].min()
+        is_best = means[column].round(3) == round(best, 3)
+        written.loc[is_best, column] = "**" + written.loc[is_best, column] + "**"
+    return written
+
+
 def write_markdown(
     path: Path, title: str, paragraphs: list[str], tables: list[pd.DataFrame]
 ) -> None:
@@ -49,7 +59,7 @@ def plot_by_detector(
     by_table = results.groupby(["detector", by])[column].mean().unstack()
     by_table = by_table.loc[by_table.mean(axis=1).sort_values().index]
     figure, ax = plt.subplots(figsize=(8, 0.4 * len(by_table) + 1), layout="constrained")
-    ours = by_table.index.str.startswith(("G2D", "AVID"))
+    ours = by_table.index.str.startswith(("G2D", "AVID", "PatchDetector"))
     ax.barh(by_table.index, by_table.mean(axis=1), color=["C0" if o else "0.75" for o in ours])
     for position, (_, values) in enumerate(by_table.iterrows()):
         ax.plot(values, [position] * len(values), ".", color="black", alpha=0.35, markersize=4)

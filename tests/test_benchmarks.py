@@ -1,6 +1,7 @@
 """The benchmarks' protocol, signs and files, on data made here."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,13 @@ import pytest
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
+from torch import nn
 
 from benchmarks import caltech as caltech_benchmark
 from benchmarks import (
     cells,
     images,
+    inspection,
     magnetic_tiles,
     maps,
     outlier_share,
@@ -31,10 +34,12 @@ from benchmarks.map_baselines import (
     normalize_illumination,
     oriented_energies,
 )
-from benchmarks.report import summarize
+from benchmarks.report import mark_best, summarize
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.datasets import make_puzzles
+from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.metrics import outlier_roc_auc_score
+from sklearn_g2d.patches import PatchDetector
 
 
 @pytest.fixture
@@ -681,6 +686,162 @@ def test_magnetic_tiles_command(tiles, avid, run_command, tmp_path):
     assert "|   crack |   fray |" in page
     assert (tmp_path / "out" / "magnetic_tiles_maps.png").exists()
     run_command(magnetic_tiles, "--seeds", "0", "--detectors", "PCA windows")
+
+
+@pytest.fixture
+def boards(tmp_path):
+    """Two boards of 40 places; a template's corner is its place, a flaw is bright."""
+    rng = np.random.default_rng(0)
+    group, index = np.repeat([100, 200], 40), np.tile(np.arange(40), 2)
+    templates = rng.integers(100, size=(80, 32, 32), dtype=np.uint8)
+    templates[:, 0, 0], templates[:, 0, 1] = index, group
+    masks = np.zeros(templates.shape, dtype=bool)
+    masks[:, 10:20, 10:20] = True
+    tested = np.where(masks, templates + np.uint8(100), templates)
+    arrays = {"templates": templates, "tested": tested, "masks": masks}
+    arrays |= {"group": group, "index": index}
+    np.savez(tmp_path / "deep_pcb_320.npz", **arrays)
+    return arrays
+
+
+def test_boards_are_tested_on_twins_of_other_places(boards):
+    flaws = inspection.split_board(boards, 200, seed=0)
+    assert (flaws.train[:, 0, 0, 1] == 200).all()
+    assert (flaws.test[:, 0, 0, 1] == 200).all()
+    train, test = flaws.train[:, 0, 0, 0], flaws.test[:, 0, 0, 0]
+    assert len(train) == 24  # three fifths
+    np.testing.assert_array_equal(np.sort([*train, *test[:16]]), np.arange(40))
+    np.testing.assert_array_equal(test[:16], test[16:])
+    flawless, flawed = flaws.test[:16, 0], flaws.test[16:, 0]
+    np.testing.assert_array_equal(flaws.masks[16:], flawed.astype(int) - flawless == 100)
+    assert not flaws.masks[:16].any()
+    np.testing.assert_array_equal(flaws.kinds != "", np.arange(32) >= 16)
+    assert set(train) != set(inspection.split_board(boards, 200, seed=1).train[:, 0, 0, 0])
+
+
+def test_what_is_far_from_flaws_is_compared_place_by_place():
+    masks = np.zeros((2, 8, 80), dtype=bool)
+    masks[0, :, 0] = masks[1, :, 79] = True
+    # Every image rises to the right; far from its flaw one is above half of the flawless ones, the
+    # other is above all of them.
+    slope = np.broadcast_to(np.linspace(0, 100, 80), (8, 80))
+    flawed = np.array([slope + 0.5, slope + 2])
+    flawed[masks] = 1000
+    auc = inspection.auc_far_from_flaws(masks, flawed, np.array([slope, slope + 1]))
+    assert auc == 0.75
+    assert inspection.auc_far_from_flaws(masks[:1], flawed[:1], slope[None] + 0.5) == 0.5
+
+
+def test_figures_within_images_do_not_see_their_light(tiles, monkeypatch):
+    monkeypatch.setattr(inspection, "FAR", 4)
+    flaws = magnetic_tiles.split_tiles(tiles, seed=0)
+    light = np.arange(len(flaws.test))[:, None, None]
+    figures = inspection.map_figures(flaws, 10.0 * light + flaws.masks)
+    assert figures["pixel_auc_within"] == 1
+    assert figures["pixel_auc"] < 0.99
+
+
+def test_gaussians_of_places_are_mahalanobis_distances():
+    rng = np.random.default_rng(0)
+    maps_ = rng.normal(size=(30, 2, 3, 4)).astype(np.float32) * [1, 2, 3, 9]
+    maps_ += rng.normal(size=(2, 3, 4)) * 100
+    level = inspection.GaussianLevel().fit(maps_[:20], None)
+    judged = level.anomalies(maps_[20:])
+    rows = maps_[:20, 1, 2]
+    covariance = np.cov(rows.T, bias=True)
+    covariance += inspection.RIDGE * np.trace(covariance) / 4 * np.eye(4)
+    differences = maps_[20:, 1, 2] - rows.mean(axis=0)
+    squared = np.sum(differences @ np.linalg.inv(covariance) * differences, axis=1)
+    np.testing.assert_allclose(judged[:, 1, 2], np.sqrt(squared), rtol=1e-5)
+
+
+def test_a_coreset_is_a_fraction_of_all_cells():
+    maps_ = np.random.default_rng(0).normal(size=(10, 5, 8, 3)).astype(np.float32)
+    level = inspection.CoresetLevel(0.1).fit(maps_, np.random.RandomState(0))
+    n_references = len(level.estimator_.references_)
+    assert 35 <= n_references <= 40  # a cell that is chosen twice counts once
+    judged = level.anomalies(maps_)
+    assert judged.shape == (10, 5, 8)
+    assert np.isclose(judged, 0, atol=1e-6).sum() == n_references
+
+
+@pytest.fixture
+def small_inspection(avid, monkeypatch):
+    """The detectors, with a network that needs no weights."""
+    features = PretrainedFeatures(nn.Conv2d(3, 4, 3, stride=8, padding=1))
+    monkeypatch.setattr(inspection, "AVIDDetector", FakeAVID)
+    monkeypatch.setattr(inspection, "FAR", 4)
+    factories = inspection.detectors()
+
+    def make(name, seed):
+        detector = factories[name](seed)
+        ours = isinstance(detector, (PatchDetector, G2DOutlierDetector))
+        return detector.set_params(features=features) if ours else detector
+
+    monkeypatch.setattr(
+        inspection, "detectors", lambda: {name: partial(make, name) for name in factories}
+    )
+
+
+def test_detectors_of_flaws_get_their_seeds(small_inspection):
+    for name, make in inspection.detectors().items():
+        detector = make(5)
+        params = getattr(detector, "params", None) or vars(detector)
+        assert params.get("random_state", params.get("seed")) == 5, name
+        if isinstance(detector, PatchDetector):
+            detector._validate_params()
+
+
+@pytest.mark.filterwarnings("ignore:false_alarm_rate")  # of few tiles
+def test_inspection_command(tiles, boards, small_inspection, run_command, tmp_path, capsys):
+    names = ["PatchDetector", "5-NN windows of 8, gradients", "AVID"]
+    results = run_command(inspection, "--seeds", "0", "--detectors", *names)
+    assert results.images.value_counts().to_dict() == {
+        case: len(names) + 2 for case in ("magnetic tiles", "board 100", "board 200")
+    }
+    of_maps = ["auc", "eer", "pixel_auc", "pixel_auc_within", "aupro"]
+    assert results[of_maps].notna().all(axis=None)
+    results = results.set_index("detector")
+    # The flaws are bright, and nothing else tells one image from another.
+    assert (results.loc[["PatchDetector", "AVID"], "pixel_auc_within"] > 0.9).all()
+    assert results.loc["PatchDetector", ["f1", "false_alarms"]].notna().all(axis=None)
+    assert results.loc["5-NN windows of 8, gradients", ["f1", "false_alarms"]].isna().all(axis=None)
+    folder = tmp_path / "out"
+    assert {path.name for path in folder.iterdir()} == {
+        "inspection.csv",
+        "inspection.md",
+        *(f"inspection_{of}" for of in ("tiles.png", "boards.png", "tiles_maps.png")),
+        "inspection_boards_maps.png",
+    }
+    page = (folder / "inspection.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("|") and "AUPRO" in line]
+    assert ["AUC far from flaws" in line for line in headings] == [True, False]  # tiles, boards
+    repeat = "`python -m benchmarks.inspection --data DIR --detectors PatchDetector"
+    for text in ("| tiles ", "| boards ", "**", "| image AUC by kind of flaw", "fray", repeat):
+        assert text in page
+    assert str(tmp_path) not in page
+    # Whole images have no map; a resumed run keeps the picture that it has.
+    (folder / "inspection_boards_maps.png").write_bytes(b"kept")
+    options = ["--seeds", "0", "--sets", "boards", "--resume"]
+    results = run_command(
+        inspection, *options, "--detectors", "Gaussian per place", "G2D pretrained"
+    )
+    assert len(results) == 3 * (len(names) + 2) + 2 * 2
+    whole = results[results.detector == "G2D pretrained"]
+    assert whole[["auc", "f1", "fit_seconds", "map_milliseconds"]].notna().all(axis=None)
+    assert whole.pixel_auc.isna().all()
+    assert (folder / "inspection_boards_maps.png").read_bytes() == b"kept"
+    assert "G2D pretrained" in capsys.readouterr().out
+
+
+def test_the_best_is_marked_whoever_it_is():
+    means = pd.DataFrame(
+        {"auc": [0.9, 0.91234, 0.9119], "s": [3.0, 2, np.nan], "n": [1.0, 2, 3]}, index=list("abc")
+    )
+    marked = mark_best(means, ["auc"], ["s"])
+    assert marked.auc.tolist() == ["0.900", "**0.912**", "**0.912**"]
+    assert marked.s.tolist() == ["3.000", "**2.000**", "-"]
+    assert marked.n.tolist() == ["1.000", "2.000", "3.000"]
 
 
 def test_replaced_cells():

@@ -305,7 +305,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         """Fit a detector for each layer; returns the grids of images that were held out."""
         self.levels_, self._units, held_out = [], [], []
         for maps in levels:
-            level = LevelDetector(estimator, self.per_location_)
+            level = self._level(estimator)
             anomalies = np.empty(maps.shape[:-1])
             for known, others in folds:
                 level.fit(maps[known], random_state)
@@ -314,6 +314,9 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             self._units.append((float(anomalies.mean()), float(anomalies.std()) or 1.0))
             held_out.append(anomalies)
         return self._combined(held_out)
+
+    def _level(self, estimator: Any) -> LevelDetector:
+        return LevelDetector(estimator, self.per_location_)
 
     def _set_thresholds(self, held_out: Floats, groups: NDArray[Any] | None) -> None:
         low, high = np.quantile(held_out, _RANGE_QUANTILES)
@@ -355,7 +358,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return maps
 
     def _grids(self, rows: NDArray[Any]) -> Floats:
-        """Say how anomalous the places of images are, in the grid of the first layer."""
+        """Say how anomalous the places of images are, in the grid of the finest layer."""
         grids = []
         with single_thread():
             for levels in self._iter_levels(rows):
@@ -373,7 +376,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return np.concatenate(grids)
 
     def _combined(self, anomalies: list[Floats]) -> Floats:
-        """Average the layers' anomalies, in units of held-out images, in the first one's grid."""
+        """Average the layers' anomalies, in units of held-out images, in the finest grid."""
         total = np.zeros(1)
         if not all(np.isfinite(grid).all() for grid in anomalies):
             raise ValueError(
@@ -383,10 +386,16 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         for grid, (mean, deviation) in zip(anomalies, self._units, strict=True):
             down, across = (
                 _interpolation(n_from, n_to)
-                for n_from, n_to in zip(grid.shape[1:], self._shapes[0][:2], strict=True)
+                for n_from, n_to in zip(grid.shape[1:], self._grid_shape, strict=True)
             )
             total = total + down @ ((grid - mean) / deviation) @ across.T
         return total / len(anomalies)
+
+    @property
+    def _grid_shape(self) -> tuple[int, int]:
+        """Give height and width of the finest layer's maps, in which all are averaged."""
+        height, width, _ = max(self._shapes)
+        return height, width
 
     def _pool(self, grids: Floats) -> Floats:
         cells = grids.reshape(len(grids), -1)

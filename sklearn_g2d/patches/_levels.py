@@ -55,7 +55,8 @@ class LevelDetector(BaseEstimator):
             matrix = whitening_matrix(rows, self.estimator.whitening)
             self.matrix_ = matrix.astype(np.float32)
             by_place = (rows @ self.matrix_).reshape(len(maps), -1, n_features)
-            self.references_ = np.ascontiguousarray(by_place.transpose(1, 0, 2))
+            chosen = random_state.permutation(len(maps))[: self.estimator.n_references]
+            self.references_ = np.ascontiguousarray(by_place[np.sort(chosen)].transpose(1, 0, 2))
             return self
         n_cells = maps[..., 0].size
         chosen = random_state.permutation(n_cells)[:_MAX_ROWS]

@@ -35,7 +35,8 @@ class PatchNeighbors(BaseEstimator):
         Rows that new ones are compared with. More of them know more rare normal rows, and take
         longer. Three quarters are chosen, by the greedy k-center algorithm [1]_, so that each of
         10,000 rows drawn from `fit` has one nearby; the others are drawn at random, so that what is
-        common is known best.
+        common is known best. Where a `PatchDetector` compares places with themselves, as many of
+        each place are drawn at random.
     whitening : float, default=0.1
         What is added to the variance in every direction before it is brought to 1, in units of the
         mean variance. Large values leave rows nearly as they are.
@@ -160,14 +161,13 @@ def _choose(rows: Floats, n: int) -> Floats:
     lengths = np.einsum("ij,ij->i", centred, centred)
     n_any = n - int(_COVERING * n)
     chosen = list(range(n_any))
-    distances = np.full(len(rows), np.inf, dtype=np.float32)
-    distances[:n_any] = 0  # they are chosen already
-    last = 0
+    # Squared distances from the nearest that is chosen; those chosen are not asked again.
+    distances = (lengths[:, None] + lengths[:n_any] - 2 * centred @ centred[:n_any].T).min(axis=1)
+    distances[:n_any] = -1
     for _ in range(n - n_any):
-        # Squared, less what rounding leaves; the farthest row from all that are chosen comes next.
-        np.minimum(
-            distances, lengths + (lengths[last] - 2 * centred @ centred[last]), out=distances
-        )
-        last = int(distances.argmax())
-        chosen.append(last)
-    return rows[np.unique(chosen)]
+        farthest = int(distances.argmax())
+        chosen.append(farthest)
+        squared = lengths + lengths[farthest] - 2 * centred @ centred[farthest]
+        np.minimum(distances, squared, out=distances)
+        distances[farthest] = -1
+    return rows[np.sort(chosen)]
