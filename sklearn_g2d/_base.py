@@ -80,7 +80,7 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         Returns
         -------
         ndarray of shape (n_samples,)
-            float64, in the units of the detector's logits.
+            float64, in the detector's own units.
 
         Raises
         ------
