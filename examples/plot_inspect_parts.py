@@ -25,9 +25,9 @@ from sklearn.datasets import load_sample_image
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
+from sklearn_g2d import PatchDetector
 from sklearn_g2d.display import AnomalyMapDisplay
 from sklearn_g2d.metrics import outlier_roc_auc_score
-from sklearn_g2d.patches import PatchDetector
 
 photograph = load_sample_image("flower.jpg").astype(float).transpose(2, 0, 1)
 size = 128
