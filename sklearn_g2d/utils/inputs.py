@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
+from sklearn.utils import Bunch
 from sklearn.utils.validation import validate_data
 
 from sklearn_g2d.utils.mapped import blocks, check_finite
@@ -73,6 +74,8 @@ def plain(X: Any, name: str = "X") -> Any:
         )
     if isinstance(X, dict | set | frozenset | Iterator) or X is None:
         rows = f"pandas.DataFrame({name})" if isinstance(X, dict) else "a list of rows or an array"
+        if isinstance(X, Bunch) and "images" in X:
+            rows = f"{name}.images"
         raise TypeError(f"{name} is of type {kind}: pass {rows}.")
     found = _trouble(X)
     if found is not None:
