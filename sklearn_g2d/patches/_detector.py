@@ -74,8 +74,8 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     per_location : "auto" or bool, default="auto"
         Whether a place is compared only with the same place in other images, as makes sense where
         all show a part in one position. "auto" asks the training images, whose labels it does not
-        need: True if places of held-out images find a clearly nearer row at their own place than among
-        thousands from other places. See `per_location_`.
+        need: True if places of held-out images find a clearly nearer row at their own place than
+        among thousands from other places. See `per_location_`.
     top_fraction : float in (0, 1], default=0.005
         Fraction of an image's places, those with the highest anomaly, whose mean makes its score.
     contamination : "auto" or float in (0, 0.5], default="auto"
