@@ -191,15 +191,15 @@ def evaluate(
         fitted = time.perf_counter()
         scores = detector.score_samples(flaws.test)
         milliseconds = 1000 * (time.perf_counter() - fitted) / len(scores)
-        row = {"fit_seconds": fitted - start, "map_milliseconds": milliseconds}
+        row: dict[str, Any] = {"fit_seconds": fitted - start, "map_milliseconds": milliseconds}
         return [row | judged(flaws, -scores, detector.offset_)]
     rows = []
-    for row, maps, source in fit_maps(name, detector, flaws.train, flaws.test, **given):
+    for head, maps, source in fit_maps(name, detector, flaws.train, flaws.test, **given):
         anomaly = image_anomaly(detector, flaws.test, maps, source)
         # Baselines have no threshold, and one is for both maps of AVID together.
         offset = getattr(detector, "offset_", None) if source in (None, "combined") else None
-        rows.append(row | judged(flaws, anomaly, offset) | map_figures(flaws, maps))
-        keep(row["detector"], maps)
+        rows.append(head | judged(flaws, anomaly, offset) | map_figures(flaws, maps))
+        keep(head["detector"], maps)
     return rows
 
 
