@@ -680,3 +680,12 @@ def test_a_margin_hides_the_edge_of_an_image(make):
     np.testing.assert_allclose(hidden[..., 16, 16], plain[..., 16, 16], atol=1e-5)
     with pytest.raises(ValueError, match="margin=128 must be smaller than the images"):
         PretrainedFeatures(network, margin=128).fit(flat)
+
+
+def test_images_in_other_units_are_warned_of(images, make, recwarn):
+    features = make("own").fit(images)
+    features.transform(images.astype(np.float64))
+    assert not recwarn
+    for other in (images / 255, images.astype(np.uint16) * 257):
+        with pytest.warns(UserWarning, match="but fit was given uint8 from 0 to 255: pass images"):
+            features.transform(other)

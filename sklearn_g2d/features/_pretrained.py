@@ -32,6 +32,7 @@ from sklearn_g2d.training.runtime import resolve_device, single_thread
 from sklearn_g2d.utils.arrays import Floats, float32, float64
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks
 from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_caller
 
 logger = logging.getLogger("sklearn_g2d")
 
@@ -177,6 +178,7 @@ class PretrainedFeatures(ImageTransformer):
         self._choose_engine()
         self.normalize_ = bool(self.normalize)
         self.intensity_range_ = (0.0, 255.0) if X.dtype == np.uint8 else _range(X)
+        self._dtype = X.dtype.name
         network, self._standards = build(self.model, self.layers)
         self.network_ = network.eval().requires_grad_(False)
         self.weights_sha256_ = digest_of(network)
@@ -292,6 +294,8 @@ class PretrainedFeatures(ImageTransformer):
         n_at_once = max(1, _BATCH_PIXELS["cpu" if device.type == "cpu" else "gpu"] // pixels)
         engine, n_done, told = self._engine(device, n_at_once), 0, time.monotonic()
         for block in blocks(rows, n_at_once):
+            if n_done == 0 and block.dtype != self._dtype:
+                self._compare_units(block)
             batch = slice(n_done, n_done + len(block))
             # Always one number of images, which decides on last digits.
             filled = np.pad(as_known_dtype(block), ((0, n_at_once - len(block)), (0, 0)))
@@ -301,6 +305,17 @@ class PretrainedFeatures(ImageTransformer):
             if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
                 told = time.monotonic()
                 logger.info("PretrainedFeatures: %d of %d images", n_done, len(rows))
+
+    def _compare_units(self, block: NDArray[Any]) -> None:
+        """Warn if numbers of another type than in `fit` cannot be of the same units."""
+        (low, high), (least, most) = self.intensity_range_, (float(block.min()), float(block.max()))
+        if max(abs(least), abs(most)) > 10 * max(abs(low), abs(high)) or (
+            most - least < (high - low) / 100
+        ):
+            warn_caller(
+                f"X is of {block.dtype} from {least:.3g} to {most:.3g}, but fit was given "
+                f"{self._dtype} from {low:.3g} to {high:.3g}: pass images in the same units."
+            )
 
     @property
     def _seen_size(self) -> tuple[int, int]:
