@@ -1,6 +1,7 @@
 """The command that inspects folders of photographs: verdicts, files, page, messages."""
 
 import csv
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -225,6 +226,27 @@ def test_unreadable_photographs_count_as_flagged(folders, inspect, capsys):
     for row in before:
         if row["file"] != ODD_NAME:
             assert rows[row["file"]]["score"] == row["score"]
+
+
+def test_pipes_devices_and_locked_folders(folders, inspect, refused, monkeypatch):
+    os.mkfifo(folders / "new" / "pipe.png")
+    (folders / "new" / "zero.png").symlink_to("/dev/zero")
+    assert inspect() == 1
+    rows = {row["file"]: row for row in rows_of(folders / "report" / "scores.csv")}
+    for name in ("pipe.png", "zero.png"):
+        assert rows[name]["verdict"] == "unreadable"
+        assert "is a pipe or a device" in rows[name]["note"]
+    (folders / "good" / "zero.png").symlink_to("/dev/zero")
+    assert "zero.png is a pipe or a device" in refused("good new --out report --overwrite")
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert refused("good new --out two") == "Error: new/sub: Permission denied."
 
 
 def test_files_of_other_kinds_are_named(folders, inspect, capsys):

@@ -25,7 +25,7 @@ from sklearn_g2d._inspect._results import (
 )
 from sklearn_g2d._inspect._scoring import check_intensities, duration, score
 from sklearn_g2d.datasets import load_images
-from sklearn_g2d.datasets._images import find_images
+from sklearn_g2d.datasets._images import find_images, visible_files
 from sklearn_g2d.patches import PatchDetector
 
 _USAGE = """
@@ -307,12 +307,7 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
 
 def _passed_over(folder: Path, found: list[Path]) -> str:
     """Name the endings of files that are not taken for photographs, if there are any."""
-    others = [
-        path
-        for path in sorted(set(folder.rglob("*")) - set(found))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    others = set(visible_files(folder)) - set(found)
     if not others:
         return ""
     endings = ", ".join(sorted({path.suffix or path.name for path in others}))

@@ -75,7 +75,8 @@ def load_images(
     ImportError
         If Pillow is not installed.
     OSError
-        If a file or folder is not there, or cannot be opened or written.
+        If a file or folder, also one within `folder`, is not there, or cannot be opened or
+        written.
     TypeError
         If `folder` is neither a path nor a list of paths.
     ValueError
@@ -162,19 +163,25 @@ def find_images(folder: Any) -> list[Path]:
         raise FileNotFoundError(f"There is no folder {root}.")
     if not root.is_dir():
         raise ValueError(f"{root} is a file. Pass its folder, or a list of files.")
-    paths = [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and not path.is_dir()
-    ]
+    paths = [path for path in visible_files(root) if path.suffix.lower() in _SUFFIXES]
     if not paths:
         raise ValueError(
             f"{root} and its sub-folders hold no images. Files that end in {', '.join(_SUFFIXES)} "
             "are looked for; hidden ones are passed over."
         )
     return paths
+
+
+def visible_files(root: Path) -> list[Path]:
+    # Gives all that is in a folder and its sub-folders, or raises OSError for one that is locked.
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(paths)
 
 
 def _read_all(paths: list[Path], size: Size, channels: int) -> Generator[NDArray[Any], None, None]:
@@ -222,6 +229,8 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Pass it alone, not in a list, or list its images.")
+    if path.exists() and not path.is_file():  # reading it might never end
+        raise ValueError(f"{path} is a pipe or a device, not a file. Leave it out.")
     content = path.read_bytes()
     problem: str | None
     try:
