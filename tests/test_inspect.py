@@ -329,6 +329,16 @@ def test_an_earlier_report_is_replaced_and_nothing_else(folders, inspect, refuse
     assert (folders / "report" / "letter.txt").read_text() == "mine"
 
 
+def test_only_a_model_is_replaced(folders, inspect, refused, monkeypatch):
+    photograph(folders / "a.png", np.random.default_rng(0))
+    before = (folders / "a.png").read_bytes()
+    assert "is there already" in refused("good new --out report --save a.png")
+    assert "holds no model" in refused("good new --out report --save a.png --overwrite")
+    assert (folders / "a.png").read_bytes() == before
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    assert "--save m cannot be written" in refused("good new --out report --save m")
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -349,7 +359,11 @@ def test_an_earlier_report_is_replaced_and_nothing_else(folders, inspect, refuse
         ("good new --out good", "--out good and GOOD_FOLDER lie one inside the other"),
         ("good good/. --out report", "GOOD_FOLDER and NEW_FOLDER lie one inside the other"),
         ("good new --out report --save no/model", "--save no/model must be the name of a file"),
-        ("good new --out report --save good/000.png", "is there already"),
+        ("good new --out report --save good/000.png", "lies in GOOD_FOLDER"),
+        ("good new --out report --save new/m --overwrite", "--save new/m lies in NEW_FOLDER"),
+        ("good new --out report --known-bad bad --save bad/m", "lies in --known-bad"),
+        ("good new --out report --save report/index.html", "lies in --out"),
+        ("good new --out report --save .", "must be the name of a file"),
     ],
 )
 def test_wrong_usage(refused, command, message):
@@ -387,6 +401,8 @@ def test_a_saved_model_needs_no_options(folders, inspect, capsys, monkeypatch):
     for path in [*folders.glob("good/*.png")][10:]:
         path.unlink()
     assert inspect("good new --out one --size 32 --channels 1 --false-alarms .1 --save m") == 1
+    save_again = "good new --out one --size 32 --channels 1 --false-alarms .1 --save m --overwrite"
+    assert inspect(save_again) == 1
     assert inspect("new --out two --model m") == 1
     rows = rows_of(folders / "one" / "scores.csv")
     assert rows_of(folders / "two" / "scores.csv") == rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import re
 import sys
 import time
@@ -27,6 +28,7 @@ from sklearn_g2d._inspect._scoring import check_intensities, duration, score
 from sklearn_g2d.datasets import load_images
 from sklearn_g2d.datasets._images import find_images, visible_files
 from sklearn_g2d.patches import PatchDetector
+from sklearn_g2d.persistence import is_saved
 
 _USAGE = """
   python -m sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT [--save MODEL] [options]
@@ -254,6 +256,7 @@ def _check_places(options: argparse.Namespace) -> None:
                 f"--out {options.out} and {name} lie one inside the other, so that pictures of the "
                 "report could be taken for photographs: choose a folder elsewhere."
             )
+    every = dict(read)
     good = read.pop("GOOD_FOLDER", None)
     for name, folder in read.items():
         if good and (good.is_relative_to(folder) or folder.is_relative_to(good)):
@@ -265,15 +268,25 @@ def _check_places(options: argparse.Namespace) -> None:
         raise FileExistsError(f"--out {options.out} is a file: choose another name.")
     clear_report(options.out, only_check=True, overwrite=options.overwrite)
     if options.save:
-        if options.save.is_dir() or not options.save.resolve().parent.is_dir():
-            raise FileNotFoundError(
-                f"--save {options.save} must be the name of a file in a folder that is there."
-            )
-        if options.save.exists() and not options.overwrite:
-            raise FileExistsError(
-                f"--save {options.save} is there already: choose another name, or add --overwrite."
-            )
+        _check_save(options, {**every, "--out": out})
     options.out.mkdir(parents=True, exist_ok=True)  # also says early that it cannot be written
+
+
+def _check_save(options: argparse.Namespace, folders: dict[str, Path]) -> None:
+    shown, path = f"--save {options.save}", options.save.resolve()
+    for name, folder in folders.items():
+        if path.is_relative_to(folder):
+            raise ValueError(f"{shown} lies in {name}: choose a place elsewhere.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileNotFoundError(f"{shown} must be the name of a file in a folder that is there.")
+    if path.exists() and not options.overwrite:
+        raise FileExistsError(f"{shown} is there already: choose another name, or add --overwrite.")
+    if path.exists() and not is_saved(path):
+        raise FileExistsError(
+            f"{shown} is there and holds no model, so that it is not replaced: choose another name."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{shown} cannot be written: {path.parent} permits no new files.")
 
 
 def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
