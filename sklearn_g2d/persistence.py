@@ -233,9 +233,11 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
 
 def is_saved(path: Path) -> bool:
     # Says whether a file looks as if `save` had written it.
+    if not path.is_file():  # but a pipe
+        return False
     try:
         with ZipFile(path) as archive:
-            return path.is_file() and _ABOUT in archive.namelist()
+            return _ABOUT in archive.namelist()
     except (OSError, BadZipFile):
         return False
 

@@ -3,7 +3,10 @@
 import csv
 import os
 import re
+import signal
 import sys
+import tempfile
+import time
 from html.parser import HTMLParser
 from shutil import copyfile
 from urllib.parse import unquote
@@ -377,6 +380,28 @@ def test_good_photographs_must_be_readable_and_alike(folders, refused):
     assert "pass --size 256x256" in message
     (folders / "good" / "wide.png").write_bytes(b"no picture")
     assert "wide.png is empty, damaged" in refused("good new --out report")
+
+
+def test_sigterm_leaves_no_temporary_files(folders, inspect, capsys, monkeypatch):
+    (folders / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folders / "temporary"))
+    seen = []
+
+    def killed(*_, **__):
+        seen.extend((folders / "temporary").glob("*/good.npy"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(PatchDetector, "fit", killed)
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert inspect() == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert len(seen) == 1
+    assert not list((folders / "temporary").iterdir())
+    assert capsys.readouterr().err.endswith("Terminated. The report is not complete.\n")
 
 
 def test_what_is_not_installed(refused, monkeypatch):

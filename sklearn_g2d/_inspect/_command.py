@@ -7,7 +7,9 @@ import importlib.util
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -62,18 +64,44 @@ def main(arguments: list[str]) -> int:
     Returns
     -------
     int
-        Exit status: 0 if nothing is flagged, 1 if something is, 2 after an error.
+        Exit status: 0 if nothing is flagged, 1 if something is, 2 after an error; 130 and 143
+        after SIGINT and SIGTERM.
     """
     options = _parse(arguments)
     try:
-        with _short_warnings():
+        with _short_warnings(), _stopped_by_sigterm():
             return _inspect(options)
+    except _Terminated:
+        print("Terminated. The report is not complete.", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("Interrupted. The report is not complete.", file=sys.stderr)
         return 130
     except Exception as error:  # a traceback would end with status 1, "something is flagged"
         print(f"Error: {_message(error)}", file=sys.stderr)
         return 2
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise, so that temporary files are removed; only a main thread may do so."""
+
+    def stop(*_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until all is removed
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 class _Parser(argparse.ArgumentParser):
