@@ -220,7 +220,10 @@ def test_unreadable_photographs_count_as_flagged(folders, inspect, capsys):
     Image.fromarray(np.zeros((32, 32), np.uint16)).save(folders / "new" / "deep.png")
     capsys.readouterr()
     assert inspect("good new --out report --overwrite") == 1
-    assert "2 of 5 photographs are flagged, 2 of them because" in capsys.readouterr().out
+    assert (
+        "2 of 5 photographs are flagged; files among them that cannot be read: 2"
+        in capsys.readouterr().out
+    )
     rows = {row["file"]: row for row in rows_of(folders / "report" / "scores.csv")}
     for name, note in (("cut.png", "cut short"), ("deep.png", "has 16 bits")):
         assert (rows[name]["verdict"], rows[name]["score"]) == ("unreadable", "")
@@ -253,13 +256,32 @@ def test_pipes_devices_and_locked_folders(folders, inspect, refused, monkeypatch
 
 
 def test_files_of_other_kinds_are_named(folders, inspect, capsys):
-    for name in ("c.heic", "sub/d.HEIC", ".hidden"):
+    for name in ("c.txt", "sub/d.TXT", ".hidden"):
         (folders / "new" / name).write_bytes(b"")
-    inspect()
-    expected = "not judged, because their names end in another way than those of photographs: 2 ("
-    assert expected in capsys.readouterr().err
+    (folders / "new" / ODD_NAME).unlink()
+    assert inspect() == 0
+    expected = "not read, because their names end in another way than those of photographs: 2 ("
+    out, err = capsys.readouterr()
+    assert "flagged; files not judged, because of their endings: 2. Report" in out
+    assert expected in err
     assert expected in Page(folders / "report" / "index.html").text
-    assert len(rows_of(folders / "report" / "scores.csv")) == 4
+    assert len(rows_of(folders / "report" / "scores.csv")) == 3
+
+
+def test_pictures_that_are_not_read_are_flagged(folders, inspect, capsys):
+    rng = np.random.default_rng(0)
+    photograph(folders / "raw.tif", rng)
+    (folders / "raw.tif").rename(folders / "new" / "c.DNG")  # Pillow would read it
+    photograph(folders / "normal.jpg", rng)
+    (folders / "normal.jpg").rename(folders / "new" / "d.jfif")
+    (folders / "new" / ODD_NAME).unlink()
+    assert inspect() == 1
+    expected = "1 of 5 photographs is flagged; files among them that cannot be read: 1. Report"
+    assert expected in capsys.readouterr().out
+    rows = {row["file"]: row for row in rows_of(folders / "report" / "scores.csv")}
+    assert rows["c.DNG"]["verdict"] == "unreadable"
+    assert "c.DNG is a picture of a kind that is not read" in rows["c.DNG"]["note"]
+    assert rows["d.jfif"]["score"]
 
 
 def test_photographs_are_loaded_some_at_a_time(folders, inspect, monkeypatch):

@@ -26,7 +26,7 @@ from sklearn_g2d._inspect._results import (
     write_overlays,
     write_table,
 )
-from sklearn_g2d._inspect._scoring import check_intensities, duration, score
+from sklearn_g2d._inspect._scoring import NOT_READ, check_intensities, duration, score
 from sklearn_g2d.datasets import load_images
 from sklearn_g2d.datasets._images import find_images, visible_files
 from sklearn_g2d.patches import PatchDetector
@@ -223,11 +223,14 @@ def _inspect(options: argparse.Namespace) -> int:
     _check_packages(options)
     _check_places(options)
     new = find_images(options.new)  # before minutes of learning
-    if passed_over := _passed_over(options.new, new):
+    new += [path for path in visible_files(options.new) if path.suffix.lower() in NOT_READ]
+    new.sort()
+    n_passed_over, passed_over = _passed_over(options.new, new)
+    if passed_over:
         say(passed_over)
     bad = find_images(options.known_bad) if options.known_bad else []
     detector = _load(options) if options.model else _learn(options, say)
-    summary = Summary(detector, options, passed_over)
+    summary = Summary(detector, options, n_passed_over, passed_over)
     if bad:
         photographs, _ = score(detector, bad, options.known_bad, say, "known bad")
         for photograph in photographs:
@@ -322,7 +325,7 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
     groups = _groups(options, paths)
     rate = options.false_alarms or _FALSE_ALARM_RATE
     _check_number(len(paths) if groups is None else len(set(groups)), rate, options)
-    if passed_over := _passed_over(options.good, paths):
+    if passed_over := _passed_over(options.good, paths)[1]:
         say(passed_over)
     say(f"Reading {len(paths)} photographs of good parts from {options.good} ...")
     with TemporaryDirectory(prefix="sklearn_g2d_", ignore_cleanup_errors=True) as folder:
@@ -346,14 +349,14 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
     return detector
 
 
-def _passed_over(folder: Path, found: list[Path]) -> str:
-    """Name the endings of files that are not taken for photographs, if there are any."""
+def _passed_over(folder: Path, found: list[Path]) -> tuple[int, str]:
+    """Count files that are not taken for photographs, and name their endings."""
     others = set(visible_files(folder)) - set(found)
     if not others:
-        return ""
+        return 0, ""
     endings = ", ".join(sorted({path.suffix or path.name for path in others}))
-    return (
-        f"Files in {folder} that are not judged, because their names end in another way than those "
+    return len(others), (
+        f"Files in {folder} that are not read, because their names end in another way than those "
         f"of photographs: {len(others)} ({endings})."
     )
 

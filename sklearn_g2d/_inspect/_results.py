@@ -39,6 +39,8 @@ class Summary:
         Fitted, with its threshold.
     options : Namespace
         Of the command.
+    n_passed_over : int
+        How many files were not taken for photographs.
     passed_over : str
         Says which files were not taken for photographs, or nothing.
     photographs, known_bad : list of Photograph
@@ -51,6 +53,7 @@ class Summary:
 
     detector: PatchDetector
     options: Namespace
+    n_passed_over: int = 0
     passed_over: str = ""
     photographs: list[Photograph] = field(default_factory=list)
     known_bad: list[Photograph] = field(default_factory=list)
@@ -85,11 +88,13 @@ class Summary:
         n, n_unreadable = len(self.photographs), self.n_unreadable
         what = "1 photograph" if n == 1 else f"{n} photographs"
         flagged = self.n_flagged or "None"
-        unreadable = ""
-        if n_unreadable:
-            unreadable = f", {n_unreadable} of them because the file cannot be read"
         verb = "are" if self.n_flagged > 1 else "is"
-        return f"{flagged} of {what} {verb} flagged{unreadable}."
+        text = f"{flagged} of {what} {verb} flagged"
+        if n_unreadable:
+            text += f"; files among them that cannot be read: {n_unreadable}"
+        if self.n_passed_over:
+            text += f"; files not judged, because of their endings: {self.n_passed_over}"
+        return f"{text}."
 
     def sentences_of_known_bad(self) -> list[str]:
         """Say how well the known bad ones are found, and by what this was measured."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 # Each holds an image as it is in its file.
@@ -52,8 +52,8 @@ def load_images(
     folder : str, path-like or iterable of these
         A folder, whose images are taken in the order of their paths, those in sub-folders too.
         Hidden files and folders, links to folders, and files that end in another way than .png,
-        .jpg, .jpeg, .tif, .tiff, .bmp or .webp are passed over. Or a list of files, which are
-        taken in its order, whatever they end in.
+        .jpg, .jpeg, .jfif, .tif, .tiff, .bmp or .webp are passed over. Or a list of files, which
+        are taken in its order, whatever they end in.
     size : int or tuple of int, default=None
         A pair is the height and width that all images are resized to. One number is the length of
         the shorter side, and the proportions are kept. None keeps the size of the files.
