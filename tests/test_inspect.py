@@ -341,6 +341,11 @@ def test_known_bad_photographs_only_measure(folders, inspect, capsys):
     assert "Of 4 known bad photographs, 1 is missed" in capsys.readouterr().err
     verdicts = [row["verdict"] for row in rows_of(folders / "report" / "known_bad.csv")]
     assert verdicts == ["normal", *3 * ["anomalous"]]
+    assert "try a larger --size" not in text
+    (folders / "bad" / "1.png").unlink()
+    (folders / "bad" / "2.png").unlink()  # one of two is missed
+    inspect("good new --out report --overwrite --known-bad bad")
+    assert "try a larger --size" in Page(folders / "report" / "index.html").text
 
 
 def test_an_earlier_report_is_replaced_and_nothing_else(folders, inspect, refused):
@@ -379,6 +384,11 @@ def test_only_a_model_is_replaced(folders, inspect, refused, monkeypatch):
         ("good new --out report --groups ^1", "--groups '^1' is not found in the name 000.png"),
         ("good new --out report --false-alarms .02", "at least 49 photographs in GOOD_FOLDER"),
         ("good new --out report --groups ^.", "at least 19 parts (--groups) in GOOD_FOLDER"),
+        ("good new --out report --size 4", "--size: 4 is less than 8 pixels"),
+        ("good new --out report --size 64x4", "--size: 64x4 is less than 8 pixels"),
+        ("good new --out report --seed -1", "argument --seed"),
+        ("good new --out report --seed 9999999999", "is no integer from 0 to 4294967295"),
+        ("good new/a.png --out report", "a.png is a file; give the folder"),
         ("good nothing --out report", "NEW_FOLDER: there is no folder"),
         ("good new --out new/report", "--out new/report and NEW_FOLDER lie one inside the other"),
         ("good new --out good", "--out good and GOOD_FOLDER lie one inside the other"),
@@ -480,7 +490,10 @@ def test_a_saved_model_needs_no_options(folders, inspect, capsys, monkeypatch):
     assert {row["note"] for row in rows} == {""}
     with Image.open(next(folders.glob("two/overlays/*"))) as overlay:
         assert overlay.size == (64, 32)
-    assert "at 64 x 32 pixels" in capsys.readouterr().err
+    assert inspect("new --out three --model m --false-alarms .01") == 2
+    err = capsys.readouterr().err
+    assert "at 64 x 32 pixels" in err
+    assert "--false-alarms 0.01 needs at least 99 good photographs" in err
     photograph(folders / "new" / "a.png", rng, shape=(48, 48))
     inspect("new --out two --model m --overwrite --false-alarms .2")
     first, *others = rows_of(folders / "two" / "scores.csv")

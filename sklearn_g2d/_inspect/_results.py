@@ -105,7 +105,7 @@ class Summary:
             return []
         missed = sum(not photograph.is_flagged for photograph in self.known_bad)
         n_good = len(self.detector.calibration_scores_)
-        return [
+        sentences = [
             f"Of {len(self.known_bad)} known bad photographs, {missed} "
             f"{'is' if missed == 1 else 'are'} missed (not flagged).",
             f"Known bad photographs against {n_good} good ones: "
@@ -113,6 +113,12 @@ class Summary:
             + ". Each good photograph was scored while it was held out, and the threshold was set "
             "by the same scores. Nothing was learned from the bad ones.",
         ]
+        if missed > len(self.known_bad) / 3:
+            sentences.append(
+                "Many are missed: try a larger --size first, which shows smaller flaws, and then a "
+                "higher --false-alarms."
+            )
+        return sentences
 
 
 def known_bad_figures(detector: PatchDetector, known_bad: list[Photograph]) -> dict[str, float]:
