@@ -20,8 +20,9 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import scipy
@@ -228,6 +229,17 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
         "run code of theirs if a name stands for a function that can. If you trust them, call "
         f"sklearn_g2d.persistence.load({shown}, trusted=[{listed}])."
     )
+
+
+def is_saved(path: Path) -> bool:
+    # Says whether a file looks as if `save` had written it.
+    if not path.is_file():  # but a pipe
+        return False
+    try:
+        with ZipFile(path) as archive:
+            return _ABOUT in archive.namelist()
+    except (OSError, BadZipFile):
+        return False
 
 
 def _names_of(trusted: Iterable[str | type]) -> list[str]:

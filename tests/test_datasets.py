@@ -277,6 +277,28 @@ def test_images_of_a_folder_come_in_the_order_of_their_paths(tmp_path, rgb):
     np.testing.assert_array_equal(chosen.images, data.images[[4, 0]])
 
 
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, rgb, monkeypatch):
+    save(tmp_path / "a.png", rgb)
+    save(tmp_path / "locked" / "b.png", rgb)
+    scandir = os.scandir
+
+    def denied(path):  # root may list every folder
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError, match="locked"):
+        load_images(tmp_path)
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path, rgb):
+    save(tmp_path / "a.png", rgb)
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png is a pipe or a device"):
+        load_images(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
 def test_pixels_are_those_of_the_file(tmp_path, rgb, suffix):
     path = save(tmp_path / f"a.{suffix}", rgb)

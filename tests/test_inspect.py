@@ -1,8 +1,12 @@
 """The command that inspects folders of photographs: verdicts, files, page, messages."""
 
 import csv
+import os
 import re
+import signal
 import sys
+import tempfile
+import time
 from html.parser import HTMLParser
 from shutil import copyfile
 from urllib.parse import unquote
@@ -216,7 +220,10 @@ def test_unreadable_photographs_count_as_flagged(folders, inspect, capsys):
     Image.fromarray(np.zeros((32, 32), np.uint16)).save(folders / "new" / "deep.png")
     capsys.readouterr()
     assert inspect("good new --out report --overwrite") == 1
-    assert "2 of 5 photographs are flagged, 2 of them because" in capsys.readouterr().out
+    assert (
+        "2 of 5 photographs are flagged; files among them that cannot be read: 2"
+        in capsys.readouterr().out
+    )
     rows = {row["file"]: row for row in rows_of(folders / "report" / "scores.csv")}
     for name, note in (("cut.png", "cut short"), ("deep.png", "has 16 bits")):
         assert (rows[name]["verdict"], rows[name]["score"]) == ("unreadable", "")
@@ -227,14 +234,54 @@ def test_unreadable_photographs_count_as_flagged(folders, inspect, capsys):
             assert rows[row["file"]]["score"] == row["score"]
 
 
+def test_pipes_devices_and_locked_folders(folders, inspect, refused, monkeypatch):
+    os.mkfifo(folders / "new" / "pipe.png")
+    (folders / "new" / "zero.png").symlink_to("/dev/zero")
+    assert inspect() == 1
+    rows = {row["file"]: row for row in rows_of(folders / "report" / "scores.csv")}
+    for name in ("pipe.png", "zero.png"):
+        assert rows[name]["verdict"] == "unreadable"
+        assert "is a pipe or a device" in rows[name]["note"]
+    (folders / "good" / "zero.png").symlink_to("/dev/zero")
+    assert "zero.png is a pipe or a device" in refused("good new --out report --overwrite")
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert refused("good new --out two") == "Error: new/sub: Permission denied."
+
+
 def test_files_of_other_kinds_are_named(folders, inspect, capsys):
-    for name in ("c.heic", "sub/d.HEIC", ".hidden"):
+    for name in ("c.txt", "sub/d.TXT", ".hidden"):
         (folders / "new" / name).write_bytes(b"")
-    inspect()
-    expected = "not judged, because their names end in another way than those of photographs: 2 ("
-    assert expected in capsys.readouterr().err
+    (folders / "new" / ODD_NAME).unlink()
+    assert inspect() == 0
+    expected = "not read, because their names end in another way than those of photographs: 2 ("
+    out, err = capsys.readouterr()
+    assert "flagged; files not judged, because of their endings: 2. Report" in out
+    assert expected in err
     assert expected in Page(folders / "report" / "index.html").text
-    assert len(rows_of(folders / "report" / "scores.csv")) == 4
+    assert len(rows_of(folders / "report" / "scores.csv")) == 3
+
+
+def test_pictures_that_are_not_read_are_flagged(folders, inspect, capsys):
+    rng = np.random.default_rng(0)
+    photograph(folders / "raw.tif", rng)
+    (folders / "raw.tif").rename(folders / "new" / "c.DNG")  # Pillow would read it
+    photograph(folders / "normal.jpg", rng)
+    (folders / "normal.jpg").rename(folders / "new" / "d.jfif")
+    (folders / "new" / ODD_NAME).unlink()
+    assert inspect() == 1
+    expected = "1 of 5 photographs is flagged; files among them that cannot be read: 1. Report"
+    assert expected in capsys.readouterr().out
+    rows = {row["file"]: row for row in rows_of(folders / "report" / "scores.csv")}
+    assert rows["c.DNG"]["verdict"] == "unreadable"
+    assert "c.DNG is a picture of a kind that is not read" in rows["c.DNG"]["note"]
+    assert rows["d.jfif"]["score"]
 
 
 def test_photographs_are_loaded_some_at_a_time(folders, inspect, monkeypatch):
@@ -294,6 +341,11 @@ def test_known_bad_photographs_only_measure(folders, inspect, capsys):
     assert "Of 4 known bad photographs, 1 is missed" in capsys.readouterr().err
     verdicts = [row["verdict"] for row in rows_of(folders / "report" / "known_bad.csv")]
     assert verdicts == ["normal", *3 * ["anomalous"]]
+    assert "try a larger --size" not in text
+    (folders / "bad" / "1.png").unlink()
+    (folders / "bad" / "2.png").unlink()  # one of two is missed
+    inspect("good new --out report --overwrite --known-bad bad")
+    assert "try a larger --size" in Page(folders / "report" / "index.html").text
 
 
 def test_an_earlier_report_is_replaced_and_nothing_else(folders, inspect, refused):
@@ -305,6 +357,16 @@ def test_an_earlier_report_is_replaced_and_nothing_else(folders, inspect, refuse
     (folders / "report" / "letter.txt").write_text("mine")
     assert "letter.txt" in refused("good new --out report --overwrite")
     assert (folders / "report" / "letter.txt").read_text() == "mine"
+
+
+def test_only_a_model_is_replaced(folders, inspect, refused, monkeypatch):
+    photograph(folders / "a.png", np.random.default_rng(0))
+    before = (folders / "a.png").read_bytes()
+    assert "is there already" in refused("good new --out report --save a.png")
+    assert "holds no model" in refused("good new --out report --save a.png --overwrite")
+    assert (folders / "a.png").read_bytes() == before
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    assert "--save m cannot be written" in refused("good new --out report --save m")
 
 
 @pytest.mark.parametrize(
@@ -322,12 +384,21 @@ def test_an_earlier_report_is_replaced_and_nothing_else(folders, inspect, refuse
         ("good new --out report --groups ^1", "--groups '^1' is not found in the name 000.png"),
         ("good new --out report --false-alarms .02", "at least 49 photographs in GOOD_FOLDER"),
         ("good new --out report --groups ^.", "at least 19 parts (--groups) in GOOD_FOLDER"),
+        ("good new --out report --size 4", "--size: 4 is less than 8 pixels"),
+        ("good new --out report --size 64x4", "--size: 64x4 is less than 8 pixels"),
+        ("good new --out report --seed -1", "argument --seed"),
+        ("good new --out report --seed 9999999999", "is no integer from 0 to 4294967295"),
+        ("good new/a.png --out report", "a.png is a file; give the folder"),
         ("good nothing --out report", "NEW_FOLDER: there is no folder"),
         ("good new --out new/report", "--out new/report and NEW_FOLDER lie one inside the other"),
         ("good new --out good", "--out good and GOOD_FOLDER lie one inside the other"),
         ("good good/. --out report", "GOOD_FOLDER and NEW_FOLDER lie one inside the other"),
         ("good new --out report --save no/model", "--save no/model must be the name of a file"),
-        ("good new --out report --save good/000.png", "is there already"),
+        ("good new --out report --save good/000.png", "lies in GOOD_FOLDER"),
+        ("good new --out report --save new/m --overwrite", "--save new/m lies in NEW_FOLDER"),
+        ("good new --out report --known-bad bad --save bad/m", "lies in --known-bad"),
+        ("good new --out report --save report/index.html", "lies in --out"),
+        ("good new --out report --save .", "must be the name of a file"),
     ],
 )
 def test_wrong_usage(refused, command, message):
@@ -341,6 +412,51 @@ def test_good_photographs_must_be_readable_and_alike(folders, refused):
     assert "pass --size 256x256" in message
     (folders / "good" / "wide.png").write_bytes(b"no picture")
     assert "wide.png is empty, damaged" in refused("good new --out report")
+
+
+def test_sigterm_leaves_no_temporary_files(folders, inspect, capsys, monkeypatch):
+    (folders / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folders / "temporary"))
+    seen = []
+
+    def killed(*_, **__):
+        seen.extend((folders / "temporary").glob("*/good.npy"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(PatchDetector, "fit", killed)
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert inspect() == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert len(seen) == 1
+    assert not list((folders / "temporary").iterdir())
+    assert capsys.readouterr().err.endswith("Terminated. The report is not complete.\n")
+
+
+def test_copies_among_the_good_are_warned_of(folders, inspect, refused, capsys):
+    for name in ("000.png", "303.png"):
+        copyfile(folders / "good" / name, folders / "good" / f"{name[0]}_copy.png")
+    inspect("good new --out report --quiet")
+    expected = "2 of the 22 photographs in good equal another one, pixel by pixel."
+    assert f"Warning: {expected}" in capsys.readouterr().err
+    assert expected in Page(folders / "report" / "index.html").text
+    inspect("good new --out report --quiet --overwrite --groups ^. --false-alarms .2")
+    assert capsys.readouterr().err == ""  # copies are in one group
+    for path in (folders / "good").iterdir():
+        copyfile(folders / "new" / "a.png", path)
+    assert "All 22 photographs in good are equal" in refused("good new --out two")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
+def test_table_is_utf_8_whatever_names_hold(folders, inspect):
+    (folders / "new" / "a.png").rename(folders / "new" / "a\udcff.png")
+    inspect()
+    names = [row["file"] for row in rows_of(folders / "report" / "scores.csv")]
+    assert r"a\udcff.png" in names
+    assert sum(1 for _ in folders.glob("report/overlays/*.png")) == 4
 
 
 def test_what_is_not_installed(refused, monkeypatch):
@@ -365,6 +481,8 @@ def test_a_saved_model_needs_no_options(folders, inspect, capsys, monkeypatch):
     for path in [*folders.glob("good/*.png")][10:]:
         path.unlink()
     assert inspect("good new --out one --size 32 --channels 1 --false-alarms .1 --save m") == 1
+    save_again = "good new --out one --size 32 --channels 1 --false-alarms .1 --save m --overwrite"
+    assert inspect(save_again) == 1
     assert inspect("new --out two --model m") == 1
     rows = rows_of(folders / "one" / "scores.csv")
     assert rows_of(folders / "two" / "scores.csv") == rows
@@ -372,7 +490,10 @@ def test_a_saved_model_needs_no_options(folders, inspect, capsys, monkeypatch):
     assert {row["note"] for row in rows} == {""}
     with Image.open(next(folders.glob("two/overlays/*"))) as overlay:
         assert overlay.size == (64, 32)
-    assert "at 64 x 32 pixels" in capsys.readouterr().err
+    assert inspect("new --out three --model m --false-alarms .01") == 2
+    err = capsys.readouterr().err
+    assert "at 64 x 32 pixels" in err
+    assert "--false-alarms 0.01 needs at least 99 good photographs" in err
     photograph(folders / "new" / "a.png", rng, shape=(48, 48))
     inspect("new --out two --model m --overwrite --false-alarms .2")
     first, *others = rows_of(folders / "two" / "scores.csv")

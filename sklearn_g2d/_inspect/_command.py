@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import math
+import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
+
+from numpy.typing import NDArray
 
 from sklearn_g2d._inspect._page import write_page
 from sklearn_g2d._inspect._results import (
@@ -23,10 +29,11 @@ from sklearn_g2d._inspect._results import (
     write_overlays,
     write_table,
 )
-from sklearn_g2d._inspect._scoring import check_intensities, duration, score
+from sklearn_g2d._inspect._scoring import NOT_READ, check_intensities, duration, score
 from sklearn_g2d.datasets import load_images
-from sklearn_g2d.datasets._images import find_images
+from sklearn_g2d.datasets._images import find_images, visible_files
 from sklearn_g2d.patches import PatchDetector
+from sklearn_g2d.persistence import is_saved
 
 _USAGE = """
   python -m sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT [--save MODEL] [options]
@@ -41,6 +48,8 @@ nothing is flagged, 1 if something is flagged, and 2 after an error.
 # Options of the fit, which a model keeps, and their defaults.
 _OF_THE_FIT = {"size": 256, "channels": 3, "groups": None, "seed": 0, "save": None}
 _FALSE_ALARM_RATE = 0.05
+
+_LEAST_SIZE = 8  # of what the network sees
 
 # Importable names, the packages' names, and the extras that bring them.
 _READING = (("PIL", "Pillow", "images"), ("matplotlib", "matplotlib", "plot"))
@@ -60,18 +69,44 @@ def main(arguments: list[str]) -> int:
     Returns
     -------
     int
-        Exit status: 0 if nothing is flagged, 1 if something is, 2 after an error.
+        Exit status: 0 if nothing is flagged, 1 if something is, 2 after an error; 130 and 143
+        after SIGINT and SIGTERM.
     """
     options = _parse(arguments)
     try:
-        with _short_warnings():
+        with _short_warnings(), _stopped_by_sigterm():
             return _inspect(options)
+    except _Terminated:
+        print("Terminated. The report is not complete.", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("Interrupted. The report is not complete.", file=sys.stderr)
         return 130
     except Exception as error:  # a traceback would end with status 1, "something is flagged"
         print(f"Error: {_message(error)}", file=sys.stderr)
         return 2
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise, so that temporary files are removed; only a main thread may do so."""
+
+    def stop(*_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until all is removed
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,7 +169,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="write pictures of the N most anomalous photographs, or of 'all' (default: those "
         "flagged, and the 20 most anomalous)",
     )
-    add("--seed", type=int, help="of what is drawn at random (default: 0)")
+    add("--seed", type=_seed, help="of what is drawn at random (default: 0)")
     add("--overwrite", action="store_true", help="replace an earlier REPORT and MODEL")
     add("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_intermixed_args(arguments)
@@ -159,7 +194,15 @@ def _size(text: str) -> int | tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is neither PIXELS nor WIDTHxHEIGHT")
     first, height = found.groups()
+    if min(int(first), int(height or first)) < _LEAST_SIZE:
+        raise argparse.ArgumentTypeError(f"{text} is less than {_LEAST_SIZE} pixels")
     return int(first) if height is None else (int(height), int(first))
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def _rate(text: str) -> float:
@@ -193,11 +236,14 @@ def _inspect(options: argparse.Namespace) -> int:
     _check_packages(options)
     _check_places(options)
     new = find_images(options.new)  # before minutes of learning
-    if passed_over := _passed_over(options.new, new):
+    new += [path for path in visible_files(options.new) if path.suffix.lower() in NOT_READ]
+    new.sort()
+    n_passed_over, passed_over = _passed_over(options.new, new)
+    if passed_over:
         say(passed_over)
     bad = find_images(options.known_bad) if options.known_bad else []
-    detector = _load(options) if options.model else _learn(options, say)
-    summary = Summary(detector, options, passed_over)
+    detector, warning = (_load(options), "") if options.model else _learn(options, say)
+    summary = Summary(detector, options, n_passed_over, passed_over, warning)
     if bad:
         photographs, _ = score(detector, bad, options.known_bad, say, "known bad")
         for photograph in photographs:
@@ -247,6 +293,10 @@ def _check_places(options: argparse.Namespace) -> None:
     }
     read = {name: folder.resolve() for name, folder in read.items() if folder is not None}
     for name, folder in read.items():
+        if folder.is_file():
+            raise NotADirectoryError(
+                f"{name}: {folder} is a file; give the folder that the photographs lie in."
+            )
         if not folder.is_dir():
             raise FileNotFoundError(f"{name}: there is no folder {folder}; check its name.")
         if out.is_relative_to(folder) or folder.is_relative_to(out):
@@ -254,6 +304,7 @@ def _check_places(options: argparse.Namespace) -> None:
                 f"--out {options.out} and {name} lie one inside the other, so that pictures of the "
                 "report could be taken for photographs: choose a folder elsewhere."
             )
+    every = dict(read)
     good = read.pop("GOOD_FOLDER", None)
     for name, folder in read.items():
         if good and (good.is_relative_to(folder) or folder.is_relative_to(good)):
@@ -265,23 +316,33 @@ def _check_places(options: argparse.Namespace) -> None:
         raise FileExistsError(f"--out {options.out} is a file: choose another name.")
     clear_report(options.out, only_check=True, overwrite=options.overwrite)
     if options.save:
-        if options.save.is_dir() or not options.save.resolve().parent.is_dir():
-            raise FileNotFoundError(
-                f"--save {options.save} must be the name of a file in a folder that is there."
-            )
-        if options.save.exists() and not options.overwrite:
-            raise FileExistsError(
-                f"--save {options.save} is there already: choose another name, or add --overwrite."
-            )
+        _check_save(options, {**every, "--out": out})
     options.out.mkdir(parents=True, exist_ok=True)  # also says early that it cannot be written
 
 
-def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
+def _check_save(options: argparse.Namespace, folders: dict[str, Path]) -> None:
+    shown, path = f"--save {options.save}", options.save.resolve()
+    for name, folder in folders.items():
+        if path.is_relative_to(folder):
+            raise ValueError(f"{shown} lies in {name}: choose a place elsewhere.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileNotFoundError(f"{shown} must be the name of a file in a folder that is there.")
+    if path.exists() and not options.overwrite:
+        raise FileExistsError(f"{shown} is there already: choose another name, or add --overwrite.")
+    if path.exists() and not is_saved(path):
+        raise FileExistsError(
+            f"{shown} is there and holds no model, so that it is not replaced: choose another name."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{shown} cannot be written: {path.parent} permits no new files.")
+
+
+def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
     paths = find_images(options.good)
     groups = _groups(options, paths)
     rate = options.false_alarms or _FALSE_ALARM_RATE
     _check_number(len(paths) if groups is None else len(set(groups)), rate, options)
-    if passed_over := _passed_over(options.good, paths):
+    if passed_over := _passed_over(options.good, paths)[1]:
         say(passed_over)
     say(f"Reading {len(paths)} photographs of good parts from {options.good} ...")
     with TemporaryDirectory(prefix="sklearn_g2d_", ignore_cleanup_errors=True) as folder:
@@ -289,6 +350,7 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
         good = load_images(
             options.good, size=options.size, channels=options.channels, memory_map=file
         )
+        warning = _warn_of_copies(good.images, groups, options.good)
         height, width = good.images.shape[2:]
         say(f"Learning from them, at {width} x {height} pixels. This may take minutes ...")
         start = time.perf_counter()
@@ -302,22 +364,38 @@ def _learn(options: argparse.Namespace, say: Say) -> PatchDetector:
     if options.save:
         detector.save(options.save)
         say(f"The model is kept in {options.save}.")
-    return detector
+    return detector, warning
 
 
-def _passed_over(folder: Path, found: list[Path]) -> str:
-    """Name the endings of files that are not taken for photographs, if there are any."""
-    others = [
-        path
-        for path in sorted(set(folder.rglob("*")) - set(found))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not others:
+def _warn_of_copies(images: NDArray[Any], groups: list[str] | None, folder: Path) -> str:
+    """Warn of equal photographs that do not belong together, or return nothing."""
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    n_different = len(set(digests))
+    if n_different == 1 < len(digests):
+        raise ValueError(
+            f"All {len(digests)} photographs in {folder} are equal, pixel by pixel, so that they "
+            "do not show how good parts differ: give photographs of several parts."
+        )
+    n_copies = len(set(zip(digests, groups or range(len(digests)), strict=True))) - n_different
+    if not n_copies:
         return ""
+    text = (
+        f"{n_copies} of the {len(digests)} photographs in {folder} equal another one, pixel by "
+        "pixel. A copy looks better than a new photograph does, so that more false alarms come "
+        "than promised: remove the copies, or let --groups say what belongs together."
+    )
+    warnings.warn(text, UserWarning, stacklevel=2)
+    return text
+
+
+def _passed_over(folder: Path, found: list[Path]) -> tuple[int, str]:
+    """Count files that are not taken for photographs, and name their endings."""
+    others = set(visible_files(folder)) - set(found)
+    if not others:
+        return 0, ""
     endings = ", ".join(sorted({path.suffix or path.name for path in others}))
-    return (
-        f"Files in {folder} that are not judged, because their names end in another way than those "
+    return len(others), (
+        f"Files in {folder} that are not read, because their names end in another way than those "
         f"of photographs: {len(others)} ({endings})."
     )
 
@@ -336,9 +414,12 @@ def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
     return [match[1 if options.groups.groups else 0] or "" for match in matches if match]
 
 
+def _needed(rate: float) -> int:
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
 def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
-    needed = math.ceil(1 / rate - 1e-9) - 1
-    if n < needed:
+    if n < (needed := _needed(rate)):
         of_what = "photographs" if options.groups is None else "parts (--groups)"
         possible = math.ceil(1000 / (n + 1)) / 1000
         more = f", or pass --false-alarms {possible:g}" if possible < 1 else ""
@@ -354,10 +435,11 @@ def _load(options: argparse.Namespace) -> PatchDetector:
     if options.false_alarms:
         try:
             detector._promise(options.false_alarms)
-        except ValueError as error:
+        except ValueError:
             raise ValueError(
-                f"--false-alarms {options.false_alarms:g} is too low for the photographs that "
-                f"{options.model} was made from: {error}"
+                f"--false-alarms {options.false_alarms:g} needs at least "
+                f"{_needed(options.false_alarms)} good photographs (with --groups, parts), and "
+                f"{options.model} was made from fewer: choose a higher rate, or learn from more."
             ) from None
     return detector
 

@@ -124,6 +124,8 @@ def _facts(summary: Summary) -> list[str]:
             f"{summary.n_unreadable} of the files cannot be read. They count as flagged, because "
             "nobody knows what they show."
         )
+    if summary.warning:
+        lines.append(summary.warning)
     if summary.passed_over:
         lines.append(summary.passed_over)
     stretched = sum(photograph.note.startswith("Stretched") for photograph in summary.photographs)

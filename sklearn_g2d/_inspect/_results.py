@@ -39,8 +39,12 @@ class Summary:
         Fitted, with its threshold.
     options : Namespace
         Of the command.
+    n_passed_over : int
+        How many files were not taken for photographs.
     passed_over : str
         Says which files were not taken for photographs, or nothing.
+    warning : str
+        Says what is wrong with the good photographs, or nothing.
     photographs, known_bad : list of Photograph
         In the order of their names.
     seconds : float
@@ -51,7 +55,9 @@ class Summary:
 
     detector: PatchDetector
     options: Namespace
+    n_passed_over: int = 0
     passed_over: str = ""
+    warning: str = ""
     photographs: list[Photograph] = field(default_factory=list)
     known_bad: list[Photograph] = field(default_factory=list)
     seconds: float = 0.0
@@ -85,11 +91,13 @@ class Summary:
         n, n_unreadable = len(self.photographs), self.n_unreadable
         what = "1 photograph" if n == 1 else f"{n} photographs"
         flagged = self.n_flagged or "None"
-        unreadable = ""
-        if n_unreadable:
-            unreadable = f", {n_unreadable} of them because the file cannot be read"
         verb = "are" if self.n_flagged > 1 else "is"
-        return f"{flagged} of {what} {verb} flagged{unreadable}."
+        text = f"{flagged} of {what} {verb} flagged"
+        if n_unreadable:
+            text += f"; files among them that cannot be read: {n_unreadable}"
+        if self.n_passed_over:
+            text += f"; files not judged, because of their endings: {self.n_passed_over}"
+        return f"{text}."
 
     def sentences_of_known_bad(self) -> list[str]:
         """Say how well the known bad ones are found, and by what this was measured."""
@@ -97,7 +105,7 @@ class Summary:
             return []
         missed = sum(not photograph.is_flagged for photograph in self.known_bad)
         n_good = len(self.detector.calibration_scores_)
-        return [
+        sentences = [
             f"Of {len(self.known_bad)} known bad photographs, {missed} "
             f"{'is' if missed == 1 else 'are'} missed (not flagged).",
             f"Known bad photographs against {n_good} good ones: "
@@ -105,6 +113,12 @@ class Summary:
             + ". Each good photograph was scored while it was held out, and the threshold was set "
             "by the same scores. Nothing was learned from the bad ones.",
         ]
+        if missed > len(self.known_bad) / 3:
+            sentences.append(
+                "Many are missed: try a larger --size first, which shows smaller flaws, and then a "
+                "higher --false-alarms."
+            )
+        return sentences
 
 
 def known_bad_figures(detector: PatchDetector, known_bad: list[Photograph]) -> dict[str, float]:
@@ -187,7 +201,7 @@ def write_overlays(detector: PatchDetector, summary: Summary, say: Callable[[str
 
 def write_table(photographs: list[Photograph], path: Path) -> None:
     """Write a CSV file, in the order of the files' names."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(_COLUMNS)
         for found in photographs:

@@ -24,6 +24,9 @@ _SECONDS_BETWEEN_LINES = 10
 # By so much the proportions may differ before a photograph counts as stretched.
 _TOLERANCE = 0.02
 
+# Pictures that are not read; Pillow would take some of them for small TIFF files.
+NOT_READ = (".heic", ".heif", ".avif", ".gif", ".jp2", ".dng", ".cr2", ".nef")
+
 _BYTES = (0.0, 255.0)
 
 
@@ -79,6 +82,9 @@ def batches(detector: PatchDetector, things: list[Any]) -> list[list[Any]]:
 
 def read(detector: PatchDetector, paths: list[Path]) -> NDArray[Any]:
     """Read photographs in the size and the channels that a detector was fitted with."""
+    for path in paths:
+        if path.suffix.lower() in NOT_READ:
+            raise ValueError(f"{path} is a picture of a kind that is not read: save it as PNG.")
     channels, height, width = detector.image_shape_
     images: NDArray[Any] = load_images(paths, size=(height, width), channels=channels).images
     expected = _expected_dtype(detector)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 # Each holds an image as it is in its file.
@@ -52,8 +52,8 @@ def load_images(
     folder : str, path-like or iterable of these
         A folder, whose images are taken in the order of their paths, those in sub-folders too.
         Hidden files and folders, links to folders, and files that end in another way than .png,
-        .jpg, .jpeg, .tif, .tiff, .bmp or .webp are passed over. Or a list of files, which are
-        taken in its order, whatever they end in.
+        .jpg, .jpeg, .jfif, .tif, .tiff, .bmp or .webp are passed over. Or a list of files, which
+        are taken in its order, whatever they end in.
     size : int or tuple of int, default=None
         A pair is the height and width that all images are resized to. One number is the length of
         the shorter side, and the proportions are kept. None keeps the size of the files.
@@ -75,7 +75,8 @@ def load_images(
     ImportError
         If Pillow is not installed.
     OSError
-        If a file or folder is not there, or cannot be opened or written.
+        If a file or folder, also one within `folder`, is not there, or cannot be opened or
+        written.
     TypeError
         If `folder` is neither a path nor a list of paths.
     ValueError
@@ -162,19 +163,25 @@ def find_images(folder: Any) -> list[Path]:
         raise FileNotFoundError(f"There is no folder {root}.")
     if not root.is_dir():
         raise ValueError(f"{root} is a file. Pass its folder, or a list of files.")
-    paths = [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and not path.is_dir()
-    ]
+    paths = [path for path in visible_files(root) if path.suffix.lower() in _SUFFIXES]
     if not paths:
         raise ValueError(
             f"{root} and its sub-folders hold no images. Files that end in {', '.join(_SUFFIXES)} "
             "are looked for; hidden ones are passed over."
         )
     return paths
+
+
+def visible_files(root: Path) -> list[Path]:
+    # Gives all that is in a folder and its sub-folders, or raises OSError for one that is locked.
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(paths)
 
 
 def _read_all(paths: list[Path], size: Size, channels: int) -> Generator[NDArray[Any], None, None]:
@@ -222,6 +229,8 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Pass it alone, not in a list, or list its images.")
+    if path.exists() and not path.is_file():  # reading it might never end
+        raise ValueError(f"{path} is a pipe or a device, not a file. Leave it out.")
     content = path.read_bytes()
     problem: str | None
     try:
