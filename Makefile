@@ -55,11 +55,14 @@ $(VENV)/docs: $(VENV)/dev
 demo: $(VENV)/benchmarks
 	$(PY) -m benchmarks.demo
 
+# Two processes, each of one thread: tests are many and small.
+IN_TWO := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/dev
-	$(PY) -m pytest
+	$(IN_TWO)
 
 test-slow: $(VENV)/dev
-	$(PY) -m pytest -m slow
+	$(IN_TWO) -m slow
 
 $(VENV)-oldest/ready: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-oldest

@@ -204,6 +204,7 @@ OTHER_VALUES = {
     (PretrainedFeatures, "image_shape"): (1, 4, 16),
     (PretrainedFeatures, "layers"): ["0"],
     (PretrainedFeatures, "image_size"): 24,
+    (PretrainedFeatures, "margin"): 4,
     (PretrainedFeatures, "normalize"): False,
     (PretrainedFeatures, "precision"): "bfloat16",
     (ResidualPCA, "n_components"): 3,
