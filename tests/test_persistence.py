@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import pkgutil
+import re
 import shutil
 import signal
 import stat
@@ -447,7 +448,7 @@ def held(estimator):
         {"a": [None, {"b": ()}], "__loader__": "ObjectNode", "__id__": 1, "file": 3},
         {1: "a", 2: "b"},
         {0.5: 1},
-        {"a", "b"},
+        {"a"},
         slice(1, None, 2),
         np.float64(0.1),
         np.str_("a"),
@@ -530,7 +531,7 @@ def local_class():
         {(1, 2): 3},
         {1: "a", "1": "b"},
     ],
-    ids=repr,
+    ids=lambda value: re.sub(" at 0x.*", "", repr(value)),  # the same in every process
 )
 def test_what_no_file_can_hold_is_refused(tmp_path, value):
     path = tmp_path / "file"
