@@ -24,7 +24,7 @@ OLDEST_TESTS := $(addprefix tests/test_,callbacks.py datasets.py display.py feat
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
 	@echo "make test       run the tests"
-	@echo "make test-slow  run the tests that take long, in two processes"
+	@echo "make test-slow  run the tests that take long, 14 minutes together"
 	@echo "make test-oldest  run some tests with the oldest dependencies that are allowed"
 	@echo "make package    build wheel and sdist, and use each away from its sources"
 	@echo "make lint       check style, types, docstrings, security and licences"
@@ -55,14 +55,12 @@ $(VENV)/docs: $(VENV)/dev
 demo: $(VENV)/benchmarks
 	$(PY) -m benchmarks.demo
 
-# Two processes, each of one thread: tests are many and small.
-IN_TWO := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
-
+# In two processes, each of one thread: these tests are many and small.
 test: $(VENV)/dev
-	$(IN_TWO)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev
-	$(IN_TWO) -m slow
+	$(PY) -m pytest -m slow
 
 $(VENV)-oldest/ready: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-oldest
