@@ -134,6 +134,14 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         self._calibrate(self.score_samples(X_normal), false_alarm_rate, groups)
         return self
 
+    def _set_offset(self, scores: NDArray[np.float64], groups: ArrayLike | None = None) -> None:
+        """Set the threshold as `contamination` says, by scores of normal samples of `fit`."""
+        if self.contamination == "auto":
+            self._calibrate(scores, AUTO_FALSE_ALARM_RATE, groups, too_few="warn")
+        else:
+            self._keep_scores(scores, groups)
+            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+
     def save(self, path: File) -> None:
         """Write the fitted detector to a file; see `sklearn_g2d.persistence.save`.
 

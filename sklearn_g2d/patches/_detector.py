@@ -248,12 +248,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             never adjusted to an image, so that values of different images compare.
         """
         check_is_fitted(self)
-        grids = self._grids(self._validate(X, reset=False))
-        down, across = (
-            _interpolation(n_from, n_to)
-            for n_from, n_to in zip(grids.shape[1:], self.image_shape_[1:], strict=True)
-        )
-        return down @ grids @ across.T
+        return _resized(self._grids(self._validate(X, reset=False)), self.image_shape_[1:])
 
     def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
         """Mark what is anomalous.
@@ -323,12 +318,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         self.map_range_ = float(low), float(high)
         highest = held_out.max(axis=(1, 2))
         self.mask_threshold_ = float(np.quantile(highest, 1 - AUTO_FALSE_ALARM_RATE))
-        scores = self._pool(held_out)
-        if self.contamination == "auto":
-            self._calibrate(scores, AUTO_FALSE_ALARM_RATE, groups, too_few="warn")
-        else:
-            self._keep_scores(scores, groups)
-            self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+        self._set_offset(self._pool(held_out), groups)
 
     def _iter_levels(self, rows: NDArray[Any]) -> Iterator[list[Maps]]:
         """Give the maps of all layers, some images at a time, features last."""
@@ -384,11 +374,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
                 "another estimator or features."
             )
         for grid, (mean, deviation) in zip(anomalies, self._units, strict=True):
-            down, across = (
-                _interpolation(n_from, n_to)
-                for n_from, n_to in zip(grid.shape[1:], self._grid_shape, strict=True)
-            )
-            total = total + down @ ((grid - mean) / deviation) @ across.T
+            total = total + _resized((grid - mean) / deviation, self._grid_shape)
         return total / len(anomalies)
 
     @property
@@ -418,6 +404,12 @@ def _folds(
     kind = KFold if groups is None else GroupKFold
     folds = kind(min(_FOLDS, n_groups), shuffle=True, random_state=random_state)
     return list(folds.split(np.empty(n), groups=groups))
+
+
+def _resized(grids: Floats, shape: tuple[int, ...]) -> Floats:
+    """Interpolate grids (n, height, width) to another height and width."""
+    down, across = map(_interpolation, grids.shape[1:], shape)
+    return down @ grids @ across.T
 
 
 def _interpolation(n_from: int, n_to: int) -> Floats:

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector
+from sklearn_g2d._base import BaseDetector
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
@@ -203,12 +203,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         scores = smooth_over_time(scores, clips, self.n_smoothed_)
         low, high = np.quantile(-scores, _RANGE_QUANTILES)
         self.map_range_ = float(low), float(high)
-        frames = self.pool(scores)
-        if self.contamination == "auto":
-            self._calibrate(frames, AUTO_FALSE_ALARM_RATE, too_few="warn")
-        else:
-            self._keep_scores(frames)
-            self.offset_ = float(np.percentile(frames, 100 * self.contamination))
+        self._set_offset(self.pool(scores))
         return self
 
     @shielded()
