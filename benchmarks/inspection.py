@@ -240,7 +240,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "`PatchDetector(random_state=seed)` is this package's detector of still images at its "
         'defaults. "Per place" and "pooled" have `per_location=True` and `False`, between which '
         'the default chooses. "Coreset" is pooled, with as many references as that percentage of '
-        'all training cells, chosen from 20,000 of them in each layer. "IsolationForest" and '
+        'all training cells, chosen from 10,000 of them in each layer. "IsolationForest" and '
         '"G2D" have `estimator=IsolationForest()` and `estimator=G2DOutlierDetector()`. '
         '"Gaussian per place" is the Mahalanobis distance from the mean of a place, by a '
         "covariance of that place; layers, scores and threshold are those of PatchDetector. All "

@@ -78,7 +78,7 @@ def _threshold(
     # The epsilon corrects products such as 0.07 * 100 = 7.000000000000001.
     allowed = false_alarm_rate * (n_groups + 1) - 1 + 1e-9
     if allowed < 0:
-        needed = int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
+        needed = least_number(false_alarm_rate)
         kind = "groups" if grouped else "rows"
         problem = (
             f"false_alarm_rate={false_alarm_rate} needs at least {needed} held-out normal {kind}; "
@@ -95,6 +95,23 @@ def _threshold(
     order = np.argsort(scores, kind="stable")
     rank = np.searchsorted(np.cumsum(weights[order]), allowed, side="right")
     return float(scores[order[rank]])
+
+
+def least_number(false_alarm_rate: float) -> int:
+    # Gives the number of held-out rows, or groups, that can promise a rate.
+    return int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
+
+
+def shuffled_folds(
+    n_folds: int,
+    n_samples: int,
+    groups: ArrayLike | None,
+    random_state: int | np.random.RandomState,
+) -> KFold | GroupKFold:
+    # Gives a splitter of rows, or of groups, into that many parts, or as many as there can be.
+    n_parts = n_samples if groups is None else len(np.unique(groups))
+    kind = KFold if groups is None else GroupKFold
+    return kind(max(2, min(n_folds, n_parts)), shuffle=True, random_state=random_state)
 
 
 def conformal_p_values(
@@ -393,11 +410,7 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
         cv = self.cv
         if isinstance(cv, Integral):
             # Shuffled, since the rows of a table may be sorted; the same rows for every call.
-            n_folds = min(
-                int(cv), len(np.unique(groups)) if groups is not None else _num_samples(X)
-            )
-            kind = KFold if groups is None else GroupKFold
-            cv = kind(max(2, n_folds), shuffle=True, random_state=0)
+            cv = shuffled_folds(int(cv), _num_samples(X), groups, random_state=0)
         return check_cv(cv).split(X, y, groups)
 
     def get_metadata_routing(self) -> MetadataRouter:

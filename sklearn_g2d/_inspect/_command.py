@@ -30,8 +30,10 @@ from sklearn_g2d._inspect._results import (
     write_table,
 )
 from sklearn_g2d._inspect._scoring import NOT_READ, check_intensities, duration, score
+from sklearn_g2d.calibration import least_number
 from sklearn_g2d.datasets import load_images
 from sklearn_g2d.datasets._images import find_images, visible_files
+from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
 from sklearn_g2d.persistence import is_saved
 
@@ -48,8 +50,6 @@ nothing is flagged, 1 if something is flagged, and 2 after an error.
 # Options of the fit, which a model keeps, and their defaults.
 _OF_THE_FIT = {"size": 256, "channels": 3, "groups": None, "seed": 0, "save": None}
 _FALSE_ALARM_RATE = 0.05
-
-_LEAST_SIZE = 8  # of what the network sees
 
 # Importable names, the packages' names, and the extras that bring them.
 _READING = (("PIL", "Pillow", "images"), ("matplotlib", "matplotlib", "plot"))
@@ -194,8 +194,9 @@ def _size(text: str) -> int | tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is neither PIXELS nor WIDTHxHEIGHT")
     first, height = found.groups()
-    if min(int(first), int(height or first)) < _LEAST_SIZE:
-        raise argparse.ArgumentTypeError(f"{text} is less than {_LEAST_SIZE} pixels")
+    least = PretrainedFeatures._smallest
+    if min(int(first), int(height or first)) < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least} pixels")
     return int(first) if height is None else (int(height), int(first))
 
 
@@ -414,12 +415,8 @@ def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
     return [match[1 if options.groups.groups else 0] or "" for match in matches if match]
 
 
-def _needed(rate: float) -> int:
-    return math.ceil(1 / rate - 1e-9) - 1
-
-
 def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
-    if n < (needed := _needed(rate)):
+    if n < (needed := least_number(rate)):
         of_what = "photographs" if options.groups is None else "parts (--groups)"
         possible = math.ceil(1000 / (n + 1)) / 1000
         more = f", or pass --false-alarms {possible:g}" if possible < 1 else ""
@@ -438,8 +435,9 @@ def _load(options: argparse.Namespace) -> PatchDetector:
         except ValueError:
             raise ValueError(
                 f"--false-alarms {options.false_alarms:g} needs at least "
-                f"{_needed(options.false_alarms)} good photographs (with --groups, parts), and "
-                f"{options.model} was made from fewer: choose a higher rate, or learn from more."
+                f"{least_number(options.false_alarms)} good photographs (with --groups, parts), "
+                f"and {options.model} was made from fewer: choose a higher rate, or learn from "
+                "more."
             ) from None
     return detector
 

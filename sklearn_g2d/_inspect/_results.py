@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from sklearn_g2d._inspect._scoring import Photograph, batches, read
+from sklearn_g2d.calibration import conformal_p_values
 from sklearn_g2d.display import AnomalyMapDisplay
 from sklearn_g2d.metrics import equal_error_rate, outlier_f1_score, outlier_roc_auc_score
 from sklearn_g2d.patches import PatchDetector
@@ -81,10 +82,9 @@ class Summary:
     @property
     def false_alarm_rate(self) -> float:
         """Give the rate that the threshold promises, by conformal prediction."""
-        scores, weights = self.detector.calibration_scores_, self.detector.calibration_weights_
-        weights = np.ones(len(scores)) if weights is None else weights
-        below = weights[scores < self.detector.offset_].sum()
-        return float((1 + below) / (1 + round(weights.sum())))
+        known = self.detector.calibration_scores_, self.detector.calibration_weights_
+        just_flagged = np.nextafter(self.detector.offset_, -np.inf)
+        return float(conformal_p_values([just_flagged], *known)[0])
 
     def verdict(self) -> str:
         """Say in one sentence what was found."""

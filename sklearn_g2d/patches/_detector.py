@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, NoReturn, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import MetaEstimatorMixin
-from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector, make_visible
+from sklearn_g2d.calibration import shuffled_folds
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches._levels import LevelDetector, Maps, own_place_is_nearer
@@ -398,12 +398,9 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
 def _folds(
     n: int, groups: NDArray[Any] | None, random_state: np.random.RandomState
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    n_groups = n if groups is None else len(np.unique(groups))
-    if n_groups < 2:
+    if groups is not None and len(np.unique(groups)) < 2:
         raise ValueError("groups must be of at least two kinds, so that one can be held out.")
-    kind = KFold if groups is None else GroupKFold
-    folds = kind(min(_FOLDS, n_groups), shuffle=True, random_state=random_state)
-    return list(folds.split(np.empty(n), groups=groups))
+    return list(shuffled_folds(_FOLDS, n, groups, random_state).split(np.empty(n), groups=groups))
 
 
 def _resized(grids: Floats, shape: tuple[int, ...]) -> Floats:

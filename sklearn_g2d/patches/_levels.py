@@ -61,6 +61,7 @@ class LevelDetector(BaseEstimator):
             by_place = (rows @ self.matrix_).reshape(len(maps), -1, n_features)
             chosen = random_state.permutation(len(maps))[: self.estimator.n_references]
             self.references_ = np.ascontiguousarray(by_place[np.sort(chosen)].transpose(1, 0, 2))
+            self.lengths_ = np.einsum("pnd,pnd->pn", self.references_, self.references_)
             return self
         n_cells = maps[..., 0].size
         chosen = random_state.permutation(n_cells)[:_MAX_ROWS]
@@ -87,8 +88,7 @@ class LevelDetector(BaseEstimator):
         )
         rows = np.ascontiguousarray(rows.transpose(1, 0, 2))  # by place
         products = rows @ self.references_.transpose(0, 2, 1)
-        lengths = np.einsum("pnd,pnd->pn", self.references_, self.references_)
-        nearest = np.argmin(lengths[:, None] - 2 * products, axis=2)
+        nearest = np.argmin(self.lengths_[:, None] - 2 * products, axis=2)
         # The product tells which is nearest; the difference, how near, in every digit.
         found = np.take_along_axis(self.references_, nearest[:, :, None], axis=1)
         squared = np.square(rows.astype(np.float64) - found).sum(axis=2)
