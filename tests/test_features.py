@@ -68,6 +68,14 @@ def test_inverse(X, bound):
     assert np.isfinite(scaler.inverse_transform(np.full((1, 5), min(bound, 1e9)))).all()
 
 
+def test_inverse_of_the_largest_numbers_stays_finite():
+    X = 1e306 + 1e300 * np.random.default_rng(0).normal(size=(4, 20))
+    largest = np.full((1, 20), np.finfo(float).max)
+    scaler = SquashingScaler(bound=np.inf, range_weight=0.0).fit(X / 1e160)
+    scaler.mean_, scaler.scale_ = scaler.mean_ * 1e160, scaler.scale_ * 1e160
+    np.testing.assert_allclose(scaler.inverse_transform(scaler.transform(largest)), largest)
+
+
 def test_blocks_give_the_statistics_of_the_whole():
     X = np.random.default_rng(0).normal(5, 3, size=(20_000, 2)).astype(np.float32)
     scaler = SquashingScaler().fit(X)

@@ -107,4 +107,6 @@ class SquashingScaler(OneToOneFeatureMixin, RowTransformer):
     def _invert(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         # At the bound itself the inverse is infinite; stay as far out as data can be.
         inside = np.maximum(1 - np.square(X / self.bound_), 1e-6)
-        return X / np.sqrt(inside) * self.scale_ + self.mean_
+        # Rounding may carry a cell beside the largest number beyond it.
+        with np.errstate(over="ignore"):
+            return np.nan_to_num(X / np.sqrt(inside) * self.scale_ + self.mean_)
