@@ -359,6 +359,40 @@ def test_parts_of_the_users_stay_as_they_are(part):
     assert detector.features_.fitted_on_ == (40, 3, 32, 32)
 
 
+@pytest.mark.filterwarnings(FEW)
+def test_frozen_parts_are_not_fitted(part, tmp_path):
+    features = Squares().fit(part[40:])
+    rows = features.feature_maps(part[40:]).transpose(0, 2, 3, 1).reshape(-1, 6)
+    neighbors = PatchNeighbors(random_state=0).fit(rows[64:])
+    detector = made(FrozenEstimator(neighbors), features=FrozenEstimator(features)).fit(part[:40])
+    assert detector.levels_[0].estimator_.estimator is neighbors
+    assert features.fitted_on_ == (10, 3, 32, 32)
+    assert not detector.per_location_
+    anomalies = -neighbors.score_samples(rows[:64])
+    (mean, deviation), *_ = detector._units
+    expected = (mean - anomalies.max()) / deviation
+    assert detector.score_samples(part[40:41])[0] == pytest.approx(expected, rel=1e-5)
+    detector.save(tmp_path / "d.skops")
+    loaded = PatchDetector.load(tmp_path / "d.skops", trusted=[Squares])
+    np.testing.assert_array_equal(loaded.score_samples(part), detector.score_samples(part))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"per_location": True}, r"knows no places: fit with per_location=False, or pass PatchN"),
+        ({"features": FrozenEstimator(Squares())}, "not fitted yet"),
+        ({}, r"rows of 6 columns, but the layers' maps have 2 channels"),
+    ],
+)
+@pytest.mark.filterwarnings(FEW)
+def test_what_frozen_parts_cannot_judge(part, params, message):
+    rows = Squares().feature_maps(part[40:]).transpose(0, 2, 3, 1).reshape(-1, 6)
+    frozen = FrozenEstimator(PatchNeighbors(random_state=0).fit(rows))
+    with pytest.raises(ValueError, match=message):
+        made(frozen, **params).fit(part[:20, :1])
+
+
 def test_features_are_any_object_and_fitted_once(part):
     features = Plain()
     detector = made(features=features).fit(part[:40])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import MetaEstimatorMixin
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -23,7 +24,7 @@ from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.images import ImageShape, validate_images
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
-from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.parts import clone_part, fit_part
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_of_labels
@@ -65,12 +66,15 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         A clone of it is fitted on rows, one for each place of a layer's map. None stands for
         ``PatchNeighbors()``: the distance to the nearest row of a normal image.
         ``IsolationForest()``, ``LocalOutlierFactor(novelty=True)`` and `G2DOutlierDetector` work as
-        well.
+        well. A ``FrozenEstimator`` of scikit-learn stays as it is: it judges the rows of one layer,
+        and never by their place. It should have been fitted on other images than those of `fit`,
+        which look better than new ones if it knows them.
     features : transformer with `feature_maps`, default=None
         Describes images by maps (n, channels, height, width). None stands for
         ``PretrainedFeatures(layers=(4, 7, 10), margin=16)``, whose weights come with the extra
         "pretrained".
-        An object of your own with `fit` and `feature_maps` will do.
+        An object of your own with `fit` and `feature_maps` will do; a ``FrozenEstimator`` of such
+        features is not fitted again.
     per_location : "auto" or bool, default="auto"
         Whether a place is compared only with the same place in other images, as makes sense where
         all show a part in one position. "auto" asks the training images, whose labels it does not
@@ -226,7 +230,10 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             levels = [np.concatenate(maps) for maps in zip(*self._iter_levels(rows), strict=True)]
             folds = _folds(len(rows), groups, random_state)
             self.per_location_ = bool(self.per_location)
-            if self.per_location == "auto":
+            if isinstance(estimator, FrozenEstimator):
+                self.per_location_ = False
+                _check_frozen(estimator, self.per_location, levels)
+            elif self.per_location == "auto":
                 self.per_location_ = own_place_is_nearer(levels, *folds[0], random_state)
             self._shapes = [maps.shape[1:] for maps in levels]
             held_out = self._fit_levels(levels, folds, estimator, random_state)
@@ -285,7 +292,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     ) -> NDArray[np.intp]:
         """Fit the features, and choose the images whose maps fit in memory."""
         images = rows.reshape(-1, *self.image_shape_)
-        self.features_.fit(images)
+        fit_part(self.features_, images)
         first = next(self._iter_levels(rows[:1]))
         n_most = max(2, MAX_TRAINING_VALUES // sum(maps.size for maps in first))
         return np.sort(random_state.permutation(len(rows))[:n_most])
@@ -393,6 +400,24 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         tags.input_tags.two_d_array = self.image_shape is not None
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _check_frozen(estimator: Any, per_location: bool | str, levels: list[Maps]) -> None:
+    """Refuse what an estimator that stays as it is cannot judge."""
+    name = type(estimator.estimator).__name__
+    if per_location not in (False, "auto"):
+        raise ValueError(
+            f"A FrozenEstimator knows no places: fit with per_location=False, or pass {name}() "
+            "itself, which is then fitted on the differences from each place's mean."
+        )
+    widths = [maps.shape[-1] for maps in levels]
+    known = getattr(estimator, "n_features_in_", widths[0])
+    if set(widths) != {known}:
+        raise ValueError(
+            f"The frozen {name} judges rows of {known} columns, but the layers' maps have "
+            f"{', '.join(map(str, widths))} channels: choose features with one layer of {known} "
+            f"channels, or pass {name}() itself, of which each layer gets a clone."
+        )
 
 
 def _folds(

@@ -12,7 +12,7 @@ from sklearn.utils import gen_batches
 
 from sklearn_g2d.patches._neighbors import PatchNeighbors, whitening_matrix
 from sklearn_g2d.utils.arrays import Floats
-from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.parts import clone_part, fit_part
 
 Maps = NDArray[np.float32]  # (n_images, height, width, n_features)
 
@@ -68,7 +68,7 @@ class LevelDetector(BaseEstimator):
         image, *place = np.unravel_index(chosen, maps.shape[:-1])
         rows = maps[image, *place]
         rows = rows - (self.center_[*place] if self.per_location else self.center_)
-        self.estimator_ = clone_part(self.estimator, random_state).fit(rows)
+        self.estimator_ = fit_part(clone_part(self.estimator, random_state), rows)
         return self
 
     def anomalies(self, maps: Maps) -> Floats:

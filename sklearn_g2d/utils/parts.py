@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
 
 
 class EstimatorOfParts(BaseEstimator):
@@ -63,3 +65,12 @@ def clone_part(part: Any, random_state: np.random.RandomState) -> Any:
             ):  # of a FrozenEstimator, whose parameters are fixed
                 copy.set_params(**{name: int(random_state.randint(largest))})
     return copy
+
+
+def fit_part(part: Any, X: Any) -> Any:
+    """Fit a part, which may be any object; a FrozenEstimator, whose `fit` wants a y, stays."""
+    if isinstance(part, FrozenEstimator):
+        check_is_fitted(part.estimator)
+    else:
+        part.fit(X)
+    return part
