@@ -14,6 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GroupKFold, KFold, check_cv
 from sklearn.utils import Tags, _safe_indexing, get_tags, indexable
 from sklearn.utils._metadata_requests import _routing_enabled
+from sklearn.utils._missing import is_pandas_na
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
@@ -112,6 +113,35 @@ def shuffled_folds(
     n_parts = n_samples if groups is None else len(np.unique(groups))
     kind = KFold if groups is None else GroupKFold
     return kind(max(2, min(n_folds, n_parts)), shuffle=True, random_state=random_state)
+
+
+def check_groups(groups: ArrayLike, n_samples: int) -> NDArray[Any]:
+    # Gives an array that names a group for each row, or raises ValueError.
+    names = np.asarray(groups)
+    if names.shape != (n_samples,):
+        got = f"{len(names)} entries" if names.ndim == 1 else f"an array of shape {names.shape}"
+        raise ValueError(f"groups has {got} for {n_samples} rows; it must name a group for each.")
+    # Of a list, NumPy would make the text "nan" of a NaN among texts.
+    values = names if hasattr(groups, "dtype") else np.array(groups, dtype=object)
+    missing = [i for i, name in enumerate(values.tolist()) if _is_missing(name)]
+    if missing:
+        shown = ", ".join(map(str, missing[:10])) + ", ..." * (len(missing) > 10)
+        raise ValueError(
+            f"groups names no group (None or NaN) for {len(missing)} of {n_samples} rows, at the "
+            f"positions {shown}, counted from 0. Give a row that belongs to no other a name of its "
+            "own, or leave these rows out."
+        )
+    try:
+        np.unique(names)
+    except TypeError as error:
+        raise ValueError(
+            f"groups holds names that cannot be compared ({error}): make texts of all of them."
+        ) from error
+    return names
+
+
+def _is_missing(name: Any) -> bool:
+    return name is None or is_pandas_na(name) or bool(name != name)
 
 
 def conformal_p_values(
@@ -336,8 +366,8 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are fewer rows, or groups, than the rate needs, or `cv` does not hold out each
-            row once, or has rows of one group on both sides.
+            If there are fewer rows, or groups, than the rate needs, a row's group is None or NaN,
+            or `cv` does not hold out each row once, or has rows of one group on both sides.
         """
         self._validate_params()
         params = fit_params
@@ -448,10 +478,7 @@ def _weights(groups: ArrayLike | None, n_samples: int) -> NDArray[np.float64]:
     """Give each row one over the number of rows in its group; they add up to the groups' number."""
     if groups is None:
         return np.ones(n_samples)
-    if len(np.asarray(groups)) != n_samples:
-        raise ValueError(
-            f"groups has {len(np.asarray(groups))} entries for {n_samples} rows; it must name a "
-            "group for each."
-        )
-    _, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    _, group, sizes = np.unique(
+        check_groups(groups, n_samples), return_inverse=True, return_counts=True
+    )
     return 1 / sizes[group]

@@ -75,6 +75,33 @@ def test_a_group_counts_as_one_row():
         conformal_threshold(scores, 0.05, [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([*range(37), None], r"for 1 of 38 rows, at the positions 37, .* a name of its own"),
+        (["a", "b", np.nan, *"c" * 35], "at the positions 2, counted from 0"),
+        (np.append(np.nan, np.arange(37)), "positions 0,"),
+        (pd.Series([*range(37), None], dtype="Int64"), "positions 37,"),
+        (["a", 1, *"b" * 36], None),  # NumPy makes texts of these
+        (np.array(["a", 1, *"b" * 36], dtype=object), "cannot be compared .*: make texts"),
+        (np.zeros((38, 1)), r"groups has an array of shape \(38, 1\) for 38 rows"),
+    ],
+)
+def test_rows_without_a_group(groups, message):
+    rows = np.random.default_rng(0).normal(size=(38, 2))
+    frozen = FrozenEstimator(clone(FOREST).fit(rows))
+    for use in (
+        lambda: conformal_threshold(np.arange(38), 0.3, groups),
+        lambda: ConformalDetector(FOREST, false_alarm_rate=0.3).fit(rows, groups=groups),
+        lambda: ConformalDetector(frozen, false_alarm_rate=0.3).fit(rows, groups=groups),
+    ):
+        if message is None:
+            use()
+            continue
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
 def make_parts(rng, n_parts):
     """Photographs of parts, from one to nine of a part, that resemble each other."""
     sizes = rng.integers(1, 10, n_parts)

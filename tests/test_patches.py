@@ -299,7 +299,11 @@ def test_the_rate_is_promised_for_groups(part):
     ("groups", "message"),
     [
         (np.zeros(40), "groups must be of at least two kinds"),
-        (np.zeros(39), "inconsistent numbers of samples"),
+        (np.zeros(39), "groups has 39 entries for 40 rows"),
+        (
+            ["a", None] * 20,
+            r"for 20 of 40 rows, at the positions 1, 3, .* 19, \.\.\.,",
+        ),
     ],
 )
 def test_bad_groups(part, groups, message):

@@ -12,10 +12,10 @@ from sklearn.base import MetaEstimatorMixin
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector, make_visible
-from sklearn_g2d.calibration import shuffled_folds
+from sklearn_g2d.calibration import check_groups, shuffled_folds
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches._levels import LevelDetector, Maps, own_place_is_nearer
@@ -204,8 +204,8 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         ------
         ValueError
             If a parameter is out of range, `X` is not made of images, there are fewer than two of
-            them, or of groups, or the estimator gives scores that are not finite. Whatever is
-            raised, the estimator keeps the state that it had before.
+            them, or of groups, one of the groups is None or NaN, or the estimator gives scores that
+            are not finite. Whatever is raised, the estimator keeps the state that it had before.
         ImportError
             If the weights of the default features are not installed.
         """
@@ -216,8 +216,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         warn_of_labels(y)
         random_state = check_random_state(self.random_state)
         if groups is not None:
-            check_consistent_length(rows, groups)
-            groups = np.asarray(groups)
+            groups = check_groups(groups, len(rows))
         estimator, self.features_ = (
             clone_part(self._default_parts[name]() if part is None else part, random_state)
             for name, part in (("estimator", self.estimator), ("features", self.features))
