@@ -34,6 +34,7 @@ from sklearn_g2d.patches import PatchNeighbors, _detector
 from sklearn_g2d.patches._levels import own_place_is_nearer
 from sklearn_g2d.patches._neighbors import _choose, whitening_matrix
 from sklearn_g2d.persistence import load
+from sklearn_g2d.utils import progress
 from sklearn_g2d.utils.inputs import validate
 
 FEW = "ignore:false_alarm_rate=.* needs at least"
@@ -417,6 +418,14 @@ def test_copies_score_alike(fitted, part):
         np.testing.assert_array_equal(again.anomaly_map(part), maps)
     other = made(per_location=False, random_state=1).set_params(estimator__n_references=100)
     assert (other.fit(part[:40]).anomaly_map(part) != maps).any()
+
+
+@pytest.mark.filterwarnings(FEW)
+def test_fits_tell_how_far_they_are(part, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", -1.0)
+    with caplog.at_level("INFO", logger="sklearn_g2d"):
+        made().fit(part[:8])
+    assert caplog.messages == [f"PatchDetector: {n} of 6 fits of layers" for n in range(1, 7)]
 
 
 def test_no_search_is_pickled(fit, part):

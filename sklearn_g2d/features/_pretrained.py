@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
@@ -31,10 +29,9 @@ from sklearn_g2d.features._rows import ImageTransformer
 from sklearn_g2d.training.runtime import resolve_device, single_thread
 from sklearn_g2d.utils.arrays import Floats, float32, float64
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks
+from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_caller
-
-logger = logging.getLogger("sklearn_g2d")
 
 # Unless the user gives a size, networks see images whose sides are divisible by the one number,
 # and not shorter than the other: they were trained on larger ones.
@@ -46,8 +43,6 @@ _BATCH_PIXELS = {"cpu": 2**16, "gpu": 2**20}
 
 # Images that are looked at, before the memory that a mapped file took is given back.
 _BLOCK_ROWS = 100
-
-_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(eq=False, repr=False)
@@ -292,7 +287,8 @@ class PretrainedFeatures(ImageTransformer):
         device, c = available(self.device_), _tensors(self._constants())
         pixels = max(math.prod(self._seen_size), math.prod(self.image_shape_[1:]))
         n_at_once = max(1, _BATCH_PIXELS["cpu" if device.type == "cpu" else "gpu"] // pixels)
-        engine, n_done, told = self._engine(device, n_at_once), 0, time.monotonic()
+        engine, n_done = self._engine(device, n_at_once), 0
+        report = reporter(type(self).__name__, len(rows), "images")
         for block in blocks(rows, n_at_once):
             if n_done == 0 and block.dtype != self._dtype:
                 self._compare_units(block)
@@ -302,9 +298,7 @@ class PretrainedFeatures(ImageTransformer):
             described = self._described(torch.from_numpy(filled), c, engine, finish)
             yield batch, [part[: len(block)] for part in described]
             n_done = batch.stop
-            if time.monotonic() - told > _SECONDS_BETWEEN_REPORTS:
-                told = time.monotonic()
-                logger.info("PretrainedFeatures: %d of %d images", n_done, len(rows))
+            report(n_done)
 
     def _compare_units(self, block: NDArray[Any]) -> None:
         """Warn if numbers of another type than in `fit` cannot be of the same units."""

@@ -25,6 +25,7 @@ from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.images import ImageShape, validate_images
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import clone_part, fit_part
+from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_of_labels
@@ -305,13 +306,17 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     ) -> Floats:
         """Fit a detector for each layer; returns the grids of images that were held out."""
         self.levels_, self._units, held_out = [], [], []
-        for maps in levels:
+        n_fits = len(folds) + 1  # of each layer
+        report = reporter(type(self).__name__, len(levels) * n_fits, "fits of layers")
+        for number, maps in enumerate(levels):
             level = self._level(estimator)
             anomalies = np.empty(maps.shape[:-1])
-            for known, others in folds:
+            for i, (known, others) in enumerate(folds):
                 level.fit(maps[known], random_state)
                 anomalies[others] = level.anomalies(maps[others])
+                report(number * n_fits + i + 1)
             self.levels_.append(level.fit(maps, random_state))
+            report((number + 1) * n_fits)
             self._units.append((float(anomalies.mean()), float(anomalies.std()) or 1.0))
             held_out.append(anomalies)
         return self._combined(held_out)
