@@ -414,6 +414,66 @@ def test_good_photographs_must_be_readable_and_alike(folders, refused):
     assert "wide.png is empty, damaged" in refused("good new --out report")
 
 
+def test_all_good_photographs_that_cannot_be_read_are_named(folders, inspect, refused):
+    paths = sorted((folders / "good").iterdir())
+    for path in paths[2:4]:
+        path.write_bytes(b"")
+    message = refused("good new --out report")
+    expected = "2 of the 20 files in GOOD_FOLDER cannot be read: 008.png, 012.png. The first"
+    assert expected in message
+    assert "good/008.png is empty" in message
+    for path in paths[:12]:
+        path.write_bytes(b"")
+    assert f"{paths[9].name} and 2 more. The first" in refused("good new --out report")
+    copyfile(folders / "good" / paths[0].name, folders / "bad" / "1.png")
+    copyfile(paths[-1], paths[0])
+    message = refused("bad new --out report --false-alarms .3")
+    assert "1 of the 4 files in GOOD_FOLDER cannot be read: 1.png." in message
+
+
+def test_nothing_to_judge_is_an_error(folders, refused):
+    (folders / "raw").mkdir()
+    (folders / "raw" / "a.heic").write_bytes(b"x")
+    assert "hold no images" in (message := refused("good raw --out report"))
+    assert message.endswith("Files of other kinds: 1 (.heic); save pictures as PNG.")
+    (folders / "raw" / "b.png").write_bytes(b"x")
+    message = refused("good raw --out report")
+    assert "2 of the 2 files in NEW_FOLDER cannot be read: a.heic, b.png" in message
+    assert not list((folders / "report").iterdir())
+
+
+def test_the_rate_of_a_threshold_between_scores(folders, inspect, monkeypatch):
+    """Of 20 held-out scores the rate .05 lies a twentieth of the way from the first to the next."""
+    detector = fitted(folders)
+    monkeypatch.setattr(PatchDetector, "load", lambda _: detector)
+    inspect("new --out report --model m")
+    assert "false alarms are about 5 %." in Page(folders / "report" / "index.html").text
+    inspect("new --out report --model m --overwrite --false-alarms .05")  # kept, not on average
+    assert "false alarms are about 4.8 %." in Page(folders / "report" / "index.html").text
+
+
+def test_no_name_is_a_formula(folders, inspect):
+    names = ["+b.png", "-c.png", "=1+1.png", "@d.png"]
+    for name in names:
+        copyfile(folders / "new" / "a.png", folders / "new" / name)
+    inspect()
+    rows = rows_of(folders / "report" / "scores.csv")
+    assert [row["file"] for row in rows[:4]] == [f"./{name}" for name in names]
+    assert all((folders / "new" / row["file"]).is_file() for row in rows)
+
+
+def test_folders_are_looked_through_once(folders, inspect, monkeypatch):
+    looked_through, walk = [], os.walk
+
+    def counted(folder, **kwargs):
+        looked_through.append(folder.name)
+        return walk(folder, **kwargs)
+
+    monkeypatch.setattr(os, "walk", counted)
+    inspect("good new --out report --known-bad bad")
+    assert sorted(looked_through) == ["bad", "good", "new"]
+
+
 def test_sigterm_leaves_no_temporary_files(folders, inspect, capsys, monkeypatch):
     (folders / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folders / "temporary"))

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from numpy.typing import NDArray
+from sklearn.utils import Bunch
 
 from sklearn_g2d._inspect._page import write_page
 from sklearn_g2d._inspect._results import (
@@ -29,10 +30,16 @@ from sklearn_g2d._inspect._results import (
     write_overlays,
     write_table,
 )
-from sklearn_g2d._inspect._scoring import NOT_READ, check_intensities, duration, score
+from sklearn_g2d._inspect._scoring import (
+    NOT_READ,
+    Photograph,
+    check_intensities,
+    duration,
+    score,
+)
 from sklearn_g2d.calibration import least_number
 from sklearn_g2d.datasets import load_images
-from sklearn_g2d.datasets._images import find_images, visible_files
+from sklearn_g2d.datasets._images import endings, find_images, images_among, visible_files
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
 from sklearn_g2d.persistence import is_saved
@@ -50,6 +57,9 @@ nothing is flagged, 1 if something is flagged, and 2 after an error.
 # Options of the fit, which a model keeps, and their defaults.
 _OF_THE_FIT = {"size": 256, "channels": 3, "groups": None, "seed": 0, "save": None}
 _FALSE_ALARM_RATE = 0.05
+
+# Files that a message names.
+_MOST_NAMES = 10
 
 # Importable names, the packages' names, and the extras that bring them.
 _READING = (("PIL", "Pillow", "images"), ("matplotlib", "matplotlib", "plot"))
@@ -236,23 +246,20 @@ def _inspect(options: argparse.Namespace) -> int:
 
     _check_packages(options)
     _check_places(options)
-    new = find_images(options.new)  # before minutes of learning
-    new += [path for path in visible_files(options.new) if path.suffix.lower() in NOT_READ]
-    new.sort()
-    n_passed_over, passed_over = _passed_over(options.new, new)
-    if passed_over:
+    new, others = _look_into(options.new, NOT_READ)  # before minutes of learning
+    if passed_over := _passed_over(options.new, others):
         say(passed_over)
     bad = find_images(options.known_bad) if options.known_bad else []
     detector, warning = (_load(options), "") if options.model else _learn(options, say)
-    summary = Summary(detector, options, n_passed_over, passed_over, warning)
+    summary = Summary(detector, options, len(others), passed_over, warning)
     if bad:
         photographs, _ = score(detector, bad, options.known_bad, say, "known bad")
-        for photograph in photographs:
-            if not photograph.is_readable:
-                raise ValueError(f"{photograph.note} It is in the folder of --known-bad.")
+        _refuse([found for found in photographs if not found.is_readable], len(bad), "--known-bad")
         summary.known_bad = photographs
         summary.figures = known_bad_figures(detector, photographs)
     summary.photographs, summary.seconds = score(detector, new, options.new, say, "new")
+    if summary.n_unreadable == len(new):  # nothing was judged
+        _refuse(summary.photographs, len(new), "NEW_FOLDER")
     clear_report(options.out)
     write_overlays(detector, summary, say)
     write_table(summary.photographs, options.out / "scores.csv")
@@ -339,18 +346,16 @@ def _check_save(options: argparse.Namespace, folders: dict[str, Path]) -> None:
 
 
 def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
-    paths = find_images(options.good)
+    paths, others = _look_into(options.good)
     groups = _groups(options, paths)
     rate = options.false_alarms or _FALSE_ALARM_RATE
     _check_number(len(paths) if groups is None else len(set(groups)), rate, options)
-    if passed_over := _passed_over(options.good, paths)[1]:
+    if passed_over := _passed_over(options.good, others):
         say(passed_over)
     say(f"Reading {len(paths)} photographs of good parts from {options.good} ...")
     with TemporaryDirectory(prefix="sklearn_g2d_", ignore_cleanup_errors=True) as folder:
         file = Path(folder, "good.npy")
-        good = load_images(
-            options.good, size=options.size, channels=options.channels, memory_map=file
-        )
+        good = _read_good(options, paths, file)
         warning = _warn_of_copies(good.images, groups, options.good)
         height, width = good.images.shape[2:]
         say(f"Learning from them, at {width} x {height} pixels. This may take minutes ...")
@@ -366,6 +371,35 @@ def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
         detector.save(options.save)
         say(f"The model is kept in {options.save}.")
     return detector, warning
+
+
+def _read_good(options: argparse.Namespace, paths: list[Path], file: Path) -> Bunch:
+    """Read photographs into a file; if one cannot be read, look for others, and name them all."""
+    how = {"size": options.size, "channels": options.channels}
+    try:
+        return load_images(paths, memory_map=file, **how)
+    except (ValueError, OSError):
+        unreadable = []
+        for path in paths:
+            try:
+                load_images([path], **how)
+            except (ValueError, OSError) as error:
+                name = path.relative_to(options.good).as_posix()
+                unreadable.append(Photograph(path, name, note=_message(error)))
+        _refuse(unreadable, len(paths), "GOOD_FOLDER")
+        raise
+
+
+def _refuse(unreadable: list[Photograph], n: int, which: str) -> None:
+    """Raise ValueError that names those of a folder's `n` files that cannot be read, if any."""
+    if not unreadable:
+        return
+    names = ", ".join(photograph.name for photograph in unreadable[:_MOST_NAMES])
+    more = f" and {len(unreadable) - _MOST_NAMES} more" if len(unreadable) > _MOST_NAMES else ""
+    raise ValueError(
+        f"{len(unreadable)} of the {n} files in {which} cannot be read: {names}{more}. The first: "
+        f"{unreadable[0].note}"
+    )
 
 
 def _warn_of_copies(images: NDArray[Any], groups: list[str] | None, folder: Path) -> str:
@@ -389,15 +423,21 @@ def _warn_of_copies(images: NDArray[Any], groups: list[str] | None, folder: Path
     return text
 
 
-def _passed_over(folder: Path, found: list[Path]) -> tuple[int, str]:
-    """Count files that are not taken for photographs, and name their endings."""
-    others = set(visible_files(folder)) - set(found)
+def _look_into(folder: Path, also: tuple[str, ...] = ()) -> tuple[list[Path], list[Path]]:
+    """Divide a folder's files into photographs, with those that end in `also`, and others."""
+    files = visible_files(folder)
+    chosen = set(images_among(files, folder))
+    chosen |= {path for path in files if path.suffix.lower() in also}
+    return [p for p in files if p in chosen], [p for p in files if p not in chosen]
+
+
+def _passed_over(folder: Path, others: list[Path]) -> str:
+    """Say how many files are not taken for photographs, and name their endings."""
     if not others:
-        return 0, ""
-    endings = ", ".join(sorted({path.suffix or path.name for path in others}))
-    return len(others), (
+        return ""
+    return (
         f"Files in {folder} that are not read, because their names end in another way than those "
-        f"of photographs: {len(others)} ({endings})."
+        f"of photographs: {len(others)} ({endings(others)})."
     )
 
 

@@ -23,6 +23,9 @@ OVERLAYS, PHOTOGRAPHS = "overlays", "photographs"
 
 _COLUMNS = ("file", "score", "p_value", "verdict", "above_threshold", "overlay", "note")
 
+# The last four are the first in full width.
+_STARTS_OF_FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+
 # Photographs with pictures, unless told otherwise: those flagged, and at least so many.
 _MOST_ANOMALOUS = 20
 
@@ -81,10 +84,15 @@ class Summary:
 
     @property
     def false_alarm_rate(self) -> float:
-        """Give the rate that the threshold promises, by conformal prediction."""
+        """Give the rate that the threshold promises, by conformal prediction.
+
+        A detector that was fitted in Python may have its threshold between two scores, so that its
+        rate lies between theirs.
+        """
         known = self.detector.calibration_scores_, self.detector.calibration_weights_
-        just_flagged = np.nextafter(self.detector.offset_, -np.inf)
-        return float(conformal_p_values([just_flagged], *known)[0])
+        thresholds = np.unique(known[0])
+        rates = conformal_p_values(np.nextafter(thresholds, -np.inf), *known)
+        return float(np.interp(self.detector.offset_, thresholds, rates))
 
     def verdict(self) -> str:
         """Say in one sentence what was found."""
@@ -207,6 +215,10 @@ def write_table(photographs: list[Photograph], path: Path) -> None:
         for found in photographs:
             above = found.above_threshold if found.is_readable else None
             overlay = f"{OVERLAYS}/{found.picture}" if found.picture else ""
-            table.writerow(
-                [found.name, found.score, found.p_value, found.verdict, above, overlay, found.note]
-            )
+            name, note = _no_formula(found.name), _no_formula(found.note)
+            table.writerow([name, found.score, found.p_value, found.verdict, above, overlay, note])
+
+
+def _no_formula(path: str) -> str:
+    """Begin a path, which a spreadsheet would compute, in a way that names the same file."""
+    return f"./{path}" if path.startswith(_STARTS_OF_FORMULAS) else path

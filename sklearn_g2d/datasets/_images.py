@@ -163,13 +163,28 @@ def find_images(folder: Any) -> list[Path]:
         raise FileNotFoundError(f"There is no folder {root}.")
     if not root.is_dir():
         raise ValueError(f"{root} is a file. Pass its folder, or a list of files.")
-    paths = [path for path in visible_files(root) if path.suffix.lower() in _SUFFIXES]
+    return images_among(visible_files(root), root)
+
+
+def images_among(files: list[Path], root: Path) -> list[Path]:
+    # Gives those of a folder's files that are images by their names.
+    paths = [path for path in files if path.suffix.lower() in _SUFFIXES]
     if not paths:
         raise ValueError(
             f"{root} and its sub-folders hold no images. Files that end in {', '.join(_SUFFIXES)} "
             "are looked for; hidden ones are passed over."
+            + (
+                f" Files of other kinds: {len(files)} ({endings(files)}); save pictures as PNG."
+                if files
+                else ""
+            )
         )
     return paths
+
+
+def endings(files: list[Path]) -> str:
+    # Names the kinds of files.
+    return ", ".join(sorted({path.suffix or path.name for path in files}))
 
 
 def visible_files(root: Path) -> list[Path]:
