@@ -446,6 +446,16 @@ def test_strong_gradients_are_clipped_and_levels_at_most_of_length_1():
         assert lengths.max() <= 1
 
 
+@pytest.mark.parametrize("n_cells", [(4, 8), (8, 4)])
+def test_maps_of_gradients_are_the_blocks_of_the_finest_cells(textures, n_cells):
+    """Which a row holds as parts (blocks of four cells, orientations, rows, columns)."""
+    gradients = OrientedGradients(n_cells=n_cells, layout_weight=0).fit(textures)
+    maps, rows = gradients.feature_maps(textures), gradients.transform(textures)
+    assert maps.shape == (len(textures), 48, 7, 7)
+    own = rows[:, -(48 * 49) :] if n_cells[1] == 8 else rows[:, : 48 * 49]
+    np.testing.assert_array_equal(maps.reshape(len(textures), -1), own)
+
+
 def test_a_gradient_and_its_opposite_are_the_same(textures):
     gradients = OrientedGradients(layout_weight=0).fit(textures)
     np.testing.assert_allclose(

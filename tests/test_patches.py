@@ -28,7 +28,7 @@ from torch import nn
 from sklearn_g2d import ConformalDetector, G2DOutlierDetector, PatchDetector
 from sklearn_g2d.adapters import FromPyOD
 from sklearn_g2d.errors import UnsupportedObjectError
-from sklearn_g2d.features import PretrainedFeatures
+from sklearn_g2d.features import OrientedGradients, PretrainedFeatures
 from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.patches import PatchNeighbors, _detector
 from sklearn_g2d.patches._levels import own_place_is_nearer
@@ -938,7 +938,19 @@ def test_places_are_compared_layer_by_layer(part, texture):
     assert own_place_is_nearer([constant], known, held_out, random_state) is False
 
 
-# Features of a network
+# Features of ours
+
+
+def test_places_described_by_gradients(part):
+    gradients = OrientedGradients(n_cells=(8,))
+    detector = made(features=gradients).fit(part[:40])
+    assert detector._shapes == [(7, 7, 48)]
+    new = flawed(part[40:])
+    assert (detector.predict(new) == -1).all()
+    for one in detector.anomaly_map(new):  # cells reach over the flaw's edge, which is what is seen
+        row, column = np.unravel_index(one.argmax(), one.shape)
+        assert 4 <= row < 20
+        assert 16 <= column < 32
 
 
 def test_layers_of_a_network(part):

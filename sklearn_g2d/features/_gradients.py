@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d.features._rows import ImageTransformer
 from sklearn_g2d.utils.arrays import float32, namespace, take_along
+from sklearn_g2d.utils.surroundings import shielded
 
 _CLIP = 0.2
 _LAYOUT_CELLS = 4
@@ -134,12 +136,37 @@ class OrientedGradients(ImageTransformer):
             constants[f"columns_{level}"] = _windows(n, width)
         return constants
 
+    @shielded()
+    def feature_maps(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Give the blocks of the finest cells as maps, for a `PatchDetector`.
+
+        Parameters
+        ----------
+        X : array-like, as for `fit`
+
+        Returns
+        -------
+        ndarray of shape (n_samples, 4 * n_orientations, n - 1, n - 1)
+            Where n is the largest of `n_cells`.
+        """
+        check_is_fitted(self)
+        rows, c = self._validate(X, reset=False), self._constants()
+        batches = gen_batches(len(rows), self._batch_rows)
+        return np.concatenate([self._compute_maps(rows[batch], c)[0] for batch in batches])
+
+    def _compute_maps(self, X: Any, c: dict[str, Any]) -> list[Any]:
+        finest = int(np.argmax(self.n_cells_))
+        windows = c[f"rows_{finest}"], c[f"columns_{finest}"].T
+        (cells,) = self._cells(self._scaled(X, c), [windows], c)
+        return [_normalized_blocks(cells, c)]
+
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
         xp = namespace(X)
         images = self._scaled(X, c)
         n_levels = len(self.n_cells_) + 1
         *levels, layout = [(c[f"rows_{i}"], c[f"columns_{i}"].T) for i in range(n_levels)]
-        parts = [_normalized_blocks(cells, c) for cells in self._cells(images, levels, c)]
+        blocks = [_normalized_blocks(cells, c) for cells in self._cells(images, levels, c)]
+        parts = [maps.reshape(maps.shape[0], -1) for maps in blocks]
         if self.layout_weight_:
             means = layout[0] @ images @ layout[1]
             parts.append(means.reshape(means.shape[0], -1) * c["layout_weight"])
@@ -215,9 +242,9 @@ def _windows(n_cells: int, size: int) -> NDArray[np.float32]:
 
 
 def _normalized_blocks(cells: Any, c: dict[str, Any]) -> Any:
-    """Describe blocks of 2 x 2 cells of a level by a row of a length of at most 1.
+    """Describe blocks of 2 x 2 cells of a level by maps whose values have a length of at most 1.
 
-    Maps (n_orientations, n, n_cells, n_cells) to (n, 4 * n_orientations * (n_cells - 1) ** 2).
+    Maps (n_orientations, n, n_cells, n_cells) to (n, 4 * n_orientations, n_cells - 1, n_cells - 1).
     """
     xp = namespace(cells)
     side = cells.shape[-1]
@@ -228,7 +255,7 @@ def _normalized_blocks(cells: Any, c: dict[str, Any]) -> Any:
     mean = xp.maximum(energy.mean(axis=(1, 2), keepdims=True), c["floor"])
     inverse = 1 / xp.sqrt(block + mean)
     parts = [cells[:, :, rows, columns] * inverse for rows, columns in corners]
-    blocks = xp.moveaxis(xp.stack(parts), 2, 0).reshape(energy.shape[0], -1)
+    blocks = xp.moveaxis(xp.stack(parts), 2, 0).reshape(energy.shape[0], -1, side - 1, side - 1)
     blocks = xp.minimum(blocks, c["clip"])
     blocks /= side - 1
     return blocks

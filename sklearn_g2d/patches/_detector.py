@@ -73,7 +73,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     features : transformer with `feature_maps`, default=None
         Describes images by maps (n, channels, height, width). None stands for
         ``PretrainedFeatures(layers=(4, 7, 10), margin=16)``, whose weights come with the extra
-        "pretrained".
+        "pretrained". ``OrientedGradients(n_cells=(32,))`` needs none; the finest cells count.
         An object of your own with `fit` and `feature_maps` will do; a ``FrozenEstimator`` of such
         features is not fitted again.
     per_location : "auto" or bool, default="auto"
