@@ -195,8 +195,9 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
 
         The graph takes one array "X", shaped as `fit` was given it. It gives "decision_function"
         and "score_samples", both float64 of shape (n_samples,) and **higher = more normal**; of an
-        `AVIDDetector`, also its "anomaly_map". They equal this detector's up to rounding, but for
-        one that scores in bfloat16, which is warned of. Nothing is checked: NaN gives NaN.
+        `AVIDDetector` or a `PatchDetector`, also its "anomaly_map". They equal this detector's up
+        to rounding, but for one that scores in bfloat16, which is warned of. Nothing is checked:
+        NaN gives NaN.
 
         Parameters
         ----------
@@ -208,7 +209,7 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         Raises
         ------
         UnsupportedObjectError
-            If the detector's features or its classifier are your own.
+            If the detector's features, its classifier or its estimator are your own.
         ImportError
             Without the packages of the extra "onnx".
         """

@@ -38,7 +38,7 @@ def to_onnx(
 
     Parameters
     ----------
-    detector : G2DOutlierDetector or AVIDDetector
+    detector : G2DOutlierDetector, AVIDDetector or PatchDetector
         Fitted.
     path : str or path-like
         Where to; an existing file is replaced, once all of the new one is on the disk.
@@ -115,23 +115,25 @@ class Constants(nn.Module):
 
 
 class Stage(Constants):
-    """What an object computes in `_compute`, as a module.
+    """What an object computes in a method such as `_compute`, as a module.
 
     Parameters
     ----------
     estimator : object
         Fitted, with the methods `_constants` and `_compute`.
+    method : str, default="_compute"
+        Another method of the same arguments.
     """
 
-    def __init__(self, estimator: Any) -> None:
+    def __init__(self, estimator: Any, method: str = "_compute") -> None:
         super().__init__(**estimator._constants())
-        self.estimator = estimator
+        self.estimator, self.method = estimator, method
         self.network = getattr(estimator, "network_", None)  # whose weights are to be found
         self.rounds = getattr(estimator, "precision_", "float32") == "bfloat16"
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor) -> Any:
         """Transform rows."""
-        return self.estimator._compute(X, dict(self.named_buffers()))
+        return getattr(self.estimator, self.method)(X, dict(self.named_buffers()))
 
 
 def stages_of(transformer: Any) -> nn.Module:

@@ -20,8 +20,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector
 from sklearn_g2d.avid import (
     AdversarialInpainting,
     CellInpainting,
@@ -37,6 +38,7 @@ from sklearn_g2d.features import (
     GlobalMinMaxScaler,
     NeighborProfile,
     OrientedGradients,
+    PretrainedFeatures,
     ResidualPCA,
     SquashingScaler,
 )
@@ -132,6 +134,13 @@ def puzzles():
     return train, test
 
 
+def small_network():
+    """Features of two layers with grids of different sizes, of images that are resized."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1))
+    return PretrainedFeatures(network, layers=["0", "2"], image_size=(32, 40), margin=8)
+
+
 @pytest.fixture(scope="module")
 def exported(wine, digits, puzzles, tmp_path_factory):
     """Detectors, new data, and what onnxruntime makes of these in a process of its own."""
@@ -156,6 +165,12 @@ def exported(wine, digits, puzzles, tmp_path_factory):
             "float32",
         ),
     }
+    train, new = (X.reshape(len(X), -1) for X in puzzles)  # rows of pixels
+    shape, gradients = puzzles[0].shape[1:], OrientedGradients(n_cells=(6,))
+    places = PatchDetector(features=gradients, per_location=True, image_shape=shape, random_state=0)
+    cases["places"] = places.fit(train), new, "float64"
+    patches = PatchDetector(features=small_network(), per_location=False, random_state=0)
+    cases["patches"] = patches.fit(puzzles[0]), puzzles[1].astype(np.float32), "float32"
     cases["AVID table"][0].offset_ = 0.0
     for detector, _, _ in cases.values():
         detector.offset_ += 7e-9  # a term that must not be taken for 0
@@ -174,7 +189,9 @@ def exported(wine, digits, puzzles, tmp_path_factory):
     }
 
 
-ALL_WAYS = pytest.mark.parametrize("way", ["G2D table", "G2D images", "AVID table", "AVID images"])
+ALL_WAYS = pytest.mark.parametrize(
+    "way", ["G2D table", "G2D images", "AVID table", "AVID images", "places", "patches"]
+)
 
 
 def frame(X, detector):
@@ -192,7 +209,8 @@ def test_scores_without_pytorch(exported, way):
             expected = getattr(detector, name)(X)
             assert found[name].dtype == np.float64
             assert np.ptp(expected) > 0.1
-            np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5)
+            atol = 1e-4 if way in ("places", "patches") else 1e-5
+            np.testing.assert_allclose(found[name], expected, rtol=0, atol=atol)
     np.testing.assert_array_equal(found["decision_function"] < 0, detector.predict(X) == -1)
     offset = found["score_samples"] - found["decision_function"]
     np.testing.assert_allclose(offset, detector.offset_, rtol=0, atol=1e-12)

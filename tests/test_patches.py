@@ -777,9 +777,16 @@ def test_two_images(part):
         made().fit(part[:1])
 
 
-def test_there_is_no_graph(fit, tmp_path):
-    with pytest.raises(UnsupportedObjectError, match="cannot be exported as an ONNX graph yet"):
-        fit().to_onnx(tmp_path / "graph.onnx")
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "Squares are not features of this package"),
+        ({"estimator": IsolationForest(n_estimators=2)}, "with estimator IsolationForest cannot"),
+    ],
+)
+def test_what_has_no_graph(fit, tmp_path, params, message):
+    with pytest.raises(UnsupportedObjectError, match=message):
+        fit(**params).to_onnx(tmp_path / "graph.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -357,7 +357,13 @@ class PretrainedFeatures(ImageTransformer):
     @torch.no_grad()
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
         """Describe rows by PyTorch in float32, whatever the engine is; graphs are traced so."""
-        return self._pooled(self._checked(self.network_(self._images(X, c))))
+        return self._pooled(self._compute_layers(X, c))
+
+    def _compute_maps(self, X: Any, c: dict[str, Any]) -> list[Tensor]:
+        return self._only_maps(self._compute_layers(X, c))
+
+    def _compute_layers(self, X: Any, c: dict[str, Any]) -> list[Tensor]:
+        return self._checked(self.network_(self._images(X, c)))
 
     def _images(self, X: Tensor, c: dict[str, Tensor]) -> Tensor:
         """Turn rows of pixels into what the network sees."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from numbers import Real
-from typing import Any, ClassVar, Literal, NoReturn, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,15 +18,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector, make_visible
 from sklearn_g2d.calibration import check_groups, shuffled_folds
-from sklearn_g2d.errors import UnsupportedObjectError
+from sklearn_g2d.export import Resampling
 from sklearn_g2d.features import PretrainedFeatures
+from sklearn_g2d.patches._export import LevelGraph, PatchGraph
 from sklearn_g2d.patches._levels import LevelDetector, Maps, own_place_is_nearer
 from sklearn_g2d.patches._neighbors import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.utils.arrays import Floats
-from sklearn_g2d.utils.images import ImageShape, validate_images
+from sklearn_g2d.utils.images import ImageShape, shape_of, validate_images
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
-from sklearn_g2d.utils.parts import clone_part, fit_part
+from sklearn_g2d.utils.parts import clone_part, fit_part, unfrozen
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
@@ -214,6 +217,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         if self.verbose:
             make_visible()
         rows = self._validate(X, reset=True)
+        self._given_as_images = len(shape_of(X)) == 4
         warn_of_labels(y)
         random_state = check_random_state(self.random_state)
         if groups is not None:
@@ -281,10 +285,18 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     def _source_of_scores(self) -> str:
         return type(self.levels_[0].estimator).__name__
 
-    def _export_module(self) -> NoReturn:
-        raise UnsupportedObjectError(
-            "A PatchDetector cannot be exported as an ONNX graph yet. Save it by `save`, or export "
-            "a G2DOutlierDetector(features=PretrainedFeatures()), which judges whole images."
+    def _as_given(self, rows: NDArray[Any]) -> NDArray[Any]:
+        return rows.reshape(-1, *self.image_shape_) if self._given_as_images else rows
+
+    def _export_module(self) -> PatchGraph:
+        finest, pixels = self._grid_shape, self.image_shape_[1:]
+        sizes = [*((shape[:2], finest) for shape in self._shapes), (finest, pixels)]
+        return PatchGraph(
+            unfrozen(self.features_),
+            [LevelGraph(a, *units) for a, units in zip(self.levels_, self._units, strict=True)],
+            [Resampling(partial(_resized, shape=to), size, np.float64) for size, to in sizes],
+            self._n_top,
+            self.offset_,
         )
 
     def _fit_features(
@@ -396,8 +408,12 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
 
     def _pool(self, grids: Floats) -> Floats:
         cells = grids.reshape(len(grids), -1)
-        n_top = max(1, round(self.top_fraction_ * cells.shape[1]))
-        return -np.partition(cells, -n_top, axis=1)[:, -n_top:].mean(axis=1)
+        return -np.partition(cells, -self._n_top, axis=1)[:, -self._n_top :].mean(axis=1)
+
+    @property
+    def _n_top(self) -> int:
+        """Give the number of places whose mean makes the score."""
+        return max(1, round(self.top_fraction_ * math.prod(self._grid_shape)))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

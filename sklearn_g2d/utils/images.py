@@ -38,7 +38,7 @@ def as_rows(
     """
     expected = None if image_shape is None else _check(image_shape)
     _refuse_nested(X)
-    shape = _shape(X)
+    shape = shape_of(X)
     if len(shape) == 3:
         raise ValueError(
             f"X has shape {shape}, of dim 3. Images are an array of shape (n_samples, channels, "
@@ -111,7 +111,8 @@ def validate_images(
     return rows
 
 
-def _shape(X: Any) -> tuple[int, ...]:
+def shape_of(X: Any) -> tuple[int, ...]:
+    """Give the shape of what may be an array, or nothing."""
     if hasattr(X, "shape"):
         return tuple(X.shape)
     if isinstance(X, list | tuple):

@@ -67,6 +67,11 @@ def clone_part(part: Any, random_state: np.random.RandomState) -> Any:
     return copy
 
 
+def unfrozen(part: Any) -> Any:
+    """Give the estimator inside a FrozenEstimator, or the part itself."""
+    return part.estimator if isinstance(part, FrozenEstimator) else part
+
+
 def fit_part(part: Any, X: Any) -> Any:
     """Fit a part, which may be any object; a FrozenEstimator, whose `fit` wants a y, stays."""
     if isinstance(part, FrozenEstimator):
