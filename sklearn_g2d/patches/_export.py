@@ -61,7 +61,7 @@ class LevelGraph(Constants):
         columns = nearest[:, None].expand(-1, rows.shape[2], -1)
         found = self.references.gather(2, columns).transpose(1, 2)
         distances = (rows.double() - found).square().sum(2).sqrt()
-        by_image = distances.T if self.by_place else distances.reshape(-1, by_image.shape[1])
+        by_image = distances.T if self.by_place else distances
         return (by_image.reshape(-1, *cells.shape[1:3]) - self.mean) / self.deviation
 
 
