@@ -21,12 +21,12 @@ from sklearn_g2d.calibration import check_groups, shuffled_folds
 from sklearn_g2d.export import Resampling
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches._export import LevelGraph, PatchGraph
-from sklearn_g2d.patches._levels import LevelDetector, Maps, own_place_is_nearer
+from sklearn_g2d.patches._levels import LevelDetector, Maps, iter_levels, own_place_is_nearer
 from sklearn_g2d.patches._neighbors import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.images import ImageShape, shape_of, validate_images
-from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
+from sklearn_g2d.utils.mapped import NUMBERS, take
 from sklearn_g2d.utils.parts import clone_part, fit_part, unfrozen
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
@@ -46,9 +46,6 @@ _FOLDS = 5
 
 # Of the maps of held-out images: the range of a colour scale.
 _RANGE_QUANTILES = 0.005, 0.999
-
-# Images that features without batches of their own are given at once.
-_IMAGES_AT_ONCE = 8
 
 
 class PatchDetector(MetaEstimatorMixin, BaseDetector):
@@ -344,31 +341,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         self._set_offset(self._pool(held_out), groups)
 
     def _iter_levels(self, rows: NDArray[Any]) -> Iterator[list[Maps]]:
-        """Give the maps of all layers, some images at a time, features last."""
-        if hasattr(self.features_, "iter_levels"):
-            by_batch = self.features_.iter_levels(rows.reshape(-1, *self.image_shape_))
-        else:
-            by_batch = (
-                [self._own_maps(as_known_dtype(b).reshape(-1, *self.image_shape_))]
-                for b in blocks(rows, _IMAGES_AT_ONCE)
-            )
-        for levels in by_batch:
-            if not all(np.isfinite(maps).all() for maps in levels):
-                raise ValueError(
-                    f"Maps of {type(self.features_).__name__} are NaN or infinite. Choose other "
-                    "features, or check what yours return."
-                )
-            yield [np.ascontiguousarray(maps.transpose(0, 2, 3, 1)) for maps in levels]
-
-    def _own_maps(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        maps = np.asarray(self.features_.feature_maps(images), dtype=np.float32)
-        if maps.ndim != 4 or len(maps) != len(images) or not maps.size:
-            raise ValueError(
-                f"feature_maps of {type(self.features_).__name__} gave an array of shape "
-                f"{maps.shape} for {len(images)} images. It must give maps of shape (n, channels, "
-                "height, width)."
-            )
-        return maps
+        return iter_levels(self.features_, rows, self.image_shape_)
 
     def _grids(self, rows: NDArray[Any]) -> Floats:
         """Say how anomalous the places of images are, in the grid of the finest layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +13,8 @@ from sklearn.utils import gen_batches
 
 from sklearn_g2d.patches._neighbors import PatchNeighbors, whitening_matrix
 from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.images import ImageShape
+from sklearn_g2d.utils.mapped import as_known_dtype, blocks
 from sklearn_g2d.utils.parts import clone_part, fit_part
 
 Maps = NDArray[np.float32]  # (n_images, height, width, n_features)
@@ -21,6 +24,9 @@ _MAX_ROWS = 20_000
 
 # Always one number of images at once, which decides on the last digits of products.
 _IMAGES_AT_ONCE = 4
+
+# Images that features without batches of their own are given at once.
+_OWN_IMAGES_AT_ONCE = 8
 
 # Cells and references by which it is decided whether places can be compared.
 _N_ASKED, _N_ANSWERS = 2000, 6000
@@ -93,6 +99,34 @@ class LevelDetector(BaseEstimator):
         found = np.take_along_axis(self.references_, nearest[:, :, None], axis=1)
         squared = np.square(rows.astype(np.float64) - found).sum(axis=2)
         return np.sqrt(squared).T[:n].reshape(n, height, width)
+
+
+def iter_levels(features: Any, rows: NDArray[Any], image_shape: ImageShape) -> Iterator[list[Maps]]:
+    """Give the maps of all layers of images in rows, some at a time, features last."""
+    if hasattr(features, "iter_levels"):
+        by_batch = features.iter_levels(rows.reshape(-1, *image_shape))
+    else:
+        by_batch = (
+            [_own_maps(features, as_known_dtype(batch).reshape(-1, *image_shape))]
+            for batch in blocks(rows, _OWN_IMAGES_AT_ONCE)
+        )
+    for levels in by_batch:
+        if not all(np.isfinite(maps).all() for maps in levels):
+            raise ValueError(
+                f"Maps of {type(features).__name__} are NaN or infinite. Choose other features, or "
+                "check what yours return."
+            )
+        yield [np.ascontiguousarray(maps.transpose(0, 2, 3, 1)) for maps in levels]
+
+
+def _own_maps(features: Any, images: NDArray[Any]) -> NDArray[np.float32]:
+    maps = np.asarray(features.feature_maps(images), dtype=np.float32)
+    if maps.ndim != 4 or len(maps) != len(images) or not maps.size:
+        raise ValueError(
+            f"feature_maps of {type(features).__name__} gave an array of shape {maps.shape} for "
+            f"{len(images)} images. It must give maps of shape (n, channels, height, width)."
+        )
+    return maps
 
 
 def own_place_is_nearer(

@@ -27,17 +27,27 @@ from sklearn_g2d.video._channels import Foreground, ForegroundMotion, MotionChan
 from sklearn_g2d.video._clips import smooth_over_time, split_clips
 from sklearn_g2d.video._detector import ClipDetector
 from sklearn_g2d.video._files import read_frames
+from sklearn_g2d.video._fixed_camera import (
+    FixedCameraDetector,
+    FrameVerdict,
+    MovingObject,
+    for_fixed_camera,
+)
 from sklearn_g2d.video._patches import FramePatches, PatchMotion
 from sklearn_g2d.video._streams import stream_channels
 
 __all__ = [
     "ClipDetector",
+    "FixedCameraDetector",
     "Foreground",
     "ForegroundMotion",
     "FramePatches",
+    "FrameVerdict",
     "MotionChannels",
+    "MovingObject",
     "OpticalFlow",
     "PatchMotion",
+    "for_fixed_camera",
     "read_frames",
     "smooth_over_time",
     "split_clips",

@@ -1,0 +1,591 @@
+"""Frames of a fixed camera, judged by how fast things move and how they look."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from sklearn.base import MetaEstimatorMixin
+from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_g2d._base import BaseDetector, make_visible
+from sklearn_g2d.errors import UnsupportedObjectError
+from sklearn_g2d.features import PretrainedFeatures
+from sklearn_g2d.patches import PatchNeighbors
+from sklearn_g2d.training.runtime import single_thread
+from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.opencv import import_opencv
+from sklearn_g2d.utils.parts import clone_part, fit_part
+from sklearn_g2d.utils.progress import reporter
+from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_of_labels
+from sklearn_g2d.video._channels import Foreground, ForegroundMotion, OpticalFlow
+from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
+from sklearn_g2d.video._streams import stream_channels
+from sklearn_g2d.video._views import (
+    LOOK_SIDE,
+    MOTION_SIDE,
+    STEP,
+    Looks,
+    LooksView,
+    SpeedView,
+    moving_cells,
+)
+
+# Blocks of EfficientNet-Lite0 that tell things on a street best, of strides 8 and 16, and what is
+# added around frames so that these maps do not show their edges.
+_LAYERS, _MARGIN = (4, 7), 16
+
+# Seconds over which motion is measured, and after which the network looks again: what is there
+# hardly changes faster.
+_SECONDS = 0.2
+
+# Frames of training clips that the network looks at: of more, only some at equal distances.
+MAX_LOOKS = 4000
+
+# Parts of the training clips that are held out in turn.
+_FOLDS = 5
+
+# Frames that are measured at once.
+_FRAMES_AT_ONCE = 32
+
+# Of held-out maps: the end of a color scale.
+_RANGE_QUANTILE = 0.999
+
+# Foreground is blurred by so many pixels, of `MOTION_SIDE`, before things are cut out where it is
+# more than this; smaller things than so many pixels are noise.
+_BLUR, _OUTLINE, _LEAST_PIXELS = 0.7, 0.3, 9
+
+
+class MovingObject(NamedTuple):
+    """A connected region of the foreground of a frame.
+
+    Attributes
+    ----------
+    box : tuple of int
+        Top, left, bottom and right, in pixels of the frame; the last two are outside.
+    anomaly : float
+        Highest value of the frame's anomaly map inside; **higher = more anomalous**.
+    is_anomalous : bool
+        Whether it alone would condemn the frame.
+    speed, looks : float
+        How anomalous its speed and its looks are, in standard deviations of what is most anomalous
+        in normal frames.
+    velocity : tuple of float
+        Of what moves in it, to the right and downwards, in pixels of the frame per second.
+    """
+
+    box: tuple[int, int, int, int]
+    anomaly: float
+    is_anomalous: bool
+    speed: float
+    looks: float
+    velocity: tuple[float, float]
+
+
+class FrameVerdict(NamedTuple):
+    """What `FixedCameraDetector.stream` says of a frame.
+
+    Attributes
+    ----------
+    score : float
+        **Higher = more normal**; to be compared with `offset_`.
+    anomaly_map : ndarray of shape (height, width)
+        **Higher = more anomalous**.
+    objects : list of MovingObject
+        Most anomalous first.
+    """
+
+    score: float
+    anomaly_map: NDArray[np.float64]
+    objects: list[MovingObject]
+
+
+@dataclass
+class _Seen:
+    """What was measured in the frames of a clip."""
+
+    speeds: Floats  # (n, rows, columns)
+    velocities: Floats  # (n, rows, columns, 2)
+    outlines: NDArray[np.bool_]  # (n, height, width)
+    looks: Looks  # of the frames that the network has looked at
+    last: NDArray[np.intp]  # which of these is the last before each frame
+
+
+class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
+    """Find frames of a fixed camera in which something moves or looks unlike anything before.
+
+    Two views of what moves are judged one by one: its speed, in units of what is usual in that row
+    of the picture, and its looks, by the maps of a network that was trained on other images,
+    compared with the training clips'. In each view, what counts is the mean of the most anomalous
+    places of a frame, averaged over a second, in standard deviations of frames that were held out.
+    A frame's anomaly is the sum of both views' softplus log(1 + exp(z)), so that an ordinary
+    view does not outweigh an alarm of the other. The views are those of [1]_, which finds the
+    things by a network for objects; here the foreground shows them.
+
+    A sample is a frame: every method takes one clip (n_frames, channels, height, width) or a list
+    of clips, and gives one value for each frame, clip after clip. Scores are **higher for more
+    normal** frames, and `predict` gives **+1 for inliers and -1 for outliers**; maps are **higher
+    where a frame is more anomalous**. Needs OpenCV: ``pip install 'sklearn_g2d[video]'``.
+
+    Parameters
+    ----------
+    frame_rate : float, default=25.0
+        Frames per second of the clips. Nothing else has to be known: frames are scaled to a size
+        of their own for each view.
+    features : transformer with `feature_maps`, default=None
+        Describes frames, scaled so that the shorter side has 320 pixels. None stands for
+        ``PretrainedFeatures(layers=(4, 7), margin=16)``, whose weights come with the extra
+        "pretrained".
+    estimator : outlier detector with `score_samples`, default=None
+        Clones are fitted on rows of these features, one for each place in which something moves.
+        None stands for ``PatchNeighbors()``.
+    seconds : float, default=1.0
+        Time over which anomaly is averaged. An anomaly lasts; most errors of a single frame do not.
+    top_fraction : float in (0, 1], default=0.005
+        Fraction of the places of a frame, those with the highest anomaly, whose mean counts.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        Fraction of normal frames that `predict` flags: the threshold is a percentile of the scores
+        that the training frames had when their clips were held out. "auto" is 0.05.
+    verbose : int, default=0
+        Above 0, `fit` tells how far it is, through the logger "sklearn_g2d".
+    random_state : int, RandomState instance or None, default=None
+        Seed of what is drawn, and of the parts where they have none.
+
+    Attributes
+    ----------
+    channels_ : ForegroundMotion
+        Measures motion in frames whose shorter side has 120 pixels.
+    features_ : transformer
+        As fitted.
+    speed_view_, looks_view_ : SpeedView, LooksView
+        What is normal in each view.
+    intensity_range_ : tuple of float
+        What is black and what is white: 0 and 255 if `fit` was given bytes, else the lowest and
+        the highest intensity in `fit`.
+    n_smoothed_ : int
+        Frames over which anomaly is averaged.
+    offset_ : float
+        Threshold: ``decision_function(X) = score_samples(X) - offset_``.
+    calibration_scores_ : ndarray of shape (n_frames,)
+        Sorted scores of the training frames when their clips were held out, or of those given to
+        `calibrate`, for `p_values`.
+    map_range_ : tuple of float
+        Lowest and highest value of a color scale for maps.
+    image_shape_, n_features_in_ : tuple of int, int
+        Channels, height and width of the frames in `fit`, and their product.
+
+    See Also
+    --------
+    ClipDetector : Judges patches of any channels by any detector.
+
+    Notes
+    -----
+    A fifth of the training clips is held out at a time. Of fewer than five clips, a fifth of all
+    frames is, as they follow one another.
+
+    References
+    ----------
+    .. [1] T. Reiss, Y. Hoshen, "Attribute-based Representations for Accurate and Interpretable
+       Video Anomaly Detection", 2022.
+    .. [2] K. Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from sklearn_g2d.features import PretrainedFeatures
+    >>> from sklearn_g2d.video import FixedCameraDetector
+    >>> clip = np.full((60, 1, 60, 80), 30, dtype=np.uint8)
+    >>> clip += np.random.default_rng(0).integers(0, 5, clip.shape, dtype=np.uint8)
+    >>> for t, frame in enumerate(clip):  # a bright square passes again and again
+    ...     frame[0, 20:30, t % 60 + 5 : t % 60 + 15] = 200
+    >>> features = PretrainedFeatures(nn.Conv2d(3, 8, 3, stride=8))  # stands for a trained one
+    >>> detector = FixedCameraDetector(10, features=features, random_state=0).fit(clip)
+    >>> fast = clip[::4]
+    >>> bool(detector.score_samples(fast).mean() < detector.score_samples(clip).mean())
+    True
+    """
+
+    _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {
+        "features": lambda: PretrainedFeatures(layers=_LAYERS, margin=_MARGIN),
+        "estimator": PatchNeighbors,
+    }
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseDetector._parameter_constraints,
+        "frame_rate": [Interval(Real, 0, None, closed="neither")],
+        "features": [HasMethods(["fit", "feature_maps"]), None],
+        "estimator": [HasMethods(["fit", "score_samples"]), None],
+        "seconds": [Interval(Real, 0, None, closed="left")],
+        "top_fraction": [Interval(Real, 0, 1, closed="right")],
+        "verbose": ["verbose"],
+    }
+
+    min_frames: ClassVar[int] = OpticalFlow.min_frames
+
+    def __init__(
+        self,
+        frame_rate: float = 25.0,
+        *,
+        features: Any = None,
+        estimator: Any = None,
+        seconds: float = 1.0,
+        top_fraction: float = 0.005,
+        contamination: float | Literal["auto"] = "auto",
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.frame_rate = frame_rate
+        self.features = features
+        self.estimator = estimator
+        self.seconds = seconds
+        self.top_fraction = top_fraction
+        self.contamination = contamination
+        self.verbose = verbose
+        self.random_state = random_state
+
+    @unchanged_on_failure
+    @shielded()
+    def fit(self, X: Clips, y: Any = None) -> Self:
+        """Learn how fast things move, and how they look.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several, of normal frames, gray or RGB, of one place.
+        y : ignored
+            Labels are not used; two kinds of them are warned of.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, `X` is not made of such clips, frames differ in shape,
+            or in some part of the clips nothing moves. Whatever is raised, the estimator keeps the
+            state that it had before.
+        ImportError
+            If OpenCV is not installed, or the weights of the default features.
+        """
+        self._validate_params()
+        if self.verbose:
+            make_visible()
+        clips = self._validate(X, reset=True)
+        warn_of_labels(y)
+        random_state = check_random_state(self.random_state)
+        features, estimator = (
+            clone_part(self._default_parts[name]() if part is None else part, random_state)
+            for name, part in (("features", self.features), ("estimator", self.estimator))
+        )
+        self.frame_rate_, self.top_fraction_ = float(self.frame_rate), float(self.top_fraction)
+        self.n_smoothed_ = max(1, round(self.frame_rate * self.seconds))
+        self.intensity_range_ = _range(clips)
+        self._lag = max(1, round(self.frame_rate * _SECONDS))
+        motion = OpticalFlow("velocity", lag=self._lag)
+        self.channels_ = ForegroundMotion(motion, Foreground()).fit(
+            [self._scaled(clip, MOTION_SIDE) for clip in clips]
+        )
+        # The first frames' size is that of all.
+        self.features_ = fit_part(features, self._scaled(clips[0][:2], LOOK_SIDE))
+        self.looks_view_ = LooksView(self.features_, estimator)
+        with single_thread():
+            held_out = self._fit_views(clips, random_state)
+        scores = [
+            smooth_over_time(self._pool(grids), clips, self.n_smoothed_) for grids in held_out
+        ]
+        self._units = [(float(s.mean()), float(s.std()) or 1.0) for s in scores]
+        self._set_offset(-self._combined(scores))
+        highest = self._combined(
+            [
+                smooth_over_time(grids.max(axis=(1, 2)), clips, self.n_smoothed_)
+                for grids in held_out
+            ]
+        )
+        self.map_range_ = 0.0, float(np.quantile(highest, _RANGE_QUANTILE))
+        return self
+
+    def _fit_views(
+        self, clips: list[NDArray[Any]], random_state: np.random.RandomState
+    ) -> list[Floats]:
+        """Fit both views; returns the grids of anomalies of clips that were held out."""
+        every = max(self._lag, -(-sum(map(len, clips)) // MAX_LOOKS))
+        report = reporter(type(self).__name__, sum(map(len, clips)), "frames seen")
+        seen = []
+        for clip, n_done in zip(clips, itertools.accumulate(map(len, clips)), strict=True):
+            seen.append(self._see(clip, every))
+            report(n_done)
+        speeds = np.concatenate([s.speeds for s in seen])
+        self.speed_view_ = SpeedView().fit(speeds)
+        looks = Looks.join([s.looks for s in seen])
+        folds = _folds([len(s.looks.seen) for s in seen])
+        grids = self.looks_view_.fit(looks, folds, random_state)
+        starts = np.cumsum([0, *(len(s.looks.seen) for s in seen)])
+        last = np.concatenate([start + s.last for start, s in zip(starts[:-1], seen, strict=True)])
+        return [self.speed_view_.anomalies(speeds), grids[last]]
+
+    @shielded()
+    def anomaly_map(self, X: Clips) -> NDArray[np.float64]:
+        """Say where frames are anomalous; **higher = more anomalous**.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several.
+
+        Returns
+        -------
+        ndarray of shape (n_frames of all clips, height, width)
+            float64, in the units of the frames' anomaly, never adjusted to a frame, so that values
+            of different frames compare. A thing in the foreground has one value, its highest.
+        """
+        return np.concatenate([maps for _, maps, _ in self._judged(X)])
+
+    @shielded()
+    def find_objects(self, X: Clips) -> list[list[MovingObject]]:
+        """Say what moves in frames, and how anomalous it is.
+
+        Things that touch one another in the picture are one.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_frames, channels, height, width), or list of such
+            One clip, or several.
+
+        Returns
+        -------
+        list of list of MovingObject
+            For each frame, most anomalous first.
+        """
+        return [objects for _, _, found in self._judged(X) for objects in found]
+
+    def _judged(
+        self, X: Clips
+    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], list[list[MovingObject]]]]:
+        """Give scores, maps and objects, clip by clip."""
+        check_is_fitted(self)
+        for clip in self._validate(X, reset=False):
+            with single_thread():
+                seen = self._see(clip, self._lag)
+                grids = self._anomalies(seen)
+            scores = [smooth_over_time(self._pool(g), [clip], self.n_smoothed_) for g in grids]
+            grids = [smooth_over_time(g, [clip], self.n_smoothed_) for g in grids]
+            drawn = [
+                self._draw([g[t] for g in grids], seen.velocities[t], seen.outlines[t])
+                for t in range(len(clip))
+            ]
+            yield -self._combined(scores), np.stack([d[0] for d in drawn]), [d[1] for d in drawn]
+
+    def stream(self, frames: Iterable[ArrayLike]) -> Iterator[FrameVerdict]:
+        """Judge frames as they arrive, keeping no more of them than motion needs.
+
+        Parameters
+        ----------
+        frames : iterable of array-like of shape (channels, height, width)
+            Frames of one clip, as from `read_frames`. An error ends the stream; what was given
+            before stays valid. Frames that stay equal for two seconds, as of a frozen camera, are
+            warned of once: see `stream_channels`.
+
+        Yields
+        ------
+        FrameVerdict
+            Anomaly is averaged over a frame and those before it, without those after it, which
+            `score_samples` includes: anomalies show with a delay of half of `seconds`.
+        """
+        check_is_fitted(self)
+        waiting: deque[NDArray[Any]] = deque()
+
+        def scaled() -> Iterator[NDArray[np.uint8]]:
+            for given in frames:
+                frame = np.asarray(given)[np.newaxis]
+                if not waiting:  # else it is compared with those before it
+                    self._validate([np.repeat(frame, self.min_frames, axis=0)], reset=False)
+                waiting.append(frame)
+                yield self._scaled(frame, MOTION_SIDE)[0]
+
+        pooled: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
+        grids: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
+        for number, channels in enumerate(stream_channels(self.channels_, scaled())):
+            frame = waiting.popleft()
+            with shielded(), single_thread():
+                if number % self._lag == 0:
+                    looks = self.looks_view_.look(self._scaled(frame, LOOK_SIDE), channels[:, 2])
+                seen = self._measured(channels, looks)
+                found = self._anomalies(seen)
+                # Before a clip's start, smoothing repeats its first value.
+                repeated = 1 if grids else self.n_smoothed_
+                grids.extend([[g[0] for g in found]] * repeated)
+                pooled.extend([[self._pool(g) for g in found]] * repeated)
+                score = -self._combined([np.mean(s, axis=0) for s in zip(*pooled, strict=True)])
+                drawn = self._draw(
+                    [np.mean(g, axis=0) for g in zip(*grids, strict=True)],
+                    seen.velocities[0],
+                    seen.outlines[0],
+                )
+            yield FrameVerdict(float(score[0]), *drawn)
+
+    def _export_module(self) -> NoReturn:
+        raise UnsupportedObjectError(
+            "A FixedCameraDetector cannot be exported, because optical flow and averages over "
+            "clips have no ONNX graph."
+        )
+
+    def _score_validated(self, X: list[NDArray[Any]]) -> NDArray[np.float64]:
+        scores = []
+        for clip in X:
+            with single_thread():
+                grids = self._anomalies(self._see(clip, self._lag))
+            pooled = [smooth_over_time(self._pool(g), [clip], self.n_smoothed_) for g in grids]
+            scores.append(-self._combined(pooled))
+        return np.concatenate(scores)
+
+    def _see(self, clip: NDArray[Any], every: int) -> _Seen:
+        """Measure the frames of a clip, and look at every so many of them."""
+        small = self._scaled(clip, MOTION_SIDE)
+        parts = []
+        for batch in gen_batches(len(clip), _FRAMES_AT_ONCE * every):
+            time = np.arange(len(clip))[batch]
+            channels = self.channels_._channels(small, time)
+            frames = self._scaled(clip[batch][::every], LOOK_SIDE)
+            looks = self.looks_view_.look(frames, channels[::every, 2])
+            parts.append(self._measured(channels, looks))
+        return _Seen(
+            np.concatenate([part.speeds for part in parts]),
+            np.concatenate([part.velocities for part in parts]),
+            np.concatenate([part.outlines for part in parts]),
+            Looks.join([part.looks for part in parts]),
+            np.arange(len(clip)) // every,
+        )
+
+    def _measured(self, channels: NDArray[np.float32], looks: Looks) -> _Seen:
+        blurred = ndimage.gaussian_filter(channels[:, 2], (0, _BLUR, _BLUR))
+        last = np.zeros(len(channels), dtype=np.intp)
+        return _Seen(*moving_cells(channels), blurred > _OUTLINE, looks, last)
+
+    def _anomalies(self, seen: _Seen) -> list[Floats]:
+        """Give each view's anomalies (n, rows, columns)."""
+        looks = self.looks_view_.anomalies(seen.looks)
+        return [self.speed_view_.anomalies(seen.speeds), looks[seen.last]]
+
+    def _pool(self, grids: Floats) -> Floats:
+        """Give the mean of the most anomalous cells of each frame."""
+        cells = grids.reshape(len(grids), -1)
+        n_top = max(1, round(self.top_fraction_ * cells.shape[1]))
+        return np.partition(cells, -n_top, axis=1)[:, -n_top:].mean(axis=1)
+
+    def _combined(self, views: list[Floats]) -> Floats:
+        """Add up the views, each in units of held-out frames."""
+        units = zip(views, self._units, strict=True)
+        return np.sum(
+            [np.logaddexp(0, (view - mean) / deviation) for view, (mean, deviation) in units],
+            axis=0,
+        )
+
+    def _draw(
+        self, grids: list[Floats], velocities: Floats, outline: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], list[MovingObject]]:
+        """Lay the anomalies of cells over a frame, and give the things in it."""
+        cv2 = import_opencv("Maps of frames")
+        size = outline.shape[::-1]
+        views = [
+            (cv2.resize(grid, size, interpolation=cv2.INTER_LINEAR) - mean) / deviation
+            for grid, (mean, deviation) in zip(grids, self._units, strict=True)
+        ]
+        drawn = np.logaddexp(0, views).sum(axis=0)
+        scale = self.image_shape_[1] / outline.shape[0]
+        joined = cv2.morphologyEx(outline.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3)))
+        labels, _ = ndimage.label(joined, np.ones((3, 3)))
+        objects = []
+        for number, (down, across) in enumerate(ndimage.find_objects(labels), start=1):
+            inside = labels[down, across] == number
+            if inside.sum() < _LEAST_PIXELS:
+                continue
+            anomaly = drawn[down, across][inside].max()
+            drawn[down, across][inside] = anomaly
+            ends = (down.start, across.start, down.stop, across.stop)
+            rows, columns = (np.nonzero(inside) + np.array([[ends[0]], [ends[1]]])) // STEP
+            # Inside of what has no texture, optical flow sees no motion.
+            moving = velocities[rows, columns]
+            weights = np.linalg.norm(moving, axis=1) + 1e-9
+            right, below = np.average(moving, axis=0, weights=weights) * scale * self.frame_rate_
+            top, left, bottom, end = (round(pixel * scale) for pixel in ends)
+            speed, looks = (float(view[down, across][inside].max()) for view in views)
+            thing = MovingObject(
+                box=(top, left, bottom, end),
+                anomaly=float(anomaly),
+                is_anomalous=bool(anomaly > -self.offset_),
+                speed=speed,
+                looks=looks,
+                velocity=(float(right), float(below)),
+            )
+            objects.append(thing)
+        objects.sort(key=lambda thing: -thing.anomaly)
+        whole = cv2.resize(drawn, self.image_shape_[:0:-1], interpolation=cv2.INTER_LINEAR)
+        return whole, objects
+
+    def _scaled(self, frames: NDArray[Any], side: int) -> NDArray[np.uint8]:
+        """Give frames as bytes whose shorter side has so many pixels; motion is never enlarged."""
+        cv2 = import_opencv("Detectors of a fixed camera")
+        low, high = self.intensity_range_
+        if frames.dtype != np.uint8 or (low, high) != (0, 255):
+            frames = np.clip((frames - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
+        scale = side / min(frames.shape[2:])
+        if side == MOTION_SIDE:
+            scale = min(scale, 1.0)
+        size = tuple(max(1, round(scale * n)) for n in frames.shape[2:])
+        if size == frames.shape[2:]:
+            return frames
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        pictures = (cv2.resize(f.transpose(1, 2, 0), size[::-1], interpolation=how) for f in frames)
+        return np.stack([p.reshape(*size, -1).transpose(2, 0, 1) for p in pictures])
+
+
+def for_fixed_camera(frame_rate: float = 25.0, **changes: Any) -> FixedCameraDetector:
+    """Give the detector to begin with for a fixed camera.
+
+    Parameters
+    ----------
+    frame_rate : float, default=25.0
+        Frames per second. Everything else is derived from the size of the frames.
+    **changes
+        Other parameters of `FixedCameraDetector`, also nested ones.
+
+    Returns
+    -------
+    FixedCameraDetector
+        Not fitted.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.video import for_fixed_camera
+    >>> for_fixed_camera(frame_rate=10, estimator__n_references=1000)
+    FixedCameraDetector(estimator=PatchNeighbors(n_references=1000), frame_rate=10)
+    """
+    return FixedCameraDetector(frame_rate).set_params(**changes)
+
+
+def _folds(lengths: list[int]) -> NDArray[np.intp]:
+    """Give each frame its fold: whole clips are held out, or if they are few, times."""
+    if len(lengths) < _FOLDS:
+        return np.arange(sum(lengths)) * _FOLDS // sum(lengths)
+    return np.repeat(np.arange(len(lengths)) * _FOLDS // len(lengths), lengths)
+
+
+def _range(clips: list[NDArray[Any]]) -> tuple[float, float]:
+    """Say which intensities are black and white."""
+    if all(clip.dtype == np.uint8 for clip in clips):
+        return 0.0, 255.0
+    low, high = min(float(c.min()) for c in clips), max(float(c.max()) for c in clips)
+    return low, high if high > low else low + 1.0

@@ -1,0 +1,229 @@
+"""Two views of what moves before a fixed camera: how fast it moves, and how it looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d, uniform_filter
+from sklearn.base import BaseEstimator
+from torch.nn import functional as F
+
+from sklearn_g2d.patches._levels import Maps, iter_levels
+from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.parts import clone_part, fit_part
+
+# Motion is measured in frames whose shorter side has so many pixels: in these, cells lie `STEP`
+# pixels apart, and each looks at a window of `_WINDOW` pixels.
+MOTION_SIDE, STEP, _WINDOW = 120, 4, 10
+
+# The network looks at frames whose shorter side has so many pixels.
+LOOK_SIDE = 320
+
+# The fraction of foreground at which its squared speed counts half.
+_LEAST_FRACTION = 0.05
+
+# Cells with less foreground do not count: not for what is usual, and not for how things look.
+_SEEN = 0.1
+
+# What is usual in a row of cells is averaged over neighbouring rows, with a weight that falls to
+# 60 % at so many; and the mean of all rows counts like this fraction of all cells, because in some
+# rows hardly anything moves.
+_ROWS, _PRIOR = 3.0, 0.02
+
+# Of cells that a detector of rows is fitted on.
+_MAX_ROWS = 20_000
+
+
+def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """Measure the motion of the foreground in the cells of frames.
+
+    Parameters
+    ----------
+    channels : ndarray of shape (n, 3, height, width)
+        Velocity to the right and downwards, and the foreground, from 0 to 1.
+
+    Returns
+    -------
+    speeds : ndarray of shape (n, rows, columns)
+        Root of the mean squared speed of the foreground in a window around the cell; 0 where there
+        is next to none.
+    velocities : ndarray of shape (n, rows, columns, 2)
+        Mean velocity of the foreground there.
+    """
+    velocity, foreground = channels[:, :2].astype(np.float64), channels[:, 2].astype(np.float64)
+    fraction = _in_windows(foreground)
+    energy = _in_windows(np.square(velocity).sum(axis=1) * foreground)
+    # Running sums leave rounding errors that may be negative.
+    speeds = np.sqrt(np.maximum(energy, 0) / (fraction + _LEAST_FRACTION))
+    speeds[fraction <= _SEEN] = 0
+    parts = [
+        _in_windows(velocity[:, i] * foreground) / (fraction + _LEAST_FRACTION) for i in (0, 1)
+    ]
+    return speeds, np.stack(parts, axis=-1)
+
+
+def _in_windows(values: Floats) -> Floats:
+    """Average (n, height, width) over a window around every cell."""
+    return uniform_filter(values, (1, _WINDOW, _WINDOW))[:, STEP // 2 :: STEP, STEP // 2 :: STEP]
+
+
+class SpeedView(BaseEstimator):
+    """Judges cells by their speed, in units of what is usual in their row.
+
+    With a camera that looks down on a place, what is far away appears slower, and higher up.
+
+    Attributes
+    ----------
+    usual_ : ndarray of shape (rows,)
+        Mean speed of the foreground.
+    """
+
+    def fit(self, speeds: Floats) -> Self:
+        """Learn what is usual from speeds (n, rows, columns) of normal frames."""
+        moving = speeds > 0
+        # A small total keeps the quotient finite where nothing moves at all.
+        n_moving = moving.sum(axis=(0, 2)) + 1e-9
+        total = speeds.sum(axis=(0, 2))
+        anywhere, weight = total.sum() / n_moving.sum(), _PRIOR * n_moving.sum()
+        blurred = gaussian_filter1d(np.stack([total, n_moving]), _ROWS, axis=1)
+        self.usual_ = (blurred[0] + weight * anywhere) / (blurred[1] + weight)
+        if not anywhere > 0:
+            self.usual_ = np.ones_like(total)
+        return self
+
+    def anomalies(self, speeds: Floats) -> Floats:
+        """Give anomalies of cells (n, rows, columns), **higher = more anomalous**."""
+        return speeds / self.usual_[:, None]
+
+
+@dataclass
+class Looks:
+    """How the cells of frames look in which something is in the foreground.
+
+    Attributes
+    ----------
+    seen : ndarray of shape (n, rows, columns)
+        True in these cells.
+    levels : list of ndarray of shape (n_seen, channels)
+        Maps of every layer in these cells, of length 1.
+    """
+
+    seen: NDArray[np.bool_]
+    levels: list[NDArray[np.float32]]
+
+    def __getitem__(self, frames: NDArray[np.bool_]) -> Looks:
+        """Choose frames by a mask of shape (n,)."""
+        of_cells = np.broadcast_to(frames[:, None, None], self.seen.shape)[self.seen]
+        return Looks(self.seen[frames], [rows[of_cells] for rows in self.levels])
+
+    @staticmethod
+    def join(parts: list[Looks]) -> Looks:
+        """Put frames one after another."""
+        levels = zip(*(part.levels for part in parts), strict=True)
+        return Looks(
+            np.concatenate([part.seen for part in parts]), [np.concatenate(x) for x in levels]
+        )
+
+
+class LooksView(BaseEstimator):
+    """Judges cells of the foreground by the layers of a network, each by detectors of rows.
+
+    Parameters
+    ----------
+    features : transformer with `feature_maps`
+        As fitted.
+    estimator : outlier detector with `score_samples`
+        A clone is fitted on the cells of each layer.
+
+    Attributes
+    ----------
+    estimators_ : list of outlier detectors
+        One for each layer.
+    units_ : list of tuple of float
+        Mean and deviation of each layer's anomalies in held-out frames.
+    lowest_ : float
+        Lowest anomaly in held-out frames, which cells without foreground get.
+    """
+
+    def __init__(self, features: Any, estimator: Any) -> None:
+        self.features = features
+        self.estimator = estimator
+
+    def look(self, frames: NDArray[np.uint8], foreground: NDArray[np.float32]) -> Looks:
+        """Describe cells of the frames (n, channels, height, width) where something is.
+
+        `foreground` (n, height, width) may have another size than the frames.
+        """
+        parts, start = [], 0
+        for levels in iter_levels(self.features, frames.reshape(len(frames), -1), frames.shape[1:]):
+            coarsest = min(maps.shape[1:3] for maps in levels)
+            batch = foreground[start : start + len(levels[0])]
+            start += len(batch)
+            seen = _averaged(batch[..., None], coarsest)[..., 0] > _SEEN
+            rows = [_averaged(maps, coarsest)[seen] for maps in levels]
+            lengths = [np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
+            rows = [r / np.maximum(n, 1e-9) for r, n in zip(rows, lengths, strict=True)]
+            parts.append(Looks(seen, rows))
+        return Looks.join(parts)
+
+    def fit(self, looks: Looks, folds: NDArray[np.intp], random_state: Any) -> Floats:
+        """Learn how normal things look; returns anomalies of frames that were held out.
+
+        `folds` (n,) gives for each frame the number of the part that is held out with it.
+        """
+        held_out = [np.empty(len(rows)) for rows in looks.levels]
+        for fold in np.unique(folds):
+            out = folds == fold
+            estimators = self._fitted(looks[~out], random_state)
+            chosen = np.broadcast_to(out[:, None, None], looks.seen.shape)[looks.seen]
+            for anomalies, scored in zip(held_out, _scored(estimators, looks[out]), strict=True):
+                anomalies[chosen] = scored
+        self.units_ = [(float(a.mean()), float(a.std()) or 1.0) for a in held_out]
+        self.lowest_ = float(self._averaged_levels(held_out).min())
+        self.estimators_ = self._fitted(looks, random_state)
+        return self._grids(looks.seen, held_out)
+
+    def anomalies(self, looks: Looks) -> Floats:
+        """Give anomalies of cells (n, rows, columns), **higher = more anomalous**."""
+        return self._grids(looks.seen, _scored(self.estimators_, looks))
+
+    def _fitted(self, looks: Looks, random_state: Any) -> list[Any]:
+        n = len(looks.levels[0])
+        if n < 2:
+            raise ValueError(
+                "In some part of the training clips nothing is in the foreground, so that there is "
+                "nothing to learn from. Give clips in which normal things move, throughout."
+            )
+        chosen = random_state.permutation(n)[:_MAX_ROWS]
+        return [
+            fit_part(clone_part(self.estimator, random_state), rows[chosen])
+            for rows in looks.levels
+        ]
+
+    def _averaged_levels(self, anomalies: list[Floats]) -> Floats:
+        units = zip(anomalies, self.units_, strict=True)
+        return np.mean([(a - mean) / deviation for a, (mean, deviation) in units], axis=0)
+
+    def _grids(self, seen: NDArray[np.bool_], anomalies: list[Floats]) -> Floats:
+        grids = np.full(seen.shape, self.lowest_)
+        grids[seen] = self._averaged_levels(anomalies)
+        return grids
+
+
+def _scored(estimators: list[Any], looks: Looks) -> list[Floats]:
+    if not len(looks.levels[0]):
+        return [np.empty(0) for _ in estimators]
+    return [
+        -np.asarray(estimator.score_samples(rows), dtype=np.float64)
+        for estimator, rows in zip(estimators, looks.levels, strict=True)
+    ]
+
+
+def _averaged(maps: Maps, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Average maps (n, height, width, channels) over the cells of a coarser grid."""
+    tensor = torch.from_numpy(np.ascontiguousarray(maps.transpose(0, 3, 1, 2)))
+    return np.asarray(F.adaptive_avg_pool2d(tensor, size).numpy().transpose(0, 2, 3, 1))
