@@ -13,6 +13,7 @@ from benchmarks.frame_detectors import (
     CHANNELS,
     N_SMOOTHED,
     ByMaps,
+    Entry,
     FrameDifference,
     Judgement,
     Largest,
@@ -128,6 +129,25 @@ def test_figures_pool_frames_and_keep_signs(archive):
     assert np.isnan(row["f1"])
     assert row["pixel_auc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()))
     assert row["pixel_eer"] == pytest.approx(pixel_level_equal_error_rate(masks, maps))
+
+
+def test_alarms_on_clips_that_were_left_out(archive, tmp_path):
+    train = [archive["train_frames"][archive["train_clip"] == n][:, None] for n in (1, 2, 3)]
+    scene = ped2.Scene(train, [], archive["test_masks"])
+
+    class NumberOfClips:
+        def fit(self, clips):
+            assert len(clips) == 2
+            return self
+
+        def judge(self, clips):
+            (clip,) = clips
+            return Judgement(1.0 * (np.arange(20) < 5 * (clip is train[1])), clip, threshold=0.5)
+
+    entry = Entry("frames", lambda seed: NumberOfClips())
+    results = ped2.held_out_alarms(scene, entry, 0, tmp_path / "left_out", "command")
+    assert list(results.flagged) == [0, 0.25, 0]
+    assert "**0.083**" in (tmp_path / "left_out.md").read_text()
 
 
 def test_baselines_by_hand():
