@@ -129,8 +129,8 @@ def test_comparison_row(tmp_path):
     ).to_csv(tmp_path / "made.csv")
     figure = comparison.Figure("what", "AUC", ".5 (Table 1)", "made")
     row = dict(zip(comparison.HEADINGS, comparison.row(figure, tmp_path), strict=True))
-    assert row["this package"] == "**.800**"
-    assert row["best of PyOD"] == ".950 KNN features"
+    assert row["this package"] == ".800"
+    assert row["best of PyOD"] == "**.950** KNN features"
     assert row["best other baseline"] == ""
     assert row["the paper"] == ".5 (Table 1)"
 
