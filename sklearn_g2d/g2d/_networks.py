@@ -446,10 +446,9 @@ class ConvNetworkModule(StorableModule):
         def member() -> nn.Sequential:
             layers: list[nn.Module] = []
             for n_in, n_out in zip([n_colors, *widths[:-1]], widths, strict=True):
-                layers += [
-                    _down(n_in, n_out),
-                    nn.InstanceNorm2d(n_out, affine=True, dtype=torch.float32),
-                ]
+                layers += [_down(n_in, n_out)]
+                if max(size) > 3:  # else a map of one pixel is left, which has no variance
+                    layers += [nn.InstanceNorm2d(n_out, affine=True, dtype=torch.float32)]
                 layers += [nn.LeakyReLU(0.2)]
             head = nn.Conv2d(widths[-1], n_outputs, smallest, **UNBUILT)
             return nn.Sequential(*layers, head)
