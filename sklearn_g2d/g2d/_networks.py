@@ -13,13 +13,20 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklearn_g2d.training.convolutions import LAYOUT, UNBUILT, initialize
-from sklearn_g2d.training.ensemble import EnsembleMLP, OwnNetworks, StorableModule, check_sizes
+from sklearn_g2d.training.ensemble import (
+    EnsembleMLP,
+    OwnNetworks,
+    StorableModule,
+    check_sizes,
+    weights_of,
+)
 
 # Samples of the batch that tells batch norm its statistics.
 _CALIBRATION_SAMPLES = 512
@@ -336,26 +343,32 @@ def _widened(generator: Any, deviation: float) -> Any:
 
 
 @torch.no_grad()
-def calibrate(generator: Any) -> Any:
-    """Give batch norm the statistics of a large batch instead of its running averages.
+def calibrated_weights(generator: Any) -> dict[str, NDArray[Any]]:
+    """Copy weights, with the statistics of a large batch in the place of running averages.
 
     These lag behind the weights, and are those of no batch at all before the first step, so that
     samples would come out as one flat grey.
     """
-    norms = [m for m in generator.eval().modules() if isinstance(m, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [m for m in generator.modules() if isinstance(m, _BatchNorm)]
+    if not norms:
+        return weights_of(generator)
+    was_training, momenta = generator.training, [norm.momentum for norm in norms]
+    before = [{name: t.clone() for name, t in norm.named_buffers()} for norm in norms]
+    generator.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean of what it sees
         norm.train()
-    if norms:
-        device = next(generator.parameters()).device
-        # A seed of its own, so that nothing that is drawn later depends on who looks on.
-        generator.sample(_CALIBRATION_SAMPLES, torch.Generator(device).manual_seed(0))
-    for norm, momentum in zip(norms, momenta, strict=True):
+    # A seed of its own, so that nothing that is drawn later depends on who looks on.
+    device = next(generator.parameters()).device
+    generator.sample(_CALIBRATION_SAMPLES, torch.Generator(device).manual_seed(0))
+    weights = weights_of(generator)
+    generator.train(was_training)
+    for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
         norm.momentum = momentum
-        norm.eval()
-    return generator
+        for name, tensor in norm.named_buffers():
+            tensor.copy_(buffers[name])
+    return weights
 
 
 def n_halvings(size: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ from sklearn_g2d.g2d import _networks as networks
 from sklearn_g2d.g2d._generators import Space
 from sklearn_g2d.g2d._snapshots import Snapshot, irregular, select, steps_to_keep
 from sklearn_g2d.training import optimizers, parallel
-from sklearn_g2d.training.ensemble import load_weights, weights_of
+from sklearn_g2d.training.ensemble import load_weights
 from sklearn_g2d.training.history import History, extend
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
@@ -207,8 +207,8 @@ class WassersteinGAN(BaseEstimator):
             self._kept.append(self._snapshot(loss))
 
     def _snapshot(self, loss: Tensor | float) -> Snapshot:
-        generator = networks.calibrate(copy.deepcopy(self._generator))
-        return Snapshot(self.n_steps_, float(loss), "far", weights_of(generator))
+        weights = networks.calibrated_weights(self._generator)
+        return Snapshot(self.n_steps_, float(loss), "far", weights)
 
     def _current(self) -> WassersteinGAN:
         """Give a fitted copy whose only snapshot is the generator at this step of its training."""
