@@ -159,7 +159,7 @@ def test_the_package_does_not_grow_unnoticed():
     # 570 for folders of images, read and written, 790 for patches of still images,
     # 40 for the weights of AVID's maps, 1,080 for the command that inspects photographs,
     # 250 for the published methods as they can be trained.
-    assert n_lines <= 17_770
+    assert n_lines <= 17_800
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():
