@@ -71,9 +71,9 @@ def marked(frame: np.ndarray, verdict: FrameVerdict, detector: FixedCameraDetect
         if thing.is_anomalous and verdict.score < detector.offset_:
             kind, (top, left, bottom, right) = kind_of(thing), thing.box
             cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), COLORS[kind], 2)
-            place = left, top - 4 if top > 16 else bottom + 14
-            cv2.putText(picture, kind, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 2)
-            cv2.putText(picture, kind, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, COLORS[kind], 1)
+            x, y = min(left, picture.shape[1] - 46), top - 5 if top > 16 else bottom + 13
+            cv2.rectangle(picture, (x - 1, y - 12), (x + 45, y + 4), (0, 0, 0), cv2.FILLED)
+            cv2.putText(picture, kind, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, COLORS[kind], 1)
     return picture
 
 
