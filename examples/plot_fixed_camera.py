@@ -67,7 +67,7 @@ def to_blame(verdict):
     return [thing for thing in verdict.objects if thing.is_anomalous]
 
 
-shown = [15, 28, 40, 52, 60, 74]
+shown = [15, 28, 40, 60, 67, 74]
 for t in shown:
     found = to_blame(verdicts[t])
     print(f"frame {t}: {len(found)} of {len(verdicts[t].objects)} objects are anomalous")
@@ -81,7 +81,7 @@ for t in shown:
 # solid box means that the speed is more unusual, a dashed one that the looks are. Below are the
 # scores of all frames. The threshold flags a twentieth of the training frames, each of which was
 # held out once. Scores are averaged over the last second, so that alarms come half a second late:
-# in frame 28 the runner is on the map, but the frame is not flagged yet.
+# in frame 28 the runner is not flagged yet.
 
 figure = plt.figure(figsize=(10, 6.5), layout="constrained")
 strip, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
