@@ -83,6 +83,14 @@ class MovingObject(NamedTuple):
         in normal frames.
     velocity : tuple of float
         Of what moves in it, to the right and downwards, in pixels of the frame per second.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.video import MovingObject
+    >>> thing = MovingObject((4, 10, 24, 18), 7.5, True, speed=7.4, looks=-0.3, velocity=(9.0, 0.0))
+    >>> top, left, bottom, right = thing.box
+    >>> "speed" if thing.speed > thing.looks else "looks"
+    'speed'
     """
 
     box: tuple[int, int, int, int]
@@ -104,6 +112,14 @@ class FrameVerdict(NamedTuple):
         **Higher = more anomalous**.
     objects : list of MovingObject
         Most anomalous first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import FrameVerdict
+    >>> score, anomaly_map, objects = FrameVerdict(-7.5, np.zeros((60, 80)), [])
+    >>> [thing.box for thing in objects if thing.is_anomalous]
+    []
     """
 
     score: float
