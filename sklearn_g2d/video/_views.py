@@ -52,7 +52,7 @@ def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
         Root of the mean squared speed of the foreground in a window around the cell; 0 where there
         is next to none.
     velocities : ndarray of shape (n, rows, columns, 2)
-        Mean velocity of the foreground there.
+        Mean velocity of the foreground there, which falls to 0 where there is next to none.
     """
     velocity, foreground = channels[:, :2].astype(np.float64), channels[:, 2].astype(np.float64)
     fraction = _in_windows(foreground)
@@ -60,9 +60,8 @@ def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
     # Running sums leave rounding errors that may be negative.
     speeds = np.sqrt(np.maximum(energy, 0) / (fraction + _LEAST_FRACTION))
     speeds[fraction <= _SEEN] = 0
-    parts = [
-        _in_windows(velocity[:, i] * foreground) / (fraction + _LEAST_FRACTION) for i in (0, 1)
-    ]
+    seen = np.maximum(fraction, _SEEN)
+    parts = [_in_windows(velocity[:, i] * foreground) / seen for i in (0, 1)]
     return speeds, np.stack(parts, axis=-1)
 
 
