@@ -305,12 +305,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         ]
         self._units = [(float(s.mean()), float(s.std()) or 1.0) for s in scores]
         self._set_offset(-self._combined(scores))
-        highest = self._combined(
-            [
-                smooth_over_time(grids.max(axis=(1, 2)), clips, self.n_smoothed_)
-                for grids in held_out
-            ]
-        )
+        shown = [_shown(*view).max(axis=(1, 2)) for view in zip(held_out, scores, strict=True)]
+        highest = self._combined(shown)
         self.map_range_ = 0.0, float(np.quantile(highest, _RANGE_QUANTILE))
         return self
 
@@ -356,7 +352,9 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         -------
         ndarray of shape (n_frames of all clips, height, width)
             float64, in the units of the frames' anomaly, never adjusted to a frame, so that values
-            of different frames compare. A thing in the foreground has one value, its highest.
+            of different frames compare. Places are those of the frame itself, because things move
+            on, but in each view none is more anomalous than the frame, which is averaged over
+            `seconds`. A thing in the foreground has one value, its highest.
         """
         check_is_fitted(self)
         clips = self._validate(X, reset=False)
@@ -395,13 +393,13 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                     np.concatenate, zip(*self._motion(small), strict=True)
                 )
                 looks = [self.looks_view_.anomalies(x) for x in self._looks(clip, small, self._lag)]
-            grids = [
-                smooth_over_time(grid, [clip], self.n_smoothed_)
-                for grid in (
-                    self.speed_view_.anomalies(speeds),
-                    _lasting(np.concatenate(looks), self._lag, len(clip)),
-                )
-            ]
+            grids = []
+            for grid in (
+                self.speed_view_.anomalies(speeds),
+                _lasting(np.concatenate(looks), self._lag, len(clip)),
+            ):
+                smoothed = smooth_over_time(self._pool(grid), [clip], self.n_smoothed_)
+                grids.append(_shown(grid, smoothed))
             for t in range(len(clip)):
                 yield self._draw([grid[t] for grid in grids], velocities[t], outlines[t])
 
@@ -423,7 +421,6 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """
         check_is_fitted(self)
         pooled: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
-        grids: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
         for number, (frame, channels) in enumerate(self._stream_channels(frames)):
             with shielded(), single_thread():
                 if number % self._lag == 0:
@@ -432,12 +429,12 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 speeds, velocities, outlines = _measured(channels)
                 found = [self.speed_view_.anomalies(speeds), looks]
                 # Before a clip's start, smoothing repeats its first value.
-                repeated = 1 if grids else self.n_smoothed_
-                grids.extend([[g[0] for g in found]] * repeated)
-                pooled.extend([[self._pool(g) for g in found]] * repeated)
-                score = -self._combined([np.mean(s, axis=0) for s in zip(*pooled, strict=True)])
-                smoothed = [np.mean(g, axis=0) for g in zip(*grids, strict=True)]
-                drawn = self._draw(smoothed, velocities[0], outlines[0])
+                repeated = 1 if pooled else self.n_smoothed_
+                pooled.extend([[self._pool(grid) for grid in found]] * repeated)
+                smoothed = [np.mean(view, axis=0) for view in zip(*pooled, strict=True)]
+                score = -self._combined(smoothed)
+                shown = [_shown(*view)[0] for view in zip(found, smoothed, strict=True)]
+                drawn = self._draw(shown, velocities[0], outlines[0])
             yield FrameVerdict(float(score[0]), *drawn)
 
     def _stream_channels(
@@ -612,6 +609,14 @@ def _measured(channels: NDArray[np.float32]) -> tuple[Floats, Floats, NDArray[np
     """Give speeds and velocities of cells, and the outlines (n, height, width) of things."""
     blurred = ndimage.gaussian_filter(channels[:, 2], (0, _BLUR, _BLUR))
     return *moving_cells(channels), blurred > _OUTLINE
+
+
+def _shown(grids: Floats, smoothed: Floats) -> Floats:
+    """Bound the places of frames by what the view says of the frames, so that errors do not show.
+
+    Averages of places themselves would lose what moves on fast.
+    """
+    return np.minimum(grids, smoothed[:, None, None])
 
 
 def _lasting(values: Floats, every: int, n_frames: int) -> Floats:
