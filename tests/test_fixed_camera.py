@@ -4,6 +4,7 @@ import copy
 import pickle
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import ClassVar
 
@@ -278,6 +279,8 @@ def test_scores_do_not_depend_on_the_units_of_intensities():
         detector.score_samples(new)
     with pytest.warns(UserWarning, match="X is of float64 .* fit was given uint8"):
         next(of_bytes.stream(new / 255))
+    with pytest.warns(UserWarning, match="X is of float64 .* fit was given uint8"):
+        detector_of().fit([clip, new / 255])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(of_bytes.score_samples(new.astype(np.int64)), expected)
@@ -723,6 +726,18 @@ def test_seeds_decide_on_every_bit_and_leave_the_rest_alone():
     after = np.random.get_state(), torch.get_rng_state()
     assert str(before) == str(after)
     assert settings == (torch.get_default_dtype(), torch.get_num_threads(), cv2.getNumThreads())
+
+
+def test_threads_share_a_detector(small):
+    detector, clip = small
+    expected = detector.score_samples(clip)
+    with ThreadPoolExecutor(3) as pool:
+        scores = pool.map(detector.score_samples, [clip] * 4)
+        streams = pool.map(lambda _: [v.score for v in detector.stream(clip)], range(3))
+        for one in scores:
+            np.testing.assert_array_equal(one, expected)
+        first, *others = streams
+        assert all(one == first for one in others)
 
 
 def test_progress_is_told(caplog, monkeypatch):

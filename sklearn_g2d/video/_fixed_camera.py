@@ -86,6 +86,14 @@ class MovingObject(NamedTuple):
         in normal frames.
     velocity : tuple of float
         Of what moves in it, to the right and downwards, in pixels of the frame per second.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.video import MovingObject
+    >>> thing = MovingObject((20, 5, 30, 15), 3.2, False, 2.1, 0.4, velocity=(30.0, 0.0))
+    >>> top, left, bottom, right = thing.box
+    >>> right - left
+    10
     """
 
     box: tuple[int, int, int, int]
@@ -107,6 +115,14 @@ class FrameVerdict(NamedTuple):
         **Higher = more anomalous**.
     objects : list of MovingObject
         Most anomalous first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_g2d.video import FrameVerdict
+    >>> score, anomaly_map, objects = FrameVerdict(-0.8, np.zeros((60, 80)), [])
+    >>> score
+    -0.8
     """
 
     score: float
@@ -290,6 +306,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         self.frame_rate_, self.top_fraction_ = float(self.frame_rate), float(self.top_fraction)
         self.n_smoothed_ = max(1, round(self.frame_rate * self.seconds))
         self.intensity_range_, self._dtype = _range(clips), clips[0].dtype.name
+        self._compare_units(clips)
         self._lag = max(1, round(self.frame_rate * _SECONDS))
         motion = OpticalFlow("velocity", lag=self._lag)
         self.channels_ = ForegroundMotion(motion, Foreground()).fit(
@@ -313,9 +330,12 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
     def _validate(self, X: Clips, *, reset: bool) -> list[NDArray[Any]]:
         clips = super()._validate(X, reset=reset)
         if not reset:
-            for clip in clips:
-                compare_units(clip, self._dtype, self.intensity_range_)
+            self._compare_units(clips)
         return clips
+
+    def _compare_units(self, clips: list[NDArray[Any]]) -> None:
+        for clip in clips:
+            compare_units(clip, self._dtype, self.intensity_range_)
 
     def _fit_views(
         self, clips: list[NDArray[Any]], random_state: np.random.RandomState
