@@ -137,6 +137,9 @@ G2D_VARIANTS: dict[str, MakeG2D] = {
     "G2D trained": G2D_TRAINED,
     "G2D no profile": partial(G2DOutlierDetector, n_neighbors=0),
     "G2D as published": partial(G2DOutlierDetector.from_paper, data="tables"),
+    "G2D as published, untrained": partial(
+        G2DOutlierDetector.from_paper, data="tables", generator__max_steps=0
+    ),
 }
 
 

@@ -23,14 +23,19 @@ from sklearn_g2d.avid import CellInpainting, MaskedInpainting
 from sklearn_g2d.g2d import WassersteinGAN
 from sklearn_g2d.video import (
     ClipDetector,
+    FixedCameraDetector,
     ForegroundMotion,
     FramePatches,
     MotionChannels,
     OpticalFlow,
     PatchMotion,
+    for_fixed_camera,
     smooth_over_time,
 )
 from sklearn_g2d.video._clips import ClipTransformer
+
+# Of UCSD Ped2, per second.
+FRAME_RATE = 10
 
 # Frames over which anomaly is averaged, and patches whose mean is a frame's.
 N_SMOOTHED, N_WORST = 9, 30
@@ -52,14 +57,14 @@ class Judgement:
     Attributes
     ----------
     anomaly : ndarray of shape (n_frames,)
-    single : ndarray of shape (n_frames,)
-        The same without any averaging over frames.
     maps : ndarray of shape (n_frames, height, width)
+    threshold : float
+        Anomaly from which on the detector flags a frame by default; NaN if it has no such.
     """
 
     anomaly: NDArray
-    single: NDArray
     maps: NDArray
+    threshold: float = float("nan")
 
 
 class FrameDetector(Protocol):
@@ -87,24 +92,35 @@ class Entry:
 
 
 class ByPatches:
-    """A `ClipDetector`, whose patches' scores are averaged over `n_smoothed` frames."""
+    """A `ClipDetector`."""
 
-    def __init__(self, detector: ClipDetector, n_smoothed: int = N_SMOOTHED) -> None:
-        self.detector, self.n_smoothed = detector, n_smoothed
+    def __init__(self, detector: ClipDetector) -> None:
+        self.detector = detector
 
     def fit(self, clips: list[NDArray]) -> ByPatches:
         self.detector.fit(clips)
         return self
 
     def judge(self, clips: list[NDArray]) -> Judgement:
-        # Averaged here, so that one pass gives both kinds of figures.
+        # Once computed, the patches' scores give both.
         scores = self.detector.patch_scores(clips)
-        smoothed = smooth_over_time(scores, clips, self.n_smoothed)
-        return Judgement(
-            anomaly=-self.detector.pool(smoothed),
-            single=-self.detector.pool(scores),
-            maps=self.detector.to_maps(smoothed),
-        )
+        anomaly, maps = -self.detector.pool(scores), self.detector.to_maps(scores)
+        return Judgement(anomaly, maps, -self.detector.offset_)
+
+
+class ByViews:
+    """A `FixedCameraDetector`."""
+
+    def __init__(self, detector: FixedCameraDetector) -> None:
+        self.detector = detector
+
+    def fit(self, clips: list[NDArray]) -> ByViews:
+        self.detector.fit(clips)
+        return self
+
+    def judge(self, clips: list[NDArray]) -> Judgement:
+        anomaly = -self.detector.score_samples(clips)
+        return Judgement(anomaly, self.detector.anomaly_map(clips), -self.detector.offset_)
 
 
 class ByMaps:
@@ -137,8 +153,8 @@ class ByMaps:
 
     def judge(self, clips: list[NDArray]) -> Judgement:
         raw = np.concatenate([self.detector.anomaly_map(clip) for clip in clips])
-        smoothed = smooth_over_time(raw, clips, self.n_smoothed)
-        return Judgement(anomaly=self._pooled(smoothed), single=self._pooled(raw), maps=smoothed)
+        maps = smooth_over_time(raw, clips, self.n_smoothed)
+        return Judgement(self._pooled(maps), maps)
 
     def _pooled(self, maps: NDArray) -> NDArray:
         patches = self.patches.fit(maps[:1, np.newaxis])
@@ -211,6 +227,7 @@ def detectors(steps: int | None = None) -> dict[str, Entry]:
     rows = None if steps is None else CellInpainting(max_steps=steps)
     trained = partial(_g2d, generator=WassersteinGAN())
     return {
+        "fixed camera": Entry("frames", _fixed_camera),
         "G2D": _by_patches("speed and foreground", _g2d, **MOVING),
         "G2D trained": _by_patches("speed and foreground", trained, **MOVING),
         "AVID": _by_patches("speed and foreground", partial(_avid_rows, rows), **MOVING),
@@ -240,10 +257,15 @@ def detectors(steps: int | None = None) -> dict[str, Entry]:
 
 def _by_patches(channels: str, steps: Callable[[int], list[Any]], **params: Any) -> Entry:
     def make(seed: int) -> FrameDetector:
-        given = {"n_worst": N_WORST, "max_patches": 10_000, **PATCH, **params}
+        given = {"n_worst": N_WORST, "n_smoothed": N_SMOOTHED, "max_patches": 10_000}
+        given |= PATCH | params
         return ByPatches(ClipDetector(make_pipeline(*steps(seed)), random_state=seed, **given))
 
     return Entry(channels, make)
+
+
+def _fixed_camera(seed: int) -> FrameDetector:
+    return ByViews(for_fixed_camera(FRAME_RATE, random_state=seed))
 
 
 def _g2d(seed: int, **params: Any) -> list[Any]:
@@ -269,4 +291,4 @@ def _avid_as_published(seed: int) -> AVIDDetector:
 
 def _g2d_as_published(seed: int) -> FrameDetector:
     g2d = G2DOutlierDetector.from_paper(data="images", random_state=seed)
-    return ByPatches(ClipDetector(g2d, random_state=seed, **PAPER_PATCH), 1)
+    return ByPatches(ClipDetector(g2d, random_state=seed, **PAPER_PATCH))

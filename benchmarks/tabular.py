@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ FIGURES = {
     "score_seconds": "score (s)",
 }
 MAX_TRAIN_ROWS = 5_000
+SMOOTHED_STEPS = 50  # over which the loss of a generator is averaged
 
 
 def table_names(folder: Path, parser: argparse.ArgumentParser) -> list[str]:
@@ -87,8 +89,25 @@ def evaluate(detector: Detector, X_train: NDArray, X_test: NDArray, y_test: NDAr
     scored = time.perf_counter()
     return {
         **quality(y_test, scores, detector.predict(X_test)),
+        **training_figures(detector),
         "fit_seconds": fitted - start,
         "score_seconds": scored - fitted,
+    }
+
+
+def training_figures(detector: Any) -> dict[str, float]:
+    """How much of its peak a generator's loss keeps, and how many of its snapshots have a role.
+
+    They stand in the CSV file only, for detectors with a generator that is trained.
+    """
+    losses = getattr(detector, "history_", {}).get("generator_loss", [])
+    if len(losses) < SMOOTHED_STEPS:
+        return {}
+    smooth = np.convolve(losses, np.full(SMOOTHED_STEPS, 1 / SMOOTHED_STEPS), "valid")
+    roles = [snapshot.role for snapshot in detector.snapshots_]
+    return {
+        "loss_left": smooth[-1] / smooth.max(),
+        **{f"n_{role}": roles.count(role) for role in ("far", "boundary", "normal")},
     }
 
 

@@ -1,71 +1,89 @@
-"""Score a video file frame by frame, as a camera would deliver it, and write the map over it.
+"""Watch the video of a fixed camera, and mark what moves or looks unlike anything before.
 
-Train on a normal file, then watch another. Memory holds the frames that optical flow needs, never
-the whole of the watched file.
+Learn from a normal file, watch another frame by frame as a camera would deliver it, and write it
+with the map of anomaly over it, and with boxes around what is anomalous in anomalous frames.
 
-    python examples/live_video.py normal.mp4 watched.mp4 marked.mp4
+    python examples/live_video.py normal.mp4 watched.mp4 marked.mp4 --csv frames.csv
 
-Without arguments it makes two small videos of its own and watches these.
+Without files it makes two small videos of its own, of walkers, and then of a runner and a cart.
+Needs ``pip install 'sklearn_g2d[video,pretrained]'``.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
-from sklearn.pipeline import make_pipeline
 
-from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.video import (
-    ClipDetector,
-    ForegroundMotion,
-    FramePatches,
-    PatchMotion,
+    FixedCameraDetector,
+    FrameVerdict,
+    MovingObject,
+    for_fixed_camera,
     read_frames,
-    stream_channels,
 )
 
-MAX_TRAINING_FRAMES = 1000
+MAX_TRAINING_FRAMES = 3000  # memory holds all of them
+
+# Red, green and blue of boxes; these two differ for colour-blind readers, too.
+COLORS = {"speed": (255, 176, 0), "looks": (120, 200, 255)}
 
 
-def make_detector(patch_size: int, stride: int) -> ClipDetector:
-    """Judge patches by the speed of their foreground, averaged over nine frames."""
-    return ClipDetector(
-        make_pipeline(PatchMotion(), G2DOutlierDetector(random_state=0)),
-        channels=ForegroundMotion(),
-        patch_size=patch_size,
-        overlap=patch_size - stride,
-        min_foreground=0.02,
-        max_patches=10_000,
-        n_smoothed=9,
-        n_worst=30,
-        random_state=0,
-    )
+def frame_rate_of(path: Path) -> Fraction:
+    """Read frames per second from the file."""
+    with av.open(str(path)) as container:
+        return container.streams.video[0].average_rate or Fraction(25)
 
 
-def marked(frame: np.ndarray, anomaly: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Redden a gray frame where it is anomalous: (height, width, 3)."""
-    strength = np.clip((anomaly - low) / (high - low), 0, 1)
-    picture = np.repeat(frame[0, :, :, np.newaxis].astype(float), 3, axis=2)
-    picture[:, :, 0] += (255 - picture[:, :, 0]) * strength
-    picture[:, :, 1:] *= 1 - strength[:, :, np.newaxis]
-    return picture.astype(np.uint8)
+def frames_of(path: Path, shorter_side: int) -> Iterator[np.ndarray]:
+    """Read frames (3, height, width), made smaller if their shorter side has more pixels."""
+    height, width = next(read_frames(path)).shape[1:]
+    scale = min(1, shorter_side / min(height, width))
+    # Encoders want even numbers.
+    size = 2 * round(scale * height / 2), 2 * round(scale * width / 2)
+    return read_frames(path, gray=False, size=size)
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], rate: int = 10) -> None:
+def kind_of(thing: MovingObject) -> str:
+    """Say what is more unusual of an object."""
+    return "speed" if thing.speed > thing.looks else "looks"
+
+
+def marked(frame: np.ndarray, verdict: FrameVerdict, detector: FixedCameraDetector) -> np.ndarray:
+    """Lay the map over a frame where it is beyond the threshold, and draw boxes: (h, w, 3)."""
+    threshold = -detector.offset_
+    highest = max(2 * threshold, detector.map_range_[1])
+    strength = np.clip((verdict.anomaly_map - threshold) / (highest - threshold), 0, 1)
+    colors = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
+    opacity = np.where(strength > 0, 0.2 + 0.4 * strength, 0)[:, :, np.newaxis]
+    picture = ((1 - opacity) * frame.transpose(1, 2, 0) + opacity * colors).astype(np.uint8)
+    for thing in verdict.objects:
+        if thing.is_anomalous and verdict.score < detector.offset_:
+            kind, (top, left, bottom, right) = kind_of(thing), thing.box
+            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), COLORS[kind], 2)
+            x, y = min(left, picture.shape[1] - 46), top - 5 if top > 16 else bottom + 13
+            cv2.rectangle(picture, (x - 1, y - 12), (x + 45, y + 4), (0, 0, 0), cv2.FILLED)
+            cv2.putText(picture, kind, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, COLORS[kind], 1)
+    return picture
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> None:
     """Write frames (height, width, 3) as they come."""
     with av.open(str(path), "w") as container:
         stream = None
         for frame in frames:
             if stream is None:
-                stream = container.add_stream("mpeg4", rate=Fraction(rate), bit_rate=4_000_000)
+                stream = container.add_stream("mpeg4", rate=rate, bit_rate=4_000_000)
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
@@ -73,68 +91,65 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: int = 10) -> Non
             container.mux(stream.encode())
 
 
-def watch(detector: ClipDetector, path: Path) -> Iterator[np.ndarray]:
-    """Give each frame with its map laid over, and report alarms."""
-    last: list[np.ndarray] = []
-
-    def remembered() -> Iterator[np.ndarray]:
-        for frame in read_frames(path):
-            last.append(frame)
-            yield frame
-
-    low, high = detector.offset_ * -1, detector.map_range_[1] * 2
-    start, n_alarms, n_frames = time.perf_counter(), 0, 0
-    for score, anomaly in detector.stream(remembered()):
-        n_frames += 1
-        n_alarms += score < detector.offset_
-        yield marked(last.pop(0), anomaly, low, max(high, low + 1e-9))
-    seconds = time.perf_counter() - start
-    print(
-        f"{n_frames} frames, {n_alarms} alarms, {n_frames / seconds:.0f} frames per second in all"
-    )
-
-
-def measure(detector: ClipDetector, path: Path, n_frames: int = 100) -> None:
-    """Print how many frames per second each stage takes by itself."""
-    frames = list(islice(read_frames(path), n_frames))
-    motion = detector.channels_
-
-    def rate(what: str, run) -> None:
-        start = time.perf_counter()
-        run()
-        print(f"{what:<34} {len(frames) / (time.perf_counter() - start):6.0f} frames per second")
-
-    channels: list[np.ndarray] = []
-    rate("optical flow", lambda: list(stream_channels(motion.flow_, frames)))
-    rate("flow and foreground", lambda: channels.extend(stream_channels(motion, frames)))
-    cut: FramePatches = detector.patches_
-    rate("cutting all patches", lambda: [cut.transform(one) for one in channels])
-    rate("everything, with pooling and maps", lambda: list(detector.stream(frames)))
+def watch(
+    detector: FixedCameraDetector, frames: Iterable[np.ndarray], table: Path
+) -> Iterator[np.ndarray]:
+    """Give marked frames as they are judged, count them aloud, and write a row of each."""
+    arriving, shown = tee(frames)
+    start, n_alarms = time.perf_counter(), 0
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["frame", "verdict", "score", "kind", "top", "left", "bottom", "right"])
+        for number, verdict in enumerate(detector.stream(arriving)):
+            label = 1 if verdict.score >= detector.offset_ else -1
+            row = [number, label, f"{verdict.score:.4f}"]
+            for thing in verdict.objects[:1]:  # the most anomalous one
+                row += [kind_of(thing), *thing.box]
+            writer.writerow(row)
+            yield marked(next(shown), verdict, detector)
+            n_alarms += label == -1
+            rate = (number + 1) / (time.perf_counter() - start)
+            told = f"{number + 1} frames, {n_alarms} anomalous, {rate:.0f} frames per second"
+            print(f"\r{told}", end="", flush=True)
+    print()
 
 
-def synthetic(n_frames: int, speeds: list[float], seed: int) -> Iterator[np.ndarray]:
-    """Make dark figures that walk over a lit ground: frames (240, 360, 3)."""
+def synthetic(n_frames: int, seed: int, *, strange: bool = False) -> Iterator[np.ndarray]:
+    """Make people who walk over a lit ground, later a runner and a cart: frames (180, 320, 3)."""
     rng = np.random.default_rng(seed)
-    ground = np.random.default_rng(0).normal(150, 4, size=(240, 360))
-    rows = rng.integers(40, 190, size=len(speeds))
-    starts = rng.uniform(0, 360, size=len(speeds))
-    textures = rng.integers(20, 110, size=(len(speeds), 9, 4)).repeat(4, axis=1).repeat(4, axis=2)
+    ground = np.random.default_rng(0).normal(150, 4, size=(180, 320, 1))
+    things = []  # first frame, row, pixels per frame, picture
+    for row in (12, 52, 92, 132):
+        person = rng.integers(20, 120, size=(9, 4, 3)).repeat(4, axis=0).repeat(3, axis=1)
+        things.append((0, row, rng.choice([-2.5, 2.5]), person))
+    if strange:
+        things[1] = n_frames // 4, 52, 9, person
+        cart = np.full((32, 44, 3), (200, 60, 40))
+        cart[6:16, 6:38], cart[26:, 4:12], cart[26:, 32:40] = 230, 20, 20
+        things[3] = n_frames // 2, 136, 2.5, cart
     for t in range(n_frames):
-        frame = ground + rng.normal(0, 1, size=ground.shape)
-        for row, start, speed, texture in zip(rows, starts, speeds, textures, strict=True):
-            if speed > 2 and t < n_frames // 2:
-                continue  # the runner comes late
-            columns = (int(start + speed * t) + np.arange(16)) % 360
-            frame[row : row + 36, columns] = texture
-        yield np.repeat(frame.clip(0, 255).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
+        frame = ground + rng.normal(0, 2, size=(180, 320, 3))
+        for first, row, speed, picture in things:
+            if t >= first:
+                height, width = picture.shape[:2]
+                # Nobody walks evenly.
+                left = int(speed * (t - first) + 3 * np.sin(t / 3 + row))
+                frame[row : row + height, (left + np.arange(width)) % 320] = picture
+        yield frame.clip(0, 255).astype(np.uint8)
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="normal watched marked")
-    parser.add_argument("--patch-size", type=int, default=40, help="pixels, about a person's width")
-    parser.add_argument("--stride", type=int, default=10, help="pixels between patches")
+    parser.add_argument("--size", type=int, default=320, help="shorter side of frames, in pixels")
+    parser.add_argument("--frame-rate", type=Fraction, help="of both files, per second")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        default=Path(os.devnull),
+        help="verdict, score and most anomalous object of each frame",
+    )
     args = parser.parse_args()
     if len(args.files) not in (0, 3):
         parser.error("give three files, or none")
@@ -144,12 +159,14 @@ def main() -> None:
         else:
             normal, watched = Path(folder, "normal.mp4"), Path(folder, "watched.mp4")
             output = Path("marked.mp4")
-            write_video(normal, synthetic(150, [1.0, 1.2, 1.5, -1.1, -1.4], seed=1))
-            write_video(watched, synthetic(100, [1.0, 1.3, -1.2, 4.0], seed=2))
-        clip = list(islice(read_frames(normal), MAX_TRAINING_FRAMES))
-        detector = make_detector(args.patch_size, args.stride).fit(np.stack(clip))
-        measure(detector, watched)
-        write_video(output, watch(detector, watched))
+            write_video(normal, synthetic(150, seed=1), Fraction(10))
+            write_video(watched, synthetic(100, seed=2, strange=True), Fraction(10))
+        clip = np.stack(list(islice(frames_of(normal, args.size), MAX_TRAINING_FRAMES)))
+        rate = args.frame_rate or frame_rate_of(normal)
+        print(f"learns from {len(clip)} frames, {float(len(clip) / rate):.0f} seconds", flush=True)
+        detector = for_fixed_camera(float(rate), verbose=1, random_state=0)
+        detector.fit(clip)
+        write_video(output, watch(detector, frames_of(watched, args.size), args.csv), rate)
         print(f"{output} shows where")
 
 

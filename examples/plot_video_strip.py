@@ -2,8 +2,10 @@
 A runner among walkers
 ======================
 
-``ClipDetector`` watches a fixed camera. It learns from normal clips, and tells of each new frame
-whether it is anomalous, and where. Needs the extra ``video``.
+``ClipDetector`` judges patches of the frames of a fixed camera, by any channels and any detector of
+rows. It learns from normal clips, and tells of each new frame whether it is anomalous, and where.
+No pretrained network is needed; with one, begin with ``for_fixed_camera``. Needs the extra
+``video``.
 """
 
 # %%

@@ -133,8 +133,10 @@ def test_the_published_method():
     images, tables = AVIDDetector.from_paper(), AVIDDetector.from_paper("tables")
     for detector in (images, tables):
         assert type(detector.training) is AdversarialInpainting
-        assert (detector.training.gamma, detector.training.optimizer) == (0.4, "sgd")
-        assert detector.training.learning_rates == (2e-3, 2e-3)
+        assert (detector.training.gamma, detector.training.optimizer) == (0.4, "adam")
+        assert detector.training.learning_rates == (2e-4, 2e-4)
+        assert detector.training.betas == (0.9, 0.9)
+        assert (detector.training.objective, detector.training.reconstruction_weight) == ("log", 1)
         assert (detector.combination, detector.error) == ("minimum", "absolute")
         assert detector.top_fraction == 0.1
         assert None not in [getattr(detector, p) for p in ("training", "inpainter", "detector")]
@@ -343,7 +345,13 @@ def changed_parameters(detector, **also):
         }
     if isinstance(detector.training, AdversarialInpainting):
         # The best moment may be an early one, whatever follows.
-        changed |= {"training__gamma": 1.0, "training__max_steps": 0}
+        changed |= {
+            "training__gamma": 1.0,
+            "training__max_steps": 0,
+            "training__betas": (0.5, 0.999),
+            "training__objective": "squares",
+            "training__reconstruction_weight": 0.0,
+        }
     else:
         changed |= {
             "training__detector_every": 2,

@@ -27,7 +27,12 @@ from sklearn_g2d.avid._masking import (
     paste_squares,
 )
 from sklearn_g2d.avid._networks import build_network, common_stride
-from sklearn_g2d.avid._paper import AdversarialTrainer
+from sklearn_g2d.avid._paper import (
+    AdversarialTrainer,
+    detector_loss,
+    inpainter_loss,
+    segment,
+)
 from sklearn_g2d.avid._preprocessing import ImagePreprocessor, box_mean
 from sklearn_g2d.avid._scoring import AppearanceNormalizer, MapScorer
 from sklearn_g2d.avid._training import InpaintingTrainer
@@ -591,15 +596,14 @@ def test_the_detector_does_not_learn_that_what_was_left_alone_is_anomalous():
 
 @KINDS
 def test_a_published_detector_calls_the_inpainted_anomalous(runtime, kind):
-    training = make_training(
-        kind, is_published=True, batch_size=16, learning_rates=(0.0, 0.05), max_steps=60
-    )
+    rates = {"optimizer": "sgd", "learning_rates": (0.0, 0.05)}
+    training = make_training(kind, is_published=True, batch_size=16, max_steps=60, **rates)
     trainer = make_trainer(runtime, training, kind)
     losses = [float(trainer.step()["detector_loss"]) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     x = trainer.samples.draw(40, runtime.rng)
     with torch.no_grad():
-        inpainted = trainer.inpainter(x, torch.zeros_like(x[:1, :1]))
+        inpainted = trainer._restore(x, runtime.rng)
         assert trainer.detector(inpainted).mean() > trainer.detector(x).mean() + 0.2
 
 
@@ -622,6 +626,56 @@ def test_published_networks_are_kept_at_their_best_moments(runtime, monkeypatch)
         for name, value in moments[best][i].items():
             np.testing.assert_array_equal(kept[name], value)
         assert max(moved(moments[-1][i], kept)) > 0
+
+
+def test_a_detector_that_knew_a_worse_inpainter_is_not_kept(runtime, monkeypatch):
+    """Whatever the first, untrained inpainter makes is told from normal data at once."""
+    training = make_training("images", is_published=True, max_steps=3)
+    trainer = make_trainer(runtime, training, "images")
+    figures = iter([(5, 0.0), (4, 1.2), (4.5, 1.3)])
+    monkeypatch.setattr(trainer, "_figures", lambda: next(figures))
+    for moment in range(3):
+        trainer.step()
+        if moment == 1:
+            expected = weights_of(trainer.detector)
+    kept = weights_of(trainer.result[1])
+    assert all(np.array_equal(kept[name], value) for name, value in expected.items())
+
+
+@KINDS
+def test_noise_of_eq_2_is_a_fraction_of_the_grey_range(runtime, kind):
+    training = make_training(kind, is_published=True, gamma=0.4)
+    trainer = make_trainer(runtime, training, kind)
+    seen = []
+    monkeyed = trainer._inpaint
+    trainer._inpaint = lambda x: seen.append(x) or monkeyed(x)
+    x = trainer.samples.draw(50, runtime.rng)
+    trainer._restore(x, runtime.rng)
+    grey = trainer.samples.X
+    scale = float(grey.max() - grey.min()) if kind == "images" else 1.0
+    assert float((seen[0] - x).std()) == pytest.approx(0.4 * scale, rel=0.1)
+
+
+def test_eq_3_and_what_the_authors_made_of_it():
+    """Of two samples of two regions; anomalies are Y - D."""
+    real, inpainted = torch.tensor([[0.2, 0.4], [0.0, 0.6]]), torch.tensor([[0.5, 1.0], [0.5, 0.5]])
+
+    def log(*rows):
+        return np.mean([np.log(np.mean(np.square(row))) for row in rows])
+
+    of_real, of_inpainted = log([0.8, 0.6], [1.0, 0.4]), log([0.5, 1.0], [0.5, 0.5])
+    assert float(inpainter_loss(inpainted, "log")) == pytest.approx(of_inpainted)
+    loss = detector_loss(real, inpainted, "log")
+    assert float(loss) == pytest.approx(-of_real - of_inpainted)
+    squares = np.mean([0.25, 1, 0.25, 0.25])
+    assert float(inpainter_loss(inpainted, "squares")) == pytest.approx(squares)
+    loss = detector_loss(real, inpainted, "squares")
+    assert float(loss) == pytest.approx(0.14 + np.mean([0.25, 0, 0.25, 0.25]))
+
+
+def test_eq_4_keeps_what_both_find():
+    by_inpainter, by_detector = np.array([[0.0, 2.0, 2.0]]), np.array([[3.0, 0.0, 3.0]])
+    assert segment(by_inpainter, by_detector, 1.0, 1.0).tolist() == [[False, False, True]]
 
 
 def test_published_figures_are_those_of_section_4_3(runtime):

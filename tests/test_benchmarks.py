@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ from benchmarks.report import mark_best, summarize
 from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.datasets import make_puzzles
 from sklearn_g2d.features import PretrainedFeatures
+from sklearn_g2d.g2d import Snapshot
 from sklearn_g2d.metrics import outlier_roc_auc_score
 from sklearn_g2d.patches import PatchDetector
 
@@ -81,6 +83,16 @@ def test_split_with_hidden_outliers(folder):
     assert len(X_train) == 100
     assert (y_test == -1).sum() == 30
     assert (X_train > X_train.mean(axis=0) + 1.5 * X_train.std(axis=0)).all(axis=1).sum() == 10
+
+
+def test_how_far_the_loss_of_a_generator_has_fallen():
+    losses = np.repeat([0.0, 4.0, 1.0], 50)
+    snapshots = [Snapshot(i, 0.0, role, {}) for i, role in enumerate(["far", "far", "normal"])]
+    trained = SimpleNamespace(history_={"generator_loss": losses}, snapshots_=snapshots)
+    expected = {"loss_left": 0.25, "n_far": 2, "n_boundary": 0, "n_normal": 1}
+    assert tabular.training_figures(trained) == pytest.approx(expected)
+    assert tabular.training_figures(SimpleNamespace(history_={})) == {}
+    assert tabular.training_figures(object()) == {}
 
 
 @pytest.mark.parametrize("name", ["KNN", "IForest", "OCSVM", "AutoEncoder"])

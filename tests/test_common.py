@@ -10,6 +10,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.avid import CellInpainting
 from sklearn_g2d.features import (
+    ColumnMinMaxScaler,
     GlobalMinMaxScaler,
     NeighborProfile,
     ResidualPCA,
@@ -35,6 +36,7 @@ SHORT = NetworkClassifier(max_steps=30)
         AVIDDetector.from_paper(data="tables", training__max_steps=5),
         SquashingScaler(),
         SquashingScaler(common_scale=True),
+        ColumnMinMaxScaler(),
         GlobalMinMaxScaler(),
         NeighborProfile(),
         NeighborProfile(measure="reconstruction"),

@@ -1,5 +1,6 @@
 """Every example of the gallery runs as a script, and is laid out as a page."""
 
+import csv
 import os
 import re
 import subprocess
@@ -38,3 +39,18 @@ def test_runs(path, tmp_path):
     environment = os.environ | {"MPLBACKEND": "Agg"}
     subprocess.run([sys.executable, path], cwd=tmp_path, env=environment, check=True)
     assert not list(tmp_path.iterdir()), "leaves nothing behind"
+
+
+@pytest.mark.slow
+def test_live_video(tmp_path):
+    """Its runner comes with frame 25, and the cart, which looks unlike anybody, with frame 50."""
+    script = Path(__file__).parents[1] / "examples" / "live_video.py"
+    subprocess.run([sys.executable, script, "--csv", "rows.csv"], cwd=tmp_path, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"marked.mp4", "rows.csv"}
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert len(rows) == 100
+    verdicts = [row["verdict"] for row in rows]
+    assert verdicts[:25].count("-1") <= 2
+    assert verdicts[35:].count("-1") >= 60
+    assert [row["kind"] for row in rows[30:45]].count("speed") >= 12
+    assert [row["kind"] for row in rows[52:]].count("looks") >= 20

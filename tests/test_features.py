@@ -11,6 +11,7 @@ from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 
 from sklearn_g2d.features import (
+    ColumnMinMaxScaler,
     GlobalMinMaxScaler,
     NeighborProfile,
     OrientedGradients,
@@ -118,6 +119,22 @@ def test_the_range_of_constant_rows_and_of_all_numbers():
     np.testing.assert_array_equal(Z, [[-1, 1]])
     np.testing.assert_array_equal(np.sign(wild), [[1, -1]])
     assert np.isfinite(np.square(wild.astype(np.float32))).all()
+
+
+# ColumnMinMaxScaler
+
+
+def test_a_range_for_each_column():
+    X = np.array([[0, 10, 3], [5, 30, 3]])
+    scaler = ColumnMinMaxScaler().fit(X)
+    np.testing.assert_array_equal(scaler.transform(X), [[-1, -1, 0], [1, 1, 0]])
+    np.testing.assert_array_equal(scaler.inverse_transform(scaler.transform(X)), X)
+    np.testing.assert_array_equal(scaler.transform([[10, 15, 5]]), [[3, -0.5, 2]])
+    largest = np.finfo(float).max
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Z = ColumnMinMaxScaler().fit_transform([[-largest], [largest]])
+    np.testing.assert_array_equal(Z, [[-1], [1]])
 
 
 # NeighborProfile

@@ -35,6 +35,7 @@ from sklearn_g2d.datasets import make_puzzles
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.export import ClassifierGraph, Resampling, onnx_model, stages_of, to_onnx
 from sklearn_g2d.features import (
+    ColumnMinMaxScaler,
     GlobalMinMaxScaler,
     NeighborProfile,
     OrientedGradients,
@@ -269,6 +270,7 @@ def agree(transformer, X, train, rtol=1e-9, atol=1e-9):
         SquashingScaler(),
         SquashingScaler(bound=np.inf, common_scale=True),
         SquashingScaler(bound=1e-3),
+        ColumnMinMaxScaler(),
         GlobalMinMaxScaler(),
         NeighborProfile(4),
         NeighborProfile(2, "reconstruction"),
@@ -307,6 +309,7 @@ def traced(transformer, X):
         SquashingScaler(bound=np.inf, range_weight=0.0),
         SquashingScaler(bound=0.5, range_weight=1.0),
         SquashingScaler(common_scale=True),
+        ColumnMinMaxScaler(),
         GlobalMinMaxScaler(),
         NeighborProfile(),
         NeighborProfile(1),

@@ -23,6 +23,7 @@ from torch import nn
 
 from sklearn_g2d import G2DOutlierDetector, features, g2d
 from sklearn_g2d.features import (
+    ColumnMinMaxScaler,
     GlobalMinMaxScaler,
     NeighborProfile,
     OrientedGradients,
@@ -35,6 +36,7 @@ from sklearn_g2d.g2d import (
     ConvNetwork,
     GaussianCloud,
     NetworkClassifier,
+    RowGenerator,
     WassersteinGAN,
 )
 from sklearn_g2d.metrics import SCORERS, outlier_roc_auc_score
@@ -130,6 +132,18 @@ DETECTORS = {
         ),
         IMAGES,
     ),
+    "rows": (
+        G2DOutlierDetector.from_paper(
+            data="tables",
+            generator__max_steps=8,
+            generator__n_snapshots=6,
+            generator__batch_size=8,
+            generator__n_critic=2,
+            classifier__max_steps=4,
+            random_state=0,
+        ),
+        TABLE,
+    ),
 }
 
 
@@ -193,6 +207,10 @@ OTHER_VALUES = {
     (NetworkClassifier, "network"): make_network,
     (ConvGenerator, "channels"): 3,
     (ConvNetwork, "channels"): 3,
+    (ConvGenerator, "deviation"): 1.0,
+    (RowGenerator, "hidden_layer_sizes"): (4,),
+    (RowGenerator, "deviation"): 1.0,
+    (WassersteinGAN, "epoch_steps"): 2,
     (SquashingScaler, "bound"): 2.0,
     (SquashingScaler, "range_weight"): 0.75,
     (SquashingScaler, "common_scale"): [False, True],
@@ -218,19 +236,26 @@ WITHOUT_EFFECT = {
     (PretrainedFeatures, "device"): "Rows of all devices agree",
     (G2DOutlierDetector, "warm_start"): "previous call",  # of which there is none
 }
-WITHOUT_EFFECT_ON_CONVOLUTIONS = {
+WITHOUT_EFFECT_AS_PUBLISHED = {
     (G2DOutlierDetector, "measure"): "Ignored if `n_neighbors` is 0",
-    (WassersteinGAN, "hidden_layer_sizes"): "gnored by other networks",
     (WassersteinGAN, "spread"): "gnored by other networks",
     (WassersteinGAN, "tail"): "gnored by other networks",
+}
+WITHOUT_EFFECT_ON_CONVOLUTIONS = {
+    **WITHOUT_EFFECT_AS_PUBLISHED,
+    (WassersteinGAN, "hidden_layer_sizes"): "gnored by other networks",
     (NetworkClassifier, "hidden_layer_sizes"): "gnored by other networks",
 }
 WITHOUT_EFFECT_IN = {
     "cloud": {},
-    "WGAN": {},
+    "WGAN": {(WassersteinGAN, "epoch_steps"): 'Ignored where `snapshots` is "geometric"'},
     "gradients": {(SquashingScaler, "range_weight"): "common_scale"},
     "pretrained": {(SquashingScaler, "range_weight"): "common_scale"},
     "convolutions": WITHOUT_EFFECT_ON_CONVOLUTIONS,
+    "rows": {
+        **WITHOUT_EFFECT_AS_PUBLISHED,
+        (G2DOutlierDetector, "image_shape"): "if the rows given to `fit` are pixels of images",
+    },
 }
 
 
@@ -304,9 +329,9 @@ def test_every_part_is_among_those_whose_parameters_are_tried():
         for part in (getattr(module, name) for name in module.__all__)
         if isinstance(part, type) and issubclass(part, BaseEstimator)
     }
-    # The profile's parameters are the detector's own; the other has none.
-    assert public - tried == {NeighborProfile, GlobalMinMaxScaler}
-    assert not GlobalMinMaxScaler().get_params()
+    # The profile's parameters are the detector's own; the others have none.
+    assert public - tried == {NeighborProfile, ColumnMinMaxScaler, GlobalMinMaxScaler}
+    assert not GlobalMinMaxScaler().get_params() | ColumnMinMaxScaler().get_params()
     assert set(NeighborProfile().get_params()) == {"n_neighbors", "measure"}
 
 
@@ -622,14 +647,12 @@ def test_from_paper_on_tables():
     params = detector.get_params()
     expected = {
         "features": "passthrough",
-        "scaler__bound": math.inf,
-        "scaler__range_weight": 0.0,
         "n_neighbors": 0,
         "n_generated": 1.0,
         "threshold": "probability",
         "contamination": "auto",
         "support_fraction": 1.0,
-        "generator__max_steps": 1000,
+        "generator__max_steps": 2000,
         "generator__batch_size": 64,
         "generator__n_critic": 5,
         "generator__gradient_penalty": 10.0,
@@ -641,6 +664,9 @@ def test_from_paper_on_tables():
         "generator__tail": 0.0,
         "generator__snapshots": "loss",
         "generator__n_snapshots": 10,
+        "generator__epoch_steps": "auto",
+        "generator__hidden_layer_sizes": (32, 64, 128),
+        "generator__generator_network__hidden_layer_sizes": (128, 64, 32),
         "classifier__hidden_layer_sizes": (64, 64),
         "classifier__n_members": 1,
         "classifier__max_steps": 1000,
@@ -649,6 +675,8 @@ def test_from_paper_on_tables():
         "classifier__learning_rate": 1e-2,
     }
     assert {name: params[name] for name in expected} == expected
+    assert isinstance(params["scaler"], ColumnMinMaxScaler)
+    assert isinstance(params["generator__generator_network"], RowGenerator)
 
 
 def test_from_paper_on_images():
@@ -662,6 +690,7 @@ def test_from_paper_on_images():
         "generator__n_critic": 5,
         "generator__latent_dim": 100,
         "generator__snapshots": "loss",
+        "generator__epoch_steps": 3,
         "generator__generator_network__channels": 16,
         "generator__critic_network__channels": 16,
         "classifier__network__channels": 16,

@@ -13,6 +13,7 @@ from benchmarks.frame_detectors import (
     CHANNELS,
     N_SMOOTHED,
     ByMaps,
+    Entry,
     FrameDifference,
     Judgement,
     Largest,
@@ -113,11 +114,40 @@ def test_figures_pool_frames_and_keep_signs(archive):
     masks = archive["test_masks"]
     is_anomalous = masks.any(axis=(1, 2))
     maps = np.random.default_rng(0).normal(size=masks.shape) + masks
-    judged = Judgement(anomaly=is_anomalous * 1.0, single=-1.0 * is_anomalous, maps=maps)
-    row = ped2.figures(masks, judged)
-    assert (row["auc"], row["eer"], row["single_auc"]) == (1, 0, 0)
+    # Normal, both, anomalous.
+    scene = ped2.Scene([], [masks[:20], masks[20:50], masks[50:]], masks)
+    anomaly = np.where(np.arange(len(masks)) < 20, 2.0, 1.0 * is_anomalous)
+    row = ped2.figures(scene, Judgement(anomaly, maps, threshold=0.5))
+    assert (row["macro_auc"], row["macro_eer"], row["auc_of_clip_2"]) == (1, 0, 1)
+    assert row["auc"] == pytest.approx(roc_auc_score(is_anomalous, anomaly))
+    n_false = 20
+    assert row["false_alarms"] == pytest.approx(n_false / np.sum(~is_anomalous))
+    n_true = is_anomalous.sum()
+    assert row["f1"] == pytest.approx(2 * n_true / (2 * n_true + n_false))
+    row = ped2.figures(scene, Judgement(is_anomalous * 1.0, maps))
+    assert (row["auc"], row["eer"]) == (1, 0)
+    assert np.isnan(row["f1"])
     assert row["pixel_auc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()))
     assert row["pixel_eer"] == pytest.approx(pixel_level_equal_error_rate(masks, maps))
+
+
+def test_alarms_on_clips_that_were_left_out(archive, tmp_path):
+    train = [archive["train_frames"][archive["train_clip"] == n][:, None] for n in (1, 2, 3)]
+    scene = ped2.Scene(train, [], archive["test_masks"])
+
+    class NumberOfClips:
+        def fit(self, clips):
+            assert len(clips) == 2
+            return self
+
+        def judge(self, clips):
+            (clip,) = clips
+            return Judgement(1.0 * (np.arange(20) < 5 * (clip is train[1])), clip, threshold=0.5)
+
+    entry = Entry("frames", lambda seed: NumberOfClips())
+    results = ped2.held_out_alarms(scene, entry, 0, tmp_path / "left_out", "command")
+    assert list(results.flagged) == [0, 0.25, 0]
+    assert "**0.083**" in (tmp_path / "left_out.md").read_text()
 
 
 def test_baselines_by_hand():
@@ -157,10 +187,9 @@ def test_maps_are_averaged_within_clips():
     judged = detector.judge(clips)
     raw = np.concatenate(clips)[:, 0]
     np.testing.assert_allclose(judged.maps, smooth_over_time(raw, clips, N_SMOOTHED))
-    for maps, anomaly in [(judged.maps, judged.anomaly), (raw, judged.single)]:
-        means = maps[:, :-1] + maps[:, 1:]
-        means = (means[:, :, :-1] + means[:, :, 1:]).reshape(17, -1) / 4
-        np.testing.assert_allclose(anomaly, np.sort(means, axis=1)[:, -3:].mean(axis=1))
+    means = judged.maps[:, :-1] + judged.maps[:, 1:]
+    means = (means[:, :, :-1] + means[:, :, 1:]).reshape(17, -1) / 4
+    np.testing.assert_allclose(judged.anomaly, np.sort(means, axis=1)[:, -3:].mean(axis=1))
 
 
 def test_every_entry_can_be_made():

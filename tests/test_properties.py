@@ -24,6 +24,7 @@ from sklearn.base import clone
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
 from sklearn_g2d.features import (
+    ColumnMinMaxScaler,
     GlobalMinMaxScaler,
     NeighborProfile,
     OrientedGradients,
@@ -437,6 +438,7 @@ TRANSFORMERS = [
     SquashingScaler(),
     SquashingScaler(bound=np.inf, range_weight=0.0),
     SquashingScaler(common_scale=True),
+    ColumnMinMaxScaler(),
     GlobalMinMaxScaler(),
     NeighborProfile(3),
     NeighborProfile(3, measure="reconstruction"),

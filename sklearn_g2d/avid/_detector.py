@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from sklearn_g2d.avid._networks import (
     build_network,
     common_stride,
 )
-from sklearn_g2d.avid._paper import AdversarialInpainting
+from sklearn_g2d.avid._paper import AdversarialInpainting, segment
 from sklearn_g2d.avid._preprocessing import ImagePreprocessor
 from sklearn_g2d.avid._scoring import Maps, MapScorer
 from sklearn_g2d.avid._training import CellInpainting, MaskedInpainting, Training
@@ -121,8 +122,8 @@ class AVIDDetector(NetworkDetector):
         rarely a map shows a square that was pasted into a held-out image below a normal region
         (docs/maps.md); on tables the inpainter's map counts twice.
     error : {"log", "absolute"}, default="log"
-        What the inpainter's map shows: the logarithm of the squared error, on images averaged
-        over a region; or the absolute error, as published. With "log", both maps of images are
+        What the inpainter's map shows, on images averaged over a region: the logarithm of the
+        squared error, or the absolute error, as published. With "log", both maps of images are
         also standardised by what is expected at places of the same appearance.
     top_fraction : float in (0, 1], default=0.2
         Fraction of the regions, the most anomalous ones, whose mean is the score.
@@ -278,14 +279,14 @@ class AVIDDetector(NetworkDetector):
             ones = ((1.5, 1, 1),) * 2
             layers = ((1.5, 11, 4), *ones, (1.5, 3, 2), *ones, (4, 5, 2), (8, 1, 1), (16, 1, 1))
             parts: dict[str, Any] = {
-                "training": AdversarialInpainting(),
+                "training": AdversarialInpainting(reconstruction_weight=1.0),
                 "inpainter": UNet(channels=8, first_skip=0),
                 "detector": PatchNet(8, layers, False, 0.0, region_pixels=(18, 22)),
                 "normalize_illumination": False,
             }
         elif data == "tables":
             parts = {
-                "training": AdversarialInpainting(batch_size=128),
+                "training": AdversarialInpainting(batch_size=128, reconstruction_weight=1.0),
                 "inpainter": CellNetwork(),
                 "detector": CellNetwork(),
             }
@@ -366,12 +367,13 @@ class AVIDDetector(NetworkDetector):
         def mask(block: NDArray[Any]) -> NDArray[np.bool_]:
             by_inpainter, by_detector = self._standard_maps(block)
             asked = self._scorer.combination if source == "combined" else source
-            anomalous = np.ones(by_inpainter.shape, dtype=bool)
-            if asked != "detector":
-                anomalous &= by_inpainter >= self.inpainter_threshold_
-            if asked != "inpainter":
-                anomalous &= by_detector >= self.detector_threshold_
-            return anomalous
+            alpha, zeta = self.inpainter_threshold_, self.detector_threshold_
+            return segment(
+                by_inpainter,
+                by_detector,
+                -math.inf if asked == "detector" else alpha,
+                -math.inf if asked == "inpainter" else zeta,
+            )
 
         return self._in_blocks(X, mask, source)
 

@@ -120,7 +120,8 @@ class ImageModel(Model):
     """Networks of a common `stride` for images, whose maps have the size of these.
 
     The map of the inpainter is the logarithm of the squared error, averaged over a region, and
-    maps are standardised by an `AppearanceNormalizer`; or it is ``|X - I(X)|``, as in the paper.
+    maps are standardised by an `AppearanceNormalizer`; or it is ``|X - I(X)|``, averaged over a
+    region.
     """
 
     preprocessor: ImagePreprocessor
@@ -213,12 +214,13 @@ class ImageModel(Model):
 
     def _raw(self, images: Tensor, inpainted: Tensor, logits: Tensor, resizing: Resizing) -> Tensor:
         """Give the error of what was inpainted, and the logits, as maps (n, 2, h, w)."""
+        window = odd(self.preprocessor.region_size)
+        # Single pixels are noise: the mean over a region tells more.
         if self.error == "absolute":
-            error = (images - inpainted).abs().mean(1, keepdim=True)
+            error = box_mean((images - inpainted).abs().mean(1, keepdim=True), window)
         else:
             error = (images - inpainted).square().mean(1, keepdim=True)
-            # Single pixels are noise: the mean over a region tells more.
-            error = (box_mean(error, odd(self.preprocessor.region_size)) + _LEAST_ERROR).log()
+            error = (box_mean(error, window) + _LEAST_ERROR).log()
         return torch.cat([error, resizing.logits(logits)], dim=1)
 
     def _finish(self, images: Tensor, maps: Tensor, c: Figures, resizing: Resizing) -> Tensor:

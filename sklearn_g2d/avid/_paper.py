@@ -1,4 +1,4 @@
-"""AVID's training as published: Eq. 2 and 3, and the stopping criterion of section 4.3.
+"""AVID as published: Eq. 2, 3 and 4, each a function, and the moments of section 4.3.
 
 Where the paper has D(X), how normal a region is, this package's detector says how anomalous it is:
 D = 1 - sigmoid(logits).
@@ -10,10 +10,12 @@ import copy
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval
+from numpy.typing import NDArray
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from sklearn_g2d.avid._masking import Crops, Rows
@@ -25,8 +27,38 @@ from sklearn_g2d.training.optimizers import Optimizer, Schedule
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses
 
-# How often, in a training, the best moments of the networks are looked for.
-_CHECKS = 20
+# How often, in a training, the best moments of the networks are looked for, on how many samples.
+_CHECKS, _CHECKED = 20, 64
+_UNDECIDED = 0.5  # between the detector's targets, 0 and 1
+
+
+def contaminate(x: Tensor, gamma: float, scale: float, rng: torch.Generator) -> Tensor:
+    """Add noise to normal data, Eq. 2; `scale` is what gamma is a fraction of."""
+    noise = torch.randn(x.shape, generator=rng, device=rng.device, dtype=torch.float32).to(x)
+    return x + gamma * scale * noise
+
+
+def inpainter_loss(inpainted: Tensor, objective: str) -> Tensor:
+    """Give what the inpainter minimises in Eq. 3, by Y - D(I(X with noise))."""
+    return _log_square(inpainted) if objective == "log" else inpainted.square().mean()
+
+
+def detector_loss(real: Tensor, inpainted: Tensor, objective: str) -> Tensor:
+    """Give what the detector minimises, minus Eq. 3, by Y - D(X) and Y - D(I(X with noise)).
+
+    E log ||D(X)||^2 + E log ||Y - D(I(X with noise))||^2 is to be large; or, as the authors'
+    code has it, E ||Y - D(X)||^2 + E ||D(I(X with noise))||^2 small.
+    """
+    if objective == "log":
+        return -_log_square(1 - real) - _log_square(inpainted)
+    return real.square().mean() + (1 - inpainted).square().mean()
+
+
+def segment(
+    by_inpainter: NDArray[Any], by_detector: NDArray[Any], alpha: float, zeta: float
+) -> NDArray[np.bool_]:
+    """Say where both maps reach their thresholds, Eq. 4; `zeta` is one of anomaly, not of D."""
+    return (by_inpainter >= alpha) & (by_detector >= zeta)
 
 
 @dataclass(eq=False, repr=False)
@@ -41,12 +73,20 @@ class AdversarialInpainting(Training):
     ----------
     max_steps : int, default=1000
     batch_size : int, default=16
-    learning_rates : tuple of float, default=(2e-3, 2e-3)
-    optimizer : {"adam", "adamw", "sgd"} or callable, default="sgd"
+    learning_rates : tuple of float, default=(2e-4, 2e-4)
+    optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
     schedule : {"constant", "cosine"} or callable, default="constant"
         As for `MaskedInpainting`.
     gamma : float, default=0.4
-        Standard deviation of the noise in Eq. 2, in that of the data.
+        Standard deviation of the noise in Eq. 2: on images a fraction of the range of the grey
+        values, on tables one of the columns' standard deviation.
+    betas : tuple of float, default=(0.9, 0.9)
+        Of Adam and AdamW; ignored by other optimisers.
+    objective : {"log", "squares"}, default="log"
+        "log" is Eq. 3; "squares" are the least squares that stand in the authors' code.
+    reconstruction_weight : float, default=0.0
+        Weight of ||X - I(X with noise)||^2 in the inpainter's loss. Eq. 3 has no such term; the
+        text says that it is minimised, and the authors' code has it behind a switch.
 
     References
     ----------
@@ -60,9 +100,13 @@ class AdversarialInpainting(Training):
     >>> detector = AVIDDetector(training=AdversarialInpainting(gamma=0.2))
     """
 
-    optimizer: Optimizer = "sgd"
+    learning_rates: tuple[float, float] = (2e-4, 2e-4)
+    optimizer: Optimizer = "adam"
     schedule: Schedule = "constant"
     gamma: float = 0.4
+    betas: tuple[float, float] = (0.9, 0.9)
+    objective: Literal["log", "squares"] = "log"
+    reconstruction_weight: float = 0.0
 
     data: ClassVar[tuple[str, ...]] = ("images", "tables")
     hides: ClassVar[bool] = False
@@ -70,6 +114,9 @@ class AdversarialInpainting(Training):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **Training._parameter_constraints,
         "gamma": [Interval(Real, 0, None, closed="neither")],
+        "betas": [tuple, list],
+        "objective": [StrOptions({"log", "squares"})],
+        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
     }
 
     def make_trainer(
@@ -85,7 +132,7 @@ class AdversarialInpainting(Training):
 
 
 class AdversarialTrainer(NetworksTrainer):
-    """Training of both networks against each other; nothing minimises "reconstruction_loss"."""
+    """Training of both networks against each other, Eq. 2 and 3."""
 
     def __init__(
         self,
@@ -98,59 +145,70 @@ class AdversarialTrainer(NetworksTrainer):
     ) -> None:
         self.training = training
         self.samples, self.validation = samples, validation
-        super().__init__(training, inpainter, detector, _BestMoment, runtime)
+        is_image = isinstance(samples, Crops)
+        self._scale = float(samples.X.max() - samples.X.min()) if is_image else 1.0
+        super().__init__(training, inpainter, detector, _BestMoment, runtime, training.betas)
 
     def _step(self) -> Losses:
-        n, rng = self.batch_size, self.runtime.rng
-        x = self.samples.draw(n, rng)
-        # Eq. 2: normal data with noise.
-        noise = torch.randn(x.shape, generator=rng, device=rng.device, dtype=torch.float32).to(x)
-        inpainted = self._inpaint(x + self.training.gamma * noise)
-        # Eq. 3: E log ||D(X)||^2 + E log ||Y - D(I(X with noise))||^2. The inpainter minimises the
-        # second term,
-        adversarial = _log_square(self._anomaly(inpainted))
-        self._update(self.inpainter_optimizer, adversarial)
-        # and the detector maximises both.
-        real, inpainted = self.samples.draw(n, rng), inpainted.detach()
+        objective = self.training.objective
+        x = self.samples.draw(self.batch_size, self.runtime.rng)
+        inpainted = self._restore(x, self.runtime.rng)
+        error = (inpainted - x).square().mean()
+        adversarial = inpainter_loss(self._anomaly(inpainted), objective)
+        loss = adversarial + self.training.reconstruction_weight * error
+        self._update(self.inpainter_optimizer, loss)
+        real, inpainted = self.samples.draw(len(x), self.runtime.rng), inpainted.detach()
         anomaly = self._anomaly(torch.cat([real, inpainted]))
-        detector_loss = -_log_square(1 - anomaly[:n]) - _log_square(anomaly[n:])
-        self._update(self.detector_optimizer, detector_loss)
+        loss = detector_loss(anomaly[: len(x)], anomaly[len(x) :], objective)
+        self._update(self.detector_optimizer, loss)
         last = self.training.max_steps - 1
         if self.n_steps == last or self.n_steps % max(1, (last + 1) // _CHECKS) == 0:
-            error, mistakes = self._figures()
-            self._kept_inpainter.update(self.inpainter, error)
-            self._kept_detector.update(self.detector, mistakes)
+            self._look_for_best_moments()
         return {
-            "reconstruction_loss": (inpainted - x).square().mean(),
+            "reconstruction_loss": error.detach(),
             "adversarial_loss": adversarial.detach(),
-            "detector_loss": detector_loss.detach(),
+            "detector_loss": loss.detach(),
         }
+
+    def _restore(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Inpaint what has noise on it."""
+        return self._inpaint(contaminate(x, self.training.gamma, self._scale, rng))
 
     def _inpaint(self, x: Tensor) -> Tensor:
         with self.runtime.autocast():
             return self.inpainter(x, torch.zeros_like(x[:1, :1])).float()
 
     def _anomaly(self, x: Tensor) -> Tensor:
-        """Give Y - D(x), a likelihood for each region."""
+        """Give Y - D(x): a likelihood for each region, or a number around it, as the authors do."""
         with self.runtime.autocast():
-            return torch.sigmoid(self.detector(x).float())
+            found = self.detector(x).float()
+        return torch.sigmoid(found) if self.training.objective == "log" else found
+
+    def _look_for_best_moments(self) -> None:
+        error, mistakes = self._figures()
+        if self._kept_inpainter.update(self.inpainter, error):
+            # A better inpainter is harder to find out: what was told from a worse one, as any
+            # detector tells the first, says nothing.
+            self._kept_detector.lowest.fill_(math.inf)
+        self._kept_detector.update(self.detector, mistakes)
 
     @torch.no_grad()
     def _figures(self) -> tuple[float, float]:
         """Section 4.3: I's error on normal data, and how badly D tells real from inpainted."""
-        x = self.validation.draw(self.batch_size, self.runtime.rng)
+        # The same samples and noise each time, so that moments compare.
+        rng = torch.Generator(self.runtime.device).manual_seed(0)
+        x = self.validation.draw(_CHECKED, rng)
         self.inpainter.eval()
         self.detector.eval()
-        inpainted = self._inpaint(x)
-        with self.runtime.autocast():
-            real, fake = self.detector(x), self.detector(inpainted)
+        error = (self._inpaint(x) - x).square().mean()
+        real, fake = self._anomaly(x), self._anomaly(self._restore(x, rng))
         self.inpainter.train()
         self.detector.train()
-        mistakes = (real > 0).float().mean() + (fake < 0).float().mean()
-        figures = torch.stack([(inpainted - x).square().mean(), mistakes])
+        mistakes = (real > _UNDECIDED).float().mean() + (fake < _UNDECIDED).float().mean()
+        figures = torch.stack([error, mistakes])
         parallel.average([figures])  # so that all processes find their best moments at one step
-        error, mistaken = figures.tolist()
-        return error, mistaken
+        lowest_error, fewest = figures.tolist()
+        return lowest_error, fewest
 
 
 def _log_square(likelihoods: Tensor) -> Tensor:
@@ -171,7 +229,9 @@ class _BestMoment(nn.Module):
         lowest = torch.tensor(math.inf, dtype=torch.float32, device=device)
         self.register_buffer("lowest", lowest)
 
-    def update(self, network: nn.Module, figure: float) -> None:
+    def update(self, network: nn.Module, figure: float) -> bool:
         if figure < self.lowest:
             self.lowest.fill_(figure)
             self.network.load_state_dict(network.state_dict())
+            return True
+        return False

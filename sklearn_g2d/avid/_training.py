@@ -245,6 +245,7 @@ class NetworksTrainer(Trainer):
         detector: StorableModule,
         keep: Callable[[StorableModule], Any],
         runtime: Runtime,
+        betas: tuple[float, float] = _BETAS,
     ) -> None:
         networks = inpainter, detector
         self.inpainter, self.detector = (net.float().to(runtime.device) for net in networks)
@@ -252,7 +253,7 @@ class NetworksTrainer(Trainer):
         self.inpainter.train()
         self.detector.train()
         self.inpainter_optimizer, self.detector_optimizer = (
-            make_optimizer(training.optimizer, list(net.parameters()), rate, _BETAS)
+            make_optimizer(training.optimizer, list(net.parameters()), rate, betas)
             for net, rate in zip(networks, training.learning_rates, strict=True)
         )
         self.batch_size = parallel.batch_share(training.batch_size)

@@ -1,13 +1,14 @@
 """Transformers that the detectors put in front of their networks, usable alone."""
 
 from sklearn_g2d.features._gradients import OrientedGradients
-from sklearn_g2d.features._min_max import GlobalMinMaxScaler
+from sklearn_g2d.features._min_max import ColumnMinMaxScaler, GlobalMinMaxScaler
 from sklearn_g2d.features._neighbors import NeighborProfile
 from sklearn_g2d.features._pretrained import PretrainedFeatures
 from sklearn_g2d.features._residual_pca import ResidualPCA
 from sklearn_g2d.features._squashing import SquashingScaler
 
 __all__ = [
+    "ColumnMinMaxScaler",
     "GlobalMinMaxScaler",
     "NeighborProfile",
     "OrientedGradients",

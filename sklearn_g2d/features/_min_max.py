@@ -1,4 +1,4 @@
-"""Scaling of all columns by one range."""
+"""Scaling to [-1, 1], by the range of all columns or of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,21 @@ from sklearn_g2d.utils.arrays import float64, namespace
 _LIMIT = 1e6
 
 
-class GlobalMinMaxScaler(OneToOneFeatureMixin, RowTransformer):
+class _MinMaxScaler(OneToOneFeatureMixin, RowTransformer):
+    """Scaling by `center_` and `half_range_`, of all columns or of each."""
+
+    def _constants(self) -> dict[str, ArrayLike]:
+        return {"center": self.center_, "half_range": self.half_range_}
+
+    def _compute(self, X: Any, c: dict[str, Any]) -> Any:
+        scaled = (float64(X) - c["center"]) / c["half_range"]
+        return namespace(X).clip(scaled, -_LIMIT, _LIMIT)
+
+    def _invert(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        return X * self.half_range_ + self.center_
+
+
+class GlobalMinMaxScaler(_MinMaxScaler):
     """Map the range of all columns together to [-1, 1].
 
     This suits pixels, whose columns share one unit, and generators that end with tanh. Values far
@@ -46,12 +60,31 @@ class GlobalMinMaxScaler(OneToOneFeatureMixin, RowTransformer):
         varies = self.data_max_ > self.data_min_
         self.center_ = self.data_min_ + self.half_range_ if varies else self.data_min_
 
-    def _constants(self) -> dict[str, ArrayLike]:
-        return {"center": self.center_, "half_range": self.half_range_}
 
-    def _compute(self, X: Any, c: dict[str, Any]) -> Any:
-        scaled = (float64(X) - c["center"]) / c["half_range"]
-        return namespace(X).clip(scaled, -_LIMIT, _LIMIT)
+class ColumnMinMaxScaler(_MinMaxScaler):
+    """Map the range of each column to [-1, 1].
 
-    def _invert(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return X * self.half_range_ + self.center_
+    This suits tables before generators that end with tanh. Values far outside the range seen in
+    `fit` are clipped.
+
+    Attributes
+    ----------
+    center_, half_range_ : ndarray of shape (n_features,)
+        The middle of each column's range, and half its length; 1 instead of a length of 0.
+    n_features_in_ : int
+        Number of columns.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.features import ColumnMinMaxScaler
+    >>> scaler = ColumnMinMaxScaler().fit([[0, 10], [4, 30]])
+    >>> scaler.transform([[0, 30], [3, 50]]).tolist()
+    [[-1.0, 1.0], [0.5, 3.0]]
+    """
+
+    def _fit(self, X: NDArray[Any]) -> None:
+        lowest, highest = (limit.astype(np.float64) for limit in (X.min(axis=0), X.max(axis=0)))
+        # Halved before the difference is taken, which might overflow.
+        half = highest / 2 - lowest / 2
+        self.center_ = lowest + half
+        self.half_range_ = np.where(half > 0, half, 1.0)

@@ -3,7 +3,7 @@
 from sklearn_g2d.g2d._classifier import NetworkClassifier
 from sklearn_g2d.g2d._cloud import GaussianCloud
 from sklearn_g2d.g2d._detector import G2DOutlierDetector
-from sklearn_g2d.g2d._networks import ConvGenerator, ConvNetwork
+from sklearn_g2d.g2d._networks import ConvGenerator, ConvNetwork, RowGenerator
 from sklearn_g2d.g2d._snapshots import Snapshot
 from sklearn_g2d.g2d._wgan import WassersteinGAN
 
@@ -13,6 +13,7 @@ __all__ = [
     "G2DOutlierDetector",
     "GaussianCloud",
     "NetworkClassifier",
+    "RowGenerator",
     "Snapshot",
     "WassersteinGAN",
 ]

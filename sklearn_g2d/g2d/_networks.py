@@ -9,16 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sklearn_g2d.training.convolutions import LAYOUT, UNBUILT, initialize
-from sklearn_g2d.training.ensemble import EnsembleMLP, OwnNetworks, StorableModule
+from sklearn_g2d.training.ensemble import (
+    EnsembleMLP,
+    OwnNetworks,
+    StorableModule,
+    check_sizes,
+    weights_of,
+)
+
+# Samples of the batch that tells batch norm its statistics.
+_CALIBRATION_SAMPLES = 512
 
 Shape = tuple[int, ...]  # of a sample: (n_features,), or (channels, height, width)
 
@@ -34,6 +45,9 @@ class ConvGenerator(BaseEstimator):
     channels : int, default=16
         Channels of the last hidden layer; each layer before has twice as many. The authors have
         256, which wants a GPU.
+    deviation : float, default=2.0
+        Standard deviation of the untrained network's values before tanh. PyTorch's initial weights
+        give the authors' network 1.9 on colour images and 3.3 on grey ones.
 
     Examples
     --------
@@ -42,9 +56,11 @@ class ConvGenerator(BaseEstimator):
     """
 
     channels: int = 16
+    deviation: float = 2.0
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "channels": [Interval(Integral, 1, None, closed="left")]
+        "channels": [Interval(Integral, 1, None, closed="left")],
+        "deviation": [Interval(Real, 0, None, closed="neither")],
     }
 
     def build(
@@ -53,7 +69,45 @@ class ConvGenerator(BaseEstimator):
         """Build generators of images of a shape (channels, height, width)."""
         self._validate_params()
         shape = _image_shape(self, shape)
-        return ConvGeneratorModule(n_members, shape, latent_dim, self.channels, rng)
+        module = ConvGeneratorModule(n_members, shape, latent_dim, self.channels, rng)
+        return _widened(module, self.deviation)
+
+
+@dataclass(eq=False, repr=False)
+class RowGenerator(BaseEstimator):
+    """The generator of the paper's Fig. 3 carried over to rows: batch norm, ReLU and tanh.
+
+    For `WassersteinGAN` on rows in [-1, 1], as `ColumnMinMaxScaler` gives them.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int, default=(128, 64, 32)
+        Widths of the hidden layers; the authors' convolutions have 1024, 512 and 256 channels.
+    deviation : float, default=2.0
+        As of `ConvGenerator`: rows of the untrained network lie all around those of a table.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.g2d import RowGenerator, WassersteinGAN
+    >>> gan = WassersteinGAN(generator_network=RowGenerator((64, 32)))
+    """
+
+    hidden_layer_sizes: Sequence[int] = (128, 64, 32)
+    deviation: float = 2.0
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": [tuple, list],
+        "deviation": [Interval(Real, 0, None, closed="neither")],
+    }
+
+    def build(
+        self, n_members: int, latent_dim: int, shape: Shape, rng: torch.Generator
+    ) -> RowGeneratorModule:
+        """Build generators of rows with as many values as a shape has."""
+        self._validate_params()
+        hidden = tuple(self.hidden_layer_sizes)
+        module = RowGeneratorModule(n_members, math.prod(shape), latent_dim, hidden, rng)
+        return _widened(module, self.deviation)
 
 
 @dataclass(eq=False, repr=False)
@@ -96,7 +150,9 @@ class OwnGenerators(OwnNetworks):
 
 
 # What parts take for a network.
-GENERATOR_CONSTRAINT: list[Any] = [StrOptions({"perceptron"}), ConvGenerator, callable]
+GENERATOR_CONSTRAINT: list[Any] = [
+    *(StrOptions({"perceptron"}), ConvGenerator, RowGenerator, callable)
+]
 NETWORK_CONSTRAINT: list[Any] = [StrOptions({"perceptron"}), ConvNetwork, callable]
 
 
@@ -118,7 +174,7 @@ def build_generator(
         ).to(X.device)
         generator.cover(X, part.spread, rng)
         return generator
-    if isinstance(network, ConvGenerator):
+    if isinstance(network, ConvGenerator | RowGenerator):
         return network.build(part.n_members, latent_dim, shape, rng)
     return OwnGenerators(
         factory=network,
@@ -240,6 +296,81 @@ class PerceptronGenerator(StorableModule):
         odd[:, :rank] = spread * roots.flip(0)[:rank]
 
 
+class RowGeneratorModule(StorableModule):
+    """Generators that map Gaussian noise to rows in [-1, 1]: batch norm and ReLU, then tanh."""
+
+    def __init__(
+        self,
+        n_members: int,
+        n_features: int,
+        latent_dim: int,
+        hidden: tuple[int, ...],
+        rng: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            n_members=n_members, n_features=n_features, latent_dim=latent_dim, hidden=hidden
+        )
+        check_sizes(hidden)
+        self.n_members, self.latent_dim = n_members, latent_dim
+        widths = [latent_dim, *hidden]
+
+        def member() -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for n_in, n_out in zip(widths[:-1], hidden, strict=True):
+                layers += [nn.Linear(n_in, n_out, **UNBUILT)]
+                layers += [nn.BatchNorm1d(n_out, dtype=torch.float32), nn.ReLU()]
+            return nn.Sequential(*layers, nn.Linear(widths[-1], n_features, **UNBUILT), nn.Tanh())
+
+        self.members = nn.ModuleList(member() for _ in range(n_members))
+        initialize(self, rng)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map noise (n_members, n, latent_dim) to rows (n_members, n, n_features)."""
+        return torch.stack([member(noise) for member, noise in zip(self.members, z, strict=True)])
+
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw `n` rows from every member: (n_members, n, n_features)."""
+        return self(_noise(self.n_members, n, self.latent_dim, rng=rng))
+
+
+def _widened(generator: Any, deviation: float) -> Any:
+    """Give untrained generators values of a standard deviation before their tanh."""
+    for member in generator.members:
+        # Each value is a sum of `fan in` terms: initial weights, of mean square 1 / (3 fan in),
+        # times what batch norm and ReLU give, of mean square 1/2.
+        member[-2].weight.data *= deviation * math.sqrt(6)
+    return generator
+
+
+@torch.no_grad()
+def calibrated_weights(generator: Any) -> dict[str, NDArray[Any]]:
+    """Copy weights, with the statistics of a large batch in the place of running averages.
+
+    These lag behind the weights, and are those of no batch at all before the first step, so that
+    samples would come out as one flat grey.
+    """
+    norms = [m for m in generator.modules() if isinstance(m, _BatchNorm)]
+    if not norms:
+        return weights_of(generator)
+    was_training, momenta = generator.training, [norm.momentum for norm in norms]
+    before = [{name: t.clone() for name, t in norm.named_buffers()} for norm in norms]
+    generator.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of what it sees
+        norm.train()
+    # A seed of its own, so that nothing that is drawn later depends on who looks on.
+    device = next(generator.parameters()).device
+    generator.sample(_CALIBRATION_SAMPLES, torch.Generator(device).manual_seed(0))
+    weights = weights_of(generator)
+    generator.train(was_training)
+    for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
+        norm.momentum = momentum
+        for name, tensor in norm.named_buffers():
+            tensor.copy_(buffers[name])
+    return weights
+
+
 def n_halvings(size: Sequence[int]) -> int:
     """Count the stride-2 layers: three, as the authors have for 32 x 32, or what fits."""
     if min(size) < 2:
@@ -304,8 +435,8 @@ class ConvGeneratorModule(StorableModule):
 class ConvNetworkModule(StorableModule):
     """Critics or classifiers of images, given as rows of pixels.
 
-    Convolutions of stride 2 with LeakyReLU, all but the first with affine instance norm, then one
-    convolution that spans the smallest map.
+    Convolutions of stride 2 with affine instance norm and LeakyReLU, then one convolution that
+    spans the smallest map.
     """
 
     def __init__(
@@ -326,12 +457,11 @@ class ConvNetworkModule(StorableModule):
         widths = [channels * 2**i for i in range(n_layers)]
 
         def member() -> nn.Sequential:
-            layers: list[nn.Module] = [_down(n_colors, channels), nn.LeakyReLU(0.2)]
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
-                layers += [
-                    _down(n_in, n_out),
-                    nn.InstanceNorm2d(n_out, affine=True, dtype=torch.float32),
-                ]
+            layers: list[nn.Module] = []
+            for n_in, n_out in zip([n_colors, *widths[:-1]], widths, strict=True):
+                layers += [_down(n_in, n_out)]
+                if max(size) > 3:  # else a map of one pixel is left, which has no variance
+                    layers += [nn.InstanceNorm2d(n_out, affine=True, dtype=torch.float32)]
                 layers += [nn.LeakyReLU(0.2)]
             head = nn.Conv2d(widths[-1], n_outputs, smallest, **UNBUILT)
             return nn.Sequential(*layers, head)

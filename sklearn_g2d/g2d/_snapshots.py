@@ -13,9 +13,6 @@ from sklearn_g2d.utils.state import Stored
 
 Role = Literal["far", "boundary", "normal"]
 
-# Most generators kept when there is one for each epoch: small tables have short epochs.
-_MAX_EPOCHS_KEPT = 100
-
 
 @dataclass(frozen=True)
 class Snapshot(Stored):
@@ -26,7 +23,8 @@ class Snapshot(Stored):
     step : int
         Generator steps taken before.
     loss : float
-        The generator's loss (Eq. 3 of the paper) there; NaN before the first step.
+        The generator's mean loss (Eq. 3 of the paper) since the snapshot before, which is an
+        epoch's where one is kept after each; NaN before the first step.
     role : "far", "boundary" or "normal"
         Where its samples lie relative to normal data (section 3.3 of the paper).
     weights : dict of ndarray
@@ -50,8 +48,7 @@ def steps_to_keep(rule: Any, max_steps: int, n_snapshots: int, epoch: int) -> se
     if rule == "geometric":  # a generator changes most at the beginning: snapshots lie close there
         halvings = max_steps / 2.0 ** np.arange(n_snapshots - 1)
         return {int(step) for step in np.round(halvings)}
-    interval = max(1, epoch, max_steps // _MAX_EPOCHS_KEPT)
-    return set(range(interval, max_steps + 1, interval))
+    return set(range(epoch, max_steps + 1, epoch))
 
 
 def select(
@@ -81,17 +78,25 @@ def roles_by_loss(
 
     The paper compares L = loss(i) - loss(i + h), h = 5 epochs, with thresholds that it only orders
     by size. Here they are fractions of the largest such drop, so that the critic's scale does not
-    matter. A loss that is NaN (before any training) counts as the first finite one.
+    matter. The loss, averaged over h epochs, rises until the critic has caught up; generators are
+    far from there to the steepest fall, too, and no later one counts as farther than an earlier
+    one. A loss that is NaN (before any training) counts as the first finite one.
     """
     losses = np.asarray(losses, dtype=np.float64)
     known = losses[np.isfinite(losses)]
     if len(known) == 0:
         return ["far"] * len(losses)
     losses = np.where(np.isfinite(losses), losses, known[0])
-    later = np.minimum(np.arange(len(losses)) + horizon, len(losses) - 1)
-    drop = losses - losses[later]
-    with np.errstate(over="ignore"):  # where nothing drops, every rise counts as infinite
-        relative = drop / max(float(drop.max()), np.finfo(float).tiny)
+    half, n = horizon // 2, len(losses)
+    smooth = np.array([losses[max(0, i - half) : i + half + 1].mean() for i in range(n)])
+    drop = smooth - smooth[np.minimum(np.arange(n) + horizon, n - 1)]
+    caught_up = int(smooth.argmax())
+    steepest = caught_up + int(drop[caught_up:].argmax())
+    if drop[steepest] <= 0:  # it has never fallen
+        return ["far"] * n
+    relative = drop / drop[steepest]
+    relative[: steepest + 1] = 1
+    relative = np.minimum.accumulate(relative)
     return ["far" if r > far else "normal" if r < normal else "boundary" for r in relative]
 
 

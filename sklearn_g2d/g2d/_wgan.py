@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from sklearn.base import BaseEstimator
@@ -20,7 +20,7 @@ from sklearn_g2d.g2d import _networks as networks
 from sklearn_g2d.g2d._generators import Space
 from sklearn_g2d.g2d._snapshots import Snapshot, irregular, select, steps_to_keep
 from sklearn_g2d.training import optimizers, parallel
-from sklearn_g2d.training.ensemble import load_weights, weights_of
+from sklearn_g2d.training.ensemble import load_weights
 from sklearn_g2d.training.history import History, extend
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
@@ -32,6 +32,9 @@ _ARCHITECTURE = (
     *("n_members", "latent_dim", "hidden_layer_sizes", "spread", "tail"),
     *("generator_network", "critic_network"),
 )
+
+# Most epochs, because a generator is kept after each, and small tables are soon passed over.
+_MAX_EPOCHS = 100
 
 # Samples of a snapshot that tell its role.
 _ROLE_SAMPLES = 512
@@ -75,11 +78,14 @@ class WassersteinGAN(BaseEstimator):
     snapshots : {"geometric", "loss"} or callable, default="geometric"
         Which generators make outliers. "geometric": after no step and after `max_steps` times 1,
         1/2, 1/4, ..., except those whose samples already lie among the normal rows. "loss" (as
-        published): evenly from the epochs in which the generator's loss still falls. A callable is
-        given one `Snapshot` for each epoch and returns those to use.
+        published): evenly from the epochs in which the generator's loss has still to fall. A
+        callable is given one `Snapshot` for each epoch and returns those to use.
     n_snapshots : int, default=6
         Number of snapshots, the paper's k. Ignored where `snapshots` is a callable.
-    generator_network : "perceptron", ConvGenerator or callable, default="perceptron"
+    epoch_steps : int or "auto", default="auto"
+        Steps in an epoch. "auto" is as many as show the critic all rows once, but at least a
+        hundredth of `max_steps`. Ignored where `snapshots` is "geometric".
+    generator_network : "perceptron", ConvGenerator, RowGenerator or callable, default="perceptron"
         A callable is given `latent_dim` and the shape of a sample, (n_features,) or (channels,
         height, width), and returns a ``torch.nn.Module`` that maps noise (n, latent_dim) to
         samples ``(n, *shape)``.
@@ -126,6 +132,7 @@ class WassersteinGAN(BaseEstimator):
     tail: float = 1.6
     snapshots: Any = "geometric"
     n_snapshots: int = 6
+    epoch_steps: int | Literal["auto"] = "auto"
     generator_network: Any = "perceptron"
     critic_network: Any = "perceptron"
 
@@ -145,6 +152,7 @@ class WassersteinGAN(BaseEstimator):
         "tail": [Interval(Real, 0, None, closed="left")],
         "snapshots": [StrOptions({"geometric", "loss"}), callable],
         "n_snapshots": [Interval(Integral, 1, None, closed="left")],
+        "epoch_steps": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "generator_network": networks.GENERATOR_CONSTRAINT,
         "critic_network": networks.NETWORK_CONSTRAINT,
     }
@@ -164,8 +172,9 @@ class WassersteinGAN(BaseEstimator):
             remedy="Lower max_steps, or move gradient_penalty towards 10.",
             current=lambda: {"generator_": self._current()},
         )
-        if losses:
-            self.keep(losses["generator_loss"][-1])
+        n_new = self.n_steps_ - self._kept[-1].step
+        if n_new:
+            self.keep(losses["generator_loss"][-n_new:].mean())
         self.history_: History = extend(self.history_, losses)
 
         def fraction_inside(snapshot: Snapshot) -> float:
@@ -178,7 +187,7 @@ class WassersteinGAN(BaseEstimator):
     ) -> Floats:
         """Draw points (n, n_features), equally from snapshots, by default all of outliers."""
         chosen = irregular(self.snapshots_) if snapshots is None else snapshots
-        # Batch norm takes its running averages, not those of the batch, because a sample's value
+        # Batch norm takes calibrated statistics, not those of the batch, because a sample's value
         # must not depend on the others, and a single sample must be possible.
         generator = copy.deepcopy(self._generator).eval()
         n_each = math.ceil(n / (len(chosen) * generator.n_members))
@@ -198,7 +207,8 @@ class WassersteinGAN(BaseEstimator):
             self._kept.append(self._snapshot(loss))
 
     def _snapshot(self, loss: Tensor | float) -> Snapshot:
-        return Snapshot(self.n_steps_, float(loss), "far", weights_of(self._generator))
+        weights = networks.calibrated_weights(self._generator)
+        return Snapshot(self.n_steps_, float(loss), "far", weights)
 
     def _current(self) -> WassersteinGAN:
         """Give a fitted copy whose only snapshot is the generator at this step of its training."""
@@ -258,7 +268,11 @@ class WGANTrainer(Trainer):
             for n in (self.generator, self.critic)
         )
         self._first_step = gan.n_steps_
-        epoch = round(len(X) / (gan.batch_size * gan.n_critic))
+        self._since_kept: list[Tensor] = []  # losses of the epoch so far
+        epoch: Any = gan.epoch_steps
+        if epoch == "auto":
+            epoch = round(len(X) / (gan.batch_size * gan.n_critic))
+            epoch = max(1, epoch, gan.max_steps // _MAX_EPOCHS)
         self._kept_after = steps_to_keep(gan.snapshots, gan.max_steps, gan.n_snapshots, epoch)
         self.generator.train()  # batch norm as in a batch; sampling has another mode
         super().__init__(
@@ -271,19 +285,26 @@ class WGANTrainer(Trainer):
         """Train one step, and keep a snapshot if it is time."""
         losses = super().step()
         self.gan.n_steps_ += 1
+        self._since_kept.append(losses["generator_loss"])
         if self.n_steps in self._kept_after:
-            self.gan.keep(losses["generator_loss"])
+            self.gan.keep(torch.stack(self._since_kept).mean())
+            self._since_kept = []
         return losses
 
     def state_dict(self) -> State:
         """Copy all that further steps depend on, but for the data and the settings."""
-        return super().state_dict() | {"snapshots": [dict(vars(s)) for s in self.gan._kept]}
+        return super().state_dict() | {
+            "snapshots": [dict(vars(s)) for s in self.gan._kept],
+            "since_kept": list(self._since_kept),
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Go back, or on, to a state, which may be loaded again afterwards."""
         super().load_state_dict(state)
         self.gan.n_steps_ = self._first_step + self.n_steps
         self.gan._kept = [Snapshot(**snapshot) for snapshot in state["snapshots"]]
+        device = self.runtime.device
+        self._since_kept = [torch.as_tensor(v, device=device) for v in state["since_kept"]]
 
     def _schedule(self) -> float:
         return optimizers.rate_factor(self.gan.schedule, self.n_steps, self.gan.max_steps)

@@ -35,5 +35,10 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
             for parameter in module.parameters():
                 parameter.uniform_(-bound, bound, generator=rng)
             module.to(memory_format=LAYOUT)  # type: ignore[call-overload]
-        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        elif isinstance(module, nn.Linear):
+            module.to_empty(device=rng.device)
+            bound = 1 / math.sqrt(module.in_features)
+            for parameter in module.parameters():
+                parameter.uniform_(-bound, bound, generator=rng)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
             module.to(rng.device)

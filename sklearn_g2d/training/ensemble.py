@@ -136,6 +136,12 @@ class EnsembleLinear(nn.Module):
         return torch.baddbmm(own["bias"], x, own["weight"])
 
 
+def check_sizes(hidden: Sequence[int]) -> None:
+    """Raise ValueError unless hidden layers have positive sizes."""
+    if not all(isinstance(size, Integral) and int(size) > 0 for size in hidden):
+        raise ValueError(f"hidden_layer_sizes must be positive integers, got {tuple(hidden)}.")
+
+
 class EnsembleMLP(StorableModule):
     """Multilayer perceptrons, `n_members` of them, with LeakyReLU between their layers.
 
@@ -150,10 +156,7 @@ class EnsembleMLP(StorableModule):
         negative_slope: float = 0.2,
     ) -> None:
         super().__init__(n_members=n_members, sizes=sizes, negative_slope=negative_slope)
-        if not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
-            raise ValueError(
-                f"hidden_layer_sizes must be positive integers, got {tuple(sizes[1:-1])}."
-            )
+        check_sizes(sizes[1:-1])
         self.n_members, self.negative_slope = n_members, negative_slope
         self.layers = nn.ModuleList(
             EnsembleLinear(n_members, n_in, n_out, rng)

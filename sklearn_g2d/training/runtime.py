@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from sklearn_g2d.training import parallel
@@ -107,6 +108,7 @@ class _Limits:
 
     def __init__(self) -> None:
         self._lock, self._fits, self._lift = threading.Lock(), set[object](), ExitStack()
+        self._libraries, self._n_modules = ThreadpoolController(), len(sys.modules)
 
     def enter(self, fit: object) -> None:
         with self._lock:
@@ -114,7 +116,10 @@ class _Limits:
             if len(self._fits) == 1:
                 self._lift.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
-                self._lift.enter_context(threadpool_limits(1, user_api="blas"))
+                # A search for libraries takes milliseconds; what is imported may bring new ones.
+                if self._n_modules != len(sys.modules):
+                    self._libraries, self._n_modules = ThreadpoolController(), len(sys.modules)
+                self._lift.enter_context(self._libraries.limit(limits=1, user_api="blas"))
 
     def leave(self, fit: object) -> None:
         with self._lock:

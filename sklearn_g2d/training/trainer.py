@@ -120,7 +120,7 @@ class Trainer(ABC):
     def _batch_statistics(self) -> Iterator[Tensor]:
         """Give what networks keep of the batches that they have seen."""
         for module in self._modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 yield from (s for s in (module.running_mean, module.running_var) if s is not None)
 
     def _modules(self) -> Iterator[nn.Module]:

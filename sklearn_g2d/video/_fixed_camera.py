@@ -90,10 +90,10 @@ class MovingObject(NamedTuple):
     Examples
     --------
     >>> from sklearn_g2d.video import MovingObject
-    >>> thing = MovingObject((20, 5, 30, 15), 3.2, False, 2.1, 0.4, velocity=(30.0, 0.0))
+    >>> thing = MovingObject((4, 10, 24, 18), 7.5, True, speed=7.4, looks=-0.3, velocity=(9.0, 0.0))
     >>> top, left, bottom, right = thing.box
-    >>> right - left
-    10
+    >>> "speed" if thing.speed > thing.looks else "looks"
+    'speed'
     """
 
     box: tuple[int, int, int, int]
@@ -120,9 +120,9 @@ class FrameVerdict(NamedTuple):
     --------
     >>> import numpy as np
     >>> from sklearn_g2d.video import FrameVerdict
-    >>> score, anomaly_map, objects = FrameVerdict(-0.8, np.zeros((60, 80)), [])
-    >>> score
-    -0.8
+    >>> score, anomaly_map, objects = FrameVerdict(-7.5, np.zeros((60, 80)), [])
+    >>> [thing.box for thing in objects if thing.is_anomalous]
+    []
     """
 
     score: float
