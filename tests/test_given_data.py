@@ -23,7 +23,7 @@ from sklearn_g2d.features import (
     PretrainedFeatures,
 )
 from sklearn_g2d.g2d import NetworkClassifier
-from sklearn_g2d.video import ClipDetector, FramePatches, MotionChannels
+from sklearn_g2d.video import ClipDetector, FixedCameraDetector, FramePatches, MotionChannels
 
 SHORT = NetworkClassifier(max_steps=2, n_members=2)
 OF_ROWS = {
@@ -48,6 +48,9 @@ OF_IMAGES = {
 OF_CLIPS = {
     "clips": ClipDetector(
         G2DOutlierDetector(classifier=SHORT), patch_size=8, overlap=0, random_state=0
+    ),
+    "camera": FixedCameraDetector(
+        features=PretrainedFeatures(nn.Conv2d(3, 4, 3, stride=4), image_size=32), random_state=0
     ),
     "motion": MotionChannels(),
     "patches": FramePatches(8, 0),

@@ -15,7 +15,7 @@ from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.avid import MaskedInpainting, UNet
 from sklearn_g2d.errors import TrainingDivergedError
 from sklearn_g2d.g2d import ConvNetwork, GaussianCloud, NetworkClassifier, WassersteinGAN
-from sklearn_g2d.video import ClipDetector, ForegroundMotion, OpticalFlow
+from sklearn_g2d.video import ClipDetector, FixedCameraDetector, ForegroundMotion, OpticalFlow
 
 FAST = {"classifier": NetworkClassifier(n_members=4), "random_state": 0}
 DEFAULT = G2DOutlierDetector(**FAST)
@@ -185,6 +185,7 @@ def test_a_class_is_no_part_of_other_estimators(X):
         AVIDDetector(training=MaskedInpainting),
         ClipDetector(IsolationForest),
         ClipDetector(IsolationForest(), channels=ForegroundMotion),
+        FixedCameraDetector(estimator=IsolationForest),
         ForegroundMotion(flow=OpticalFlow),
     ):
         with pytest.raises(ValueError, match=r"must be an instance, but is the class .*: pass"):

@@ -889,7 +889,7 @@ def test_of_this_package_public_classes_of_numbers_are_trusted():
             assert not issubclass(value, BaseException)
     of_package = {name.rpartition(".")[2] for name in asked_for}
     assert {"G2DOutlierDetector", "AVIDDetector", "PatchDetector", "WassersteinGAN"} <= trusted
-    assert {"ClipDetector", "LevelDetector", "PatchNeighbors"} <= trusted
+    assert {"ClipDetector", "FixedCameraDetector", "LevelDetector", "PatchNeighbors"} <= trusted
     assert {"NeighborProfile", "Snapshot", "EnsembleMLP", "UNet"} <= trusted
     assert {"Checkpoint", "Trainer", "Session", "Runtime", "ModelFileError"} <= of_package
     assert {"np", "torch", "save", "load", "Path", "clone"} <= of_package

@@ -28,10 +28,10 @@ from sklearn_g2d.features._networks import LITE0, build, digest_of
 from sklearn_g2d.features._rows import ImageTransformer
 from sklearn_g2d.training.runtime import resolve_device, single_thread
 from sklearn_g2d.utils.arrays import Floats, float32, float64
+from sklearn_g2d.utils.images import compare_units
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_caller
 
 # Unless the user gives a size, networks see images whose sides are divisible by the one number,
 # and not shorter than the other: they were trained on larger ones.
@@ -290,8 +290,8 @@ class PretrainedFeatures(ImageTransformer):
         engine, n_done = self._engine(device, n_at_once), 0
         report = reporter(type(self).__name__, len(rows), "images")
         for block in blocks(rows, n_at_once):
-            if n_done == 0 and block.dtype != self._dtype:
-                self._compare_units(block)
+            if n_done == 0:
+                compare_units(block, self._dtype, self.intensity_range_)
             batch = slice(n_done, n_done + len(block))
             # Always one number of images, which decides on last digits.
             filled = np.pad(as_known_dtype(block), ((0, n_at_once - len(block)), (0, 0)))
@@ -299,17 +299,6 @@ class PretrainedFeatures(ImageTransformer):
             yield batch, [part[: len(block)] for part in described]
             n_done = batch.stop
             report(n_done)
-
-    def _compare_units(self, block: NDArray[Any]) -> None:
-        """Warn if numbers of another type than in `fit` cannot be of the same units."""
-        (low, high), (least, most) = self.intensity_range_, (float(block.min()), float(block.max()))
-        if max(abs(least), abs(most)) > 10 * max(abs(low), abs(high)) or (
-            most - least < (high - low) / 100
-        ):
-            warn_caller(
-                f"X is of {block.dtype} from {least:.3g} to {most:.3g}, but fit was given "
-                f"{self._dtype} from {low:.3g} to {high:.3g}: pass images in the same units."
-            )
 
     @property
     def _seen_size(self) -> tuple[int, int]:

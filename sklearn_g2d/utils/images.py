@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sklearn_g2d.utils.inputs import is_picture, plain, validate
+from sklearn_g2d.utils.warnings import warn_caller
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -109,6 +110,20 @@ def validate_images(
         )
     estimator.image_shape_ = shape
     return rows
+
+
+def compare_units(X: NDArray[Any], dtype: str, intensity_range: tuple[float, float]) -> None:
+    """Warn if intensities of another type than in `fit` cannot be of the same units."""
+    if X.dtype == dtype:
+        return
+    (low, high), (least, most) = intensity_range, (float(X.min()), float(X.max()))
+    if max(abs(least), abs(most)) > 10 * max(abs(low), abs(high)) or (
+        most - least < (high - low) / 100
+    ):
+        warn_caller(
+            f"X is of {X.dtype} from {least:.3g} to {most:.3g}, but fit was given "
+            f"{dtype} from {low:.3g} to {high:.3g}: pass images in the same units."
+        )
 
 
 def shape_of(X: Any) -> tuple[int, ...]:

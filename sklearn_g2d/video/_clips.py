@@ -262,6 +262,8 @@ def smooth_over_time(
         )
     if not isinstance(n_frames, Integral) or n_frames < 1:
         raise ValueError(f"n_frames must be an integer of at least 1, got {n_frames!r}.")
+    if n_frames == 1:  # of which running sums would round the values
+        return values.copy()
     origin = (n_frames - 1) // 2 if causal else 0
     smoothed = np.empty_like(values)
     for end, length in zip(np.cumsum(lengths), lengths, strict=True):

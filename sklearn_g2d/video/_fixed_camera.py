@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self
 
@@ -23,6 +22,7 @@ from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.images import compare_units
 from sklearn_g2d.utils.opencv import import_opencv
 from sklearn_g2d.utils.parts import clone_part, fit_part
 from sklearn_g2d.utils.progress import reporter
@@ -55,6 +55,9 @@ MAX_LOOKS = 4000
 
 # Parts of the training clips that are held out in turn.
 _FOLDS = 5
+
+# Pixels that a frame has at least in height and in width.
+_LEAST_SIDE = 8
 
 # Frames that are measured at once.
 _FRAMES_AT_ONCE = 32
@@ -125,17 +128,6 @@ class FrameVerdict(NamedTuple):
     score: float
     anomaly_map: NDArray[np.float64]
     objects: list[MovingObject]
-
-
-@dataclass
-class _Seen:
-    """What was measured in the frames of a clip."""
-
-    speeds: Floats  # (n, rows, columns)
-    velocities: Floats  # (n, rows, columns, 2)
-    outlines: NDArray[np.bool_]  # (n, height, width)
-    looks: Looks  # of the frames that the network has looked at
-    last: NDArray[np.intp]  # which of these is the last before each frame
 
 
 class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
@@ -291,8 +283,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         ------
         ValueError
             If a parameter is out of range, `X` is not made of such clips, frames differ in shape,
-            or in some part of the clips nothing moves. Whatever is raised, the estimator keeps the
-            state that it had before.
+            or nothing moves, at least in four of five parts of the clips. Whatever is raised, the
+            estimator keeps the state that it had before.
         ImportError
             If OpenCV is not installed, or the weights of the default features.
         """
@@ -300,6 +292,11 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         if self.verbose:
             make_visible()
         clips = self._validate(X, reset=True)
+        if min(self.image_shape_[1:]) < _LEAST_SIDE:
+            raise ValueError(
+                f"FixedCameraDetector takes frames of at least {_LEAST_SIDE} x {_LEAST_SIDE} "
+                "pixels, got {} x {}. Enlarge them.".format(*self.image_shape_[1:])
+            )
         warn_of_labels(y)
         random_state = check_random_state(self.random_state)
         features, estimator = (
@@ -308,7 +305,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         )
         self.frame_rate_, self.top_fraction_ = float(self.frame_rate), float(self.top_fraction)
         self.n_smoothed_ = max(1, round(self.frame_rate * self.seconds))
-        self.intensity_range_ = _range(clips)
+        self.intensity_range_, self._dtype = _range(clips), clips[0].dtype.name
+        self._compare_units(clips)
         self._lag = max(1, round(self.frame_rate * _SECONDS))
         motion = OpticalFlow("velocity", lag=self._lag)
         self.channels_ = ForegroundMotion(motion, Foreground()).fit(
@@ -324,14 +322,20 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         ]
         self._units = [(float(s.mean()), float(s.std()) or 1.0) for s in scores]
         self._set_offset(-self._combined(scores))
-        highest = self._combined(
-            [
-                smooth_over_time(grids.max(axis=(1, 2)), clips, self.n_smoothed_)
-                for grids in held_out
-            ]
-        )
+        shown = [_shown(*view).max(axis=(1, 2)) for view in zip(held_out, scores, strict=True)]
+        highest = self._combined(shown)
         self.map_range_ = 0.0, float(np.quantile(highest, _RANGE_QUANTILE))
         return self
+
+    def _validate(self, X: Clips, *, reset: bool) -> list[NDArray[Any]]:
+        clips = super()._validate(X, reset=reset)
+        if not reset:
+            self._compare_units(clips)
+        return clips
+
+    def _compare_units(self, clips: list[NDArray[Any]]) -> None:
+        for clip in clips:
+            compare_units(clip, self._dtype, self.intensity_range_)
 
     def _fit_views(
         self, clips: list[NDArray[Any]], random_state: np.random.RandomState
@@ -339,18 +343,21 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """Fit both views; returns the grids of anomalies of clips that were held out."""
         every = max(self._lag, -(-sum(map(len, clips)) // MAX_LOOKS))
         report = reporter(type(self).__name__, sum(map(len, clips)), "frames seen")
-        seen = []
+        all_speeds: list[Floats] = []
+        all_looks: list[Looks] = []
         for clip, n_done in zip(clips, itertools.accumulate(map(len, clips)), strict=True):
-            seen.append(self._see(clip, every))
+            small = self._scaled(clip, MOTION_SIDE)
+            all_speeds.extend(speeds for speeds, *_ in self._motion(small))
+            all_looks.append(Looks.join(list(self._looks(clip, small, every))))
             report(n_done)
-        speeds = np.concatenate([s.speeds for s in seen])
+        speeds = np.concatenate(all_speeds)
         self.speed_view_ = SpeedView().fit(speeds)
-        looks = Looks.join([s.looks for s in seen])
-        folds = _folds([len(s.looks.seen) for s in seen])
-        grids = self.looks_view_.fit(looks, folds, random_state)
-        starts = np.cumsum([0, *(len(s.looks.seen) for s in seen)])
-        last = np.concatenate([start + s.last for start, s in zip(starts[:-1], seen, strict=True)])
-        return [self.speed_view_.anomalies(speeds), grids[last]]
+        n_looks = [len(looks.seen) for looks in all_looks]
+        folds = _folds(n_looks)
+        grids = self.looks_view_.fit(Looks.join(all_looks), folds, random_state)
+        parts = np.split(grids, np.cumsum(n_looks)[:-1])
+        looks = [_lasting(part, every, len(clip)) for part, clip in zip(parts, clips, strict=True)]
+        return [self.speed_view_.anomalies(speeds), np.concatenate(looks)]
 
     @shielded()
     def anomaly_map(self, X: Clips) -> NDArray[np.float64]:
@@ -365,9 +372,16 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         -------
         ndarray of shape (n_frames of all clips, height, width)
             float64, in the units of the frames' anomaly, never adjusted to a frame, so that values
-            of different frames compare. A thing in the foreground has one value, its highest.
+            of different frames compare. Places are those of the frame itself, because things move
+            on, but in each view none is more anomalous than the frame, which is averaged over
+            `seconds`. A thing in the foreground has one value, its highest.
         """
-        return np.concatenate([maps for _, maps, _ in self._judged(X)])
+        check_is_fitted(self)
+        clips = self._validate(X, reset=False)
+        maps = np.empty((sum(map(len, clips)), *self.image_shape_[1:]))
+        for number, (drawn, _) in enumerate(self._judged(clips)):
+            maps[number] = drawn
+        return maps
 
     @shielded()
     def find_objects(self, X: Clips) -> list[list[MovingObject]]:
@@ -385,24 +399,29 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         list of list of MovingObject
             For each frame, most anomalous first.
         """
-        return [objects for _, _, found in self._judged(X) for objects in found]
+        check_is_fitted(self)
+        return [objects for _, objects in self._judged(self._validate(X, reset=False))]
 
     def _judged(
-        self, X: Clips
-    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], list[list[MovingObject]]]]:
-        """Give scores, maps and objects, clip by clip."""
-        check_is_fitted(self)
-        for clip in self._validate(X, reset=False):
+        self, clips: list[NDArray[Any]]
+    ) -> Iterator[tuple[NDArray[np.float64], list[MovingObject]]]:
+        """Give the map and the objects of each frame."""
+        for clip in clips:
             with single_thread():
-                seen = self._see(clip, self._lag)
-                grids = self._anomalies(seen)
-            scores = [smooth_over_time(self._pool(g), [clip], self.n_smoothed_) for g in grids]
-            grids = [smooth_over_time(g, [clip], self.n_smoothed_) for g in grids]
-            drawn = [
-                self._draw([g[t] for g in grids], seen.velocities[t], seen.outlines[t])
-                for t in range(len(clip))
-            ]
-            yield -self._combined(scores), np.stack([d[0] for d in drawn]), [d[1] for d in drawn]
+                small = self._scaled(clip, MOTION_SIDE)
+                speeds, velocities, outlines = map(
+                    np.concatenate, zip(*self._motion(small), strict=True)
+                )
+                looks = [self.looks_view_.anomalies(x) for x in self._looks(clip, small, self._lag)]
+            grids = []
+            for grid in (
+                self.speed_view_.anomalies(speeds),
+                _lasting(np.concatenate(looks), self._lag, len(clip)),
+            ):
+                smoothed = smooth_over_time(self._pool(grid), [clip], self.n_smoothed_)
+                grids.append(_shown(grid, smoothed))
+            for t in range(len(clip)):
+                yield self._draw([grid[t] for grid in grids], velocities[t], outlines[t])
 
     def stream(self, frames: Iterable[ArrayLike]) -> Iterator[FrameVerdict]:
         """Judge frames as they arrive, keeping no more of them than motion needs.
@@ -421,36 +440,43 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             `score_samples` includes: anomalies show with a delay of half of `seconds`.
         """
         check_is_fitted(self)
-        waiting: deque[NDArray[Any]] = deque()
-
-        def scaled() -> Iterator[NDArray[np.uint8]]:
-            for given in frames:
-                frame = np.asarray(given)[np.newaxis]
-                if not waiting:  # else it is compared with those before it
-                    self._validate([np.repeat(frame, self.min_frames, axis=0)], reset=False)
-                waiting.append(frame)
-                yield self._scaled(frame, MOTION_SIDE)[0]
-
         pooled: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
-        grids: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
-        for number, channels in enumerate(stream_channels(self.channels_, scaled())):
-            frame = waiting.popleft()
+        for number, (frame, channels) in enumerate(self._stream_channels(frames)):
             with shielded(), single_thread():
                 if number % self._lag == 0:
-                    looks = self.looks_view_.look(self._scaled(frame, LOOK_SIDE), channels[:, 2])
-                seen = self._measured(channels, looks)
-                found = self._anomalies(seen)
+                    seen = self.looks_view_.look(self._scaled(frame, LOOK_SIDE), channels[:, 2])
+                    looks = self.looks_view_.anomalies(seen)
+                speeds, velocities, outlines = _measured(channels)
+                found = [self.speed_view_.anomalies(speeds), looks]
                 # Before a clip's start, smoothing repeats its first value.
-                repeated = 1 if grids else self.n_smoothed_
-                grids.extend([[g[0] for g in found]] * repeated)
-                pooled.extend([[self._pool(g) for g in found]] * repeated)
-                score = -self._combined([np.mean(s, axis=0) for s in zip(*pooled, strict=True)])
-                drawn = self._draw(
-                    [np.mean(g, axis=0) for g in zip(*grids, strict=True)],
-                    seen.velocities[0],
-                    seen.outlines[0],
-                )
+                repeated = 1 if pooled else self.n_smoothed_
+                pooled.extend([[self._pool(grid) for grid in found]] * repeated)
+                smoothed = [np.mean(view, axis=0) for view in zip(*pooled, strict=True)]
+                score = -self._combined(smoothed)
+                shown = [_shown(*view)[0] for view in zip(found, smoothed, strict=True)]
+                drawn = self._draw(shown, velocities[0], outlines[0])
             yield FrameVerdict(float(score[0]), *drawn)
+
+    def _stream_channels(
+        self, frames: Iterable[ArrayLike]
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.float32]]]:
+        """Give each frame of a stream and its channels, both as a clip of one frame."""
+        # The whole frames are compared by `stream_channels`: small ones may well be equal.
+        waiting: list[NDArray[Any]] = []
+        small: deque[NDArray[np.uint8]] = deque(maxlen=max(self._lag + 1, self.min_frames))
+        for frame in stream_channels(None, frames):
+            with shielded(), single_thread():
+                (clip,) = self._validate([frame.repeat(self.min_frames, axis=0)], reset=False)
+                waiting.append(clip[:1])
+                small.append(self._scaled(clip[:1], MOTION_SIDE)[0])
+                if len(small) < self.min_frames:
+                    continue
+                time = np.arange(len(small))[-len(waiting) :]
+                channels = self.channels_._channels(np.stack(small), time)
+            yield from ((f, channels[i : i + 1]) for i, f in enumerate(waiting))
+            waiting.clear()
+        if waiting:
+            self._validate(waiting, reset=False)  # says that one frame is too few
 
     def _export_module(self) -> NoReturn:
         raise UnsupportedObjectError(
@@ -462,38 +488,39 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         scores = []
         for clip in X:
             with single_thread():
-                grids = self._anomalies(self._see(clip, self._lag))
-            pooled = [smooth_over_time(self._pool(g), [clip], self.n_smoothed_) for g in grids]
-            scores.append(-self._combined(pooled))
+                small = self._scaled(clip, MOTION_SIDE)
+                speeds = [
+                    self._pool(self.speed_view_.anomalies(speeds))
+                    for speeds, *_ in self._motion(small)
+                ]
+                looks = [
+                    self._pool(self.looks_view_.anomalies(looks))
+                    for looks in self._looks(clip, small, self._lag)
+                ]
+            pooled = np.concatenate(speeds), _lasting(np.concatenate(looks), self._lag, len(clip))
+            smoothed = [smooth_over_time(view, [clip], self.n_smoothed_) for view in pooled]
+            scores.append(-self._combined(smoothed))
         return np.concatenate(scores)
 
-    def _see(self, clip: NDArray[Any], every: int) -> _Seen:
-        """Measure the frames of a clip, and look at every so many of them."""
-        small = self._scaled(clip, MOTION_SIDE)
-        parts = []
-        for batch in gen_batches(len(clip), _FRAMES_AT_ONCE * every):
-            time = np.arange(len(clip))[batch]
-            channels = self.channels_._channels(small, time)
-            frames = self._scaled(clip[batch][::every], LOOK_SIDE)
-            looks = self.looks_view_.look(frames, channels[::every, 2])
-            parts.append(self._measured(channels, looks))
-        return _Seen(
-            np.concatenate([part.speeds for part in parts]),
-            np.concatenate([part.velocities for part in parts]),
-            np.concatenate([part.outlines for part in parts]),
-            Looks.join([part.looks for part in parts]),
-            np.arange(len(clip)) // every,
-        )
+    def _motion(
+        self, small: NDArray[np.uint8]
+    ) -> Iterator[tuple[Floats, Floats, NDArray[np.bool_]]]:
+        """Measure a clip's frames, of the size for motion, some at a time: see `_measured`."""
+        for batch in gen_batches(len(small), _FRAMES_AT_ONCE):
+            first = max(0, batch.start - self._lag)
+            time = np.arange(batch.start, batch.stop) - first
+            # The first frame is compared with the second, which may be in the next batch.
+            part = small[first : max(batch.stop, self.min_frames)]
+            yield _measured(self.channels_._channels(part, time))
 
-    def _measured(self, channels: NDArray[np.float32], looks: Looks) -> _Seen:
-        blurred = ndimage.gaussian_filter(channels[:, 2], (0, _BLUR, _BLUR))
-        last = np.zeros(len(channels), dtype=np.intp)
-        return _Seen(*moving_cells(channels), blurred > _OUTLINE, looks, last)
-
-    def _anomalies(self, seen: _Seen) -> list[Floats]:
-        """Give each view's anomalies (n, rows, columns)."""
-        looks = self.looks_view_.anomalies(seen.looks)
-        return [self.speed_view_.anomalies(seen.speeds), looks[seen.last]]
+    def _looks(self, clip: NDArray[Any], small: NDArray[np.uint8], every: int) -> Iterator[Looks]:
+        """Look at every so many frames of a clip, some at a time."""
+        looked_at = slice(None, None, every)
+        clip, small = clip[looked_at], small[looked_at]
+        for batch in gen_batches(len(clip), _FRAMES_AT_ONCE):
+            time = np.arange(batch.stop - batch.start)
+            foreground = self.channels_.foreground_._channels(small[batch], time)[:, 0]
+            yield self.looks_view_.look(self._scaled(clip[batch], LOOK_SIDE), foreground)
 
     def _pool(self, grids: Floats) -> Floats:
         """Give the mean of the most anomalous cells of each frame."""
@@ -520,7 +547,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             for grid, (mean, deviation) in zip(grids, self._units, strict=True)
         ]
         drawn = np.logaddexp(0, views).sum(axis=0)
-        scale = self.image_shape_[1] / outline.shape[0]
+        down_scale, right_scale = np.divide(self.image_shape_[1:], outline.shape)
+        last_cell = np.array([[n - 1] for n in velocities.shape[:2]])
         joined = cv2.morphologyEx(outline.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3)))
         labels, _ = ndimage.label(joined, np.ones((3, 3)))
         objects = []
@@ -531,12 +559,14 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             anomaly = drawn[down, across][inside].max()
             drawn[down, across][inside] = anomaly
             ends = (down.start, across.start, down.stop, across.stop)
-            rows, columns = (np.nonzero(inside) + np.array([[ends[0]], [ends[1]]])) // STEP
+            cells = (np.nonzero(inside) + np.array([[ends[0]], [ends[1]]])) // STEP
+            rows, columns = np.minimum(cells, last_cell)
             # Inside of what has no texture, optical flow sees no motion.
             moving = velocities[rows, columns]
             weights = np.linalg.norm(moving, axis=1) + 1e-9
-            right, below = np.average(moving, axis=0, weights=weights) * scale * self.frame_rate_
-            top, left, bottom, end = (round(pixel * scale) for pixel in ends)
+            right, below = np.average(moving, axis=0, weights=weights) * self.frame_rate_
+            top, bottom = (round(pixel * down_scale) for pixel in ends[::2])
+            left, end = (round(pixel * right_scale) for pixel in ends[1::2])
             speed, looks = (float(view[down, across][inside].max()) for view in views)
             thing = MovingObject(
                 box=(top, left, bottom, end),
@@ -544,7 +574,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 is_anomalous=bool(anomaly > -self.offset_),
                 speed=speed,
                 looks=looks,
-                velocity=(float(right), float(below)),
+                velocity=(float(right * right_scale), float(below * down_scale)),
             )
             objects.append(thing)
         objects.sort(key=lambda thing: -thing.anomaly)
@@ -555,17 +585,20 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """Give frames as bytes whose shorter side has so many pixels; motion is never enlarged."""
         cv2 = import_opencv("Detectors of a fixed camera")
         low, high = self.intensity_range_
-        if frames.dtype != np.uint8 or (low, high) != (0, 255):
-            frames = np.clip((frames - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
         scale = side / min(frames.shape[2:])
         if side == MOTION_SIDE:
             scale = min(scale, 1.0)
         size = tuple(max(1, round(scale * n)) for n in frames.shape[2:])
-        if size == frames.shape[2:]:
-            return frames
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        pictures = (cv2.resize(f.transpose(1, 2, 0), size[::-1], interpolation=how) for f in frames)
-        return np.stack([p.reshape(*size, -1).transpose(2, 0, 1) for p in pictures])
+        scaled = np.empty((*frames.shape[:2], *size), dtype=np.uint8)
+        for frame, one in zip(frames, scaled, strict=True):
+            if frame.dtype != np.uint8 or (low, high) != (0, 255):
+                frame = np.clip((frame - low) * (255 / (high - low)), 0, 255).round()
+            picture = frame.astype(np.uint8).transpose(1, 2, 0)
+            if size != picture.shape[:2]:
+                picture = cv2.resize(picture, size[::-1], interpolation=how)
+            one[:] = picture.reshape(*size, -1).transpose(2, 0, 1)
+        return scaled
 
 
 def for_fixed_camera(frame_rate: float = 25.0, **changes: Any) -> FixedCameraDetector:
@@ -590,6 +623,25 @@ def for_fixed_camera(frame_rate: float = 25.0, **changes: Any) -> FixedCameraDet
     FixedCameraDetector(estimator=PatchNeighbors(n_references=1000), frame_rate=10)
     """
     return FixedCameraDetector(frame_rate).set_params(**changes)
+
+
+def _measured(channels: NDArray[np.float32]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Give speeds and velocities of cells, and the outlines (n, height, width) of things."""
+    blurred = ndimage.gaussian_filter(channels[:, 2], (0, _BLUR, _BLUR))
+    return *moving_cells(channels), blurred > _OUTLINE
+
+
+def _shown(grids: Floats, smoothed: Floats) -> Floats:
+    """Bound the places of frames by what the view says of the frames, so that errors do not show.
+
+    Averages of places themselves would lose what moves on fast.
+    """
+    return np.minimum(grids, smoothed[:, None, None])
+
+
+def _lasting(values: Floats, every: int, n_frames: int) -> Floats:
+    """Give each of a clip's frames the value of the last that was looked at."""
+    return values[np.arange(n_frames) // every]
 
 
 def _folds(lengths: list[int]) -> NDArray[np.intp]:

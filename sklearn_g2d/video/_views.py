@@ -52,7 +52,7 @@ def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
         Root of the mean squared speed of the foreground in a window around the cell; 0 where there
         is next to none.
     velocities : ndarray of shape (n, rows, columns, 2)
-        Mean velocity of the foreground there.
+        Mean velocity of the foreground there, which falls to 0 where there is next to none.
     """
     velocity, foreground = channels[:, :2].astype(np.float64), channels[:, 2].astype(np.float64)
     fraction = _in_windows(foreground)
@@ -60,9 +60,8 @@ def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
     # Running sums leave rounding errors that may be negative.
     speeds = np.sqrt(np.maximum(energy, 0) / (fraction + _LEAST_FRACTION))
     speeds[fraction <= _SEEN] = 0
-    parts = [
-        _in_windows(velocity[:, i] * foreground) / (fraction + _LEAST_FRACTION) for i in (0, 1)
-    ]
+    seen = np.maximum(fraction, _SEEN)
+    parts = [_in_windows(velocity[:, i] * foreground) / seen for i in (0, 1)]
     return speeds, np.stack(parts, axis=-1)
 
 
@@ -175,10 +174,22 @@ class LooksView(BaseEstimator):
 
         `folds` (n,) gives for each frame the number of the part that is held out with it.
         """
+        if len(looks.levels[0]) < 2:
+            raise ValueError(
+                "Nothing moves in the training clips: their foreground is empty, so that there is "
+                "nothing to learn from. Give clips in which normal things move."
+            )
         held_out = [np.empty(len(rows)) for rows in looks.levels]
         for fold in np.unique(folds):
             out = folds == fold
-            estimators = self._fitted(looks[~out], random_state)
+            rest = looks[~out]
+            if len(rest.levels[0]) < 2:
+                raise ValueError(
+                    "Things move in one part of the training clips only. A fifth is held out in "
+                    "turn, and the rest must show what is normal: give longer clips, or more of "
+                    "them, in which normal things move throughout."
+                )
+            estimators = self._fitted(rest, random_state)
             chosen = np.broadcast_to(out[:, None, None], looks.seen.shape)[looks.seen]
             for anomalies, scored in zip(held_out, _scored(estimators, looks[out]), strict=True):
                 anomalies[chosen] = scored
@@ -193,11 +204,6 @@ class LooksView(BaseEstimator):
 
     def _fitted(self, looks: Looks, random_state: Any) -> list[Any]:
         n = len(looks.levels[0])
-        if n < 2:
-            raise ValueError(
-                "In some part of the training clips nothing is in the foreground, so that there is "
-                "nothing to learn from. Give clips in which normal things move, throughout."
-            )
         chosen = random_state.permutation(n)[:_MAX_ROWS]
         return [
             fit_part(clone_part(self.estimator, random_state), rows[chosen])
@@ -217,10 +223,16 @@ class LooksView(BaseEstimator):
 def _scored(estimators: list[Any], looks: Looks) -> list[Floats]:
     if not len(looks.levels[0]):
         return [np.empty(0) for _ in estimators]
-    return [
+    anomalies = [
         -np.asarray(estimator.score_samples(rows), dtype=np.float64)
         for estimator, rows in zip(estimators, looks.levels, strict=True)
     ]
+    if not all(np.isfinite(a).all() for a in anomalies):
+        raise ValueError(
+            f"{type(estimators[0]).__name__} gives scores that are infinite or NaN, which averages "
+            "would spread to other frames. Choose another estimator or features."
+        )
+    return anomalies
 
 
 def _averaged(maps: Maps, size: tuple[int, int]) -> NDArray[np.float32]:
