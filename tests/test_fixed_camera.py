@@ -137,6 +137,21 @@ def test_finds_what_is_fast_and_what_is_strange(fitted, normal, new):
     np.testing.assert_array_less([one.anomaly for one in first], 1e-9 - fitted.score_samples(new))
 
 
+def test_two_things_may_share_the_blame(unsmoothed, new):
+    """One is too fast, the other looks otherwise; neither alone would condemn the frame."""
+    detector = copy.deepcopy(unsmoothed)
+    fast, strange = walk(16, 60, top=20, seed=8), walk(16, 21, top=80, gray=20, seed=9)
+    both = np.concatenate([fast[:, :, :60], strange[:, :, 60:]], axis=2)
+    highest = max(one.anomaly for found in detector.find_objects(both) for one in found)
+    detector.offset_ = -highest - 1e-6
+    flagged = detector.predict(both) == -1
+    assert flagged.any()
+    blamed = [[one.is_anomalous for one in found] for found in detector.find_objects(both)]
+    assert all(any(found) == is_flagged for found, is_flagged in zip(blamed, flagged, strict=True))
+    detector._limits = [np.inf, np.inf]
+    assert not any(one.is_anomalous for found in detector.find_objects(both) for one in found)
+
+
 def test_maps_show_where(fitted, new):
     maps, objects = fitted.anomaly_map(new), fitted.find_objects(new)
     assert maps.shape == (48, 120, 160)

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d._base import BaseDetector, make_visible
+from sklearn_g2d._base import AUTO_FALSE_ALARM_RATE, BaseDetector, make_visible
 from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchNeighbors
@@ -80,7 +80,8 @@ class MovingObject(NamedTuple):
     anomaly : float
         Highest value of the frame's anomaly map inside; **higher = more anomalous**.
     is_anomalous : bool
-        Whether it alone would condemn the frame.
+        Whether the frame is flagged and it is to blame: it alone would condemn the frame, or in one
+        view it is more anomalous than all but a fraction `contamination` of normal frames.
     speed, looks : float
         How anomalous its speed and its looks are, in standard deviations of what is most anomalous
         in normal frames.
@@ -322,6 +323,12 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         ]
         self._units = [(float(s.mean()), float(s.std()) or 1.0) for s in scores]
         self._set_offset(-self._combined(scores))
+        # A frame may be condemned by two things, each anomalous in one view.
+        rate = AUTO_FALSE_ALARM_RATE if self.contamination == "auto" else self.contamination
+        self._limits = [
+            float(np.quantile((s - mean) / deviation, 1 - rate))
+            for s, (mean, deviation) in zip(scores, self._units, strict=True)
+        ]
         shown = [_shown(*view).max(axis=(1, 2)) for view in zip(held_out, scores, strict=True)]
         highest = self._combined(shown)
         self.map_range_ = 0.0, float(np.quantile(highest, _RANGE_QUANTILE))
@@ -413,15 +420,15 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                     np.concatenate, zip(*self._motion(small), strict=True)
                 )
                 looks = [self.looks_view_.anomalies(x) for x in self._looks(clip, small, self._lag)]
-            grids = []
-            for grid in (
+            grids = [
                 self.speed_view_.anomalies(speeds),
                 _lasting(np.concatenate(looks), self._lag, len(clip)),
-            ):
-                smoothed = smooth_over_time(self._pool(grid), [clip], self.n_smoothed_)
-                grids.append(_shown(grid, smoothed))
+            ]
+            smoothed = [smooth_over_time(self._pool(g), [clip], self.n_smoothed_) for g in grids]
+            flagged = -self._combined(smoothed) < self.offset_
+            shown = [_shown(*view) for view in zip(grids, smoothed, strict=True)]
             for t in range(len(clip)):
-                yield self._draw([grid[t] for grid in grids], velocities[t], outlines[t])
+                yield self._draw([g[t] for g in shown], velocities[t], outlines[t], flagged[t])
 
     def stream(self, frames: Iterable[ArrayLike]) -> Iterator[FrameVerdict]:
         """Judge frames as they arrive, keeping no more of them than motion needs.
@@ -454,7 +461,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 smoothed = [np.mean(view, axis=0) for view in zip(*pooled, strict=True)]
                 score = -self._combined(smoothed)
                 shown = [_shown(*view)[0] for view in zip(found, smoothed, strict=True)]
-                drawn = self._draw(shown, velocities[0], outlines[0])
+                drawn = self._draw(shown, velocities[0], outlines[0], score[0] < self.offset_)
             yield FrameVerdict(float(score[0]), *drawn)
 
     def _stream_channels(
@@ -537,7 +544,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         )
 
     def _draw(
-        self, grids: list[Floats], velocities: Floats, outline: NDArray[np.bool_]
+        self, grids: list[Floats], velocities: Floats, outline: NDArray[np.bool_], flagged: bool
     ) -> tuple[NDArray[np.float64], list[MovingObject]]:
         """Lay the anomalies of cells over a frame, and give the things in it."""
         cv2 = import_opencv("Maps of frames")
@@ -567,13 +574,14 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             right, below = np.average(moving, axis=0, weights=weights) * self.frame_rate_
             top, bottom = (round(pixel * down_scale) for pixel in ends[::2])
             left, end = (round(pixel * right_scale) for pixel in ends[1::2])
-            speed, looks = (float(view[down, across][inside].max()) for view in views)
+            highest = [float(view[down, across][inside].max()) for view in views]
+            beyond = any(z > limit for z, limit in zip(highest, self._limits, strict=True))
             thing = MovingObject(
                 box=(top, left, bottom, end),
                 anomaly=float(anomaly),
-                is_anomalous=bool(anomaly > -self.offset_),
-                speed=speed,
-                looks=looks,
+                is_anomalous=bool(flagged and (anomaly > -self.offset_ or beyond)),
+                speed=highest[0],
+                looks=highest[1],
                 velocity=(float(right * right_scale), float(below * down_scale)),
             )
             objects.append(thing)
