@@ -1107,7 +1107,7 @@ def test_a_trimmed_file_is_read_as_it_is_shown(tmp_path, first, n_shown):
     assert not texts
     np.testing.assert_array_equal(frames, whole[first : first + n_shown])
     path.write_bytes(content[: -len(content) // 4])
-    with pytest.raises(VideoFileError, match="can(not)? be read"):
+    with pytest.raises(VideoFileError, match=r"can(not)? be read"):
         list(read_frames(path))
 
 
