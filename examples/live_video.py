@@ -5,7 +5,12 @@ with the map of anomaly over it, and with boxes around what is anomalous in anom
 
     python examples/live_video.py normal.mp4 watched.mp4 marked.mp4 --csv frames.csv
 
-Without files it makes two small videos of its own, of walkers, and then of a runner and a cart.
+Both files must show the same place at the same frame rate. The table names the object to blame of
+frames that are flagged; their cells are empty if what caused the alarm has just gone.
+
+Without files it makes two small videos of its own, of walkers, and then of a runner and a cart, and
+writes live_video_demo.mp4.
+
 Needs ``pip install 'sklearn_g2d[video,pretrained]'``.
 """
 
@@ -16,9 +21,10 @@ import csv
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from itertools import islice, tee
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -35,6 +41,8 @@ from sklearn_g2d.video import (
 
 MAX_TRAINING_FRAMES = 3000  # memory holds all of them
 
+ENDINGS = (".mp4", ".mov", ".mkv", ".avi")
+
 # Red, green and blue of boxes; these two differ for colour-blind readers, too.
 COLORS = {"speed": (255, 176, 0), "looks": (120, 200, 255)}
 
@@ -45,13 +53,12 @@ def frame_rate_of(path: Path) -> Fraction:
         return container.streams.video[0].average_rate or Fraction(25)
 
 
-def frames_of(path: Path, shorter_side: int) -> Iterator[np.ndarray]:
-    """Read frames (3, height, width), made smaller if their shorter side has more pixels."""
+def size_of(path: Path, shorter_side: int) -> tuple[int, int]:
+    """Give the height and width of frames, less if their shorter side has more pixels."""
     height, width = next(read_frames(path)).shape[1:]
     scale = min(1, shorter_side / min(height, width))
     # Encoders want even numbers.
-    size = 2 * round(scale * height / 2), 2 * round(scale * width / 2)
-    return read_frames(path, gray=False, size=size)
+    return 2 * round(scale * height / 2), 2 * round(scale * width / 2)
 
 
 def kind_of(thing: MovingObject) -> str:
@@ -83,6 +90,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> Non
         stream = None
         for frame in frames:
             if stream is None:
+                # MPEG-4 cannot store all fractions.
+                rate = rate.limit_denominator(100)
                 stream = container.add_stream("mpeg4", rate=rate, bit_rate=4_000_000)
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
@@ -92,10 +101,15 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> Non
 
 
 def watch(
-    detector: FixedCameraDetector, frames: Iterable[np.ndarray], table: Path
+    detector: FixedCameraDetector, frames: Callable[[], Iterator[np.ndarray]], table: Path
 ) -> Iterator[np.ndarray]:
-    """Give marked frames as they are judged, count them aloud, and write a row of each."""
-    arriving, shown = tee(frames)
+    """Give marked frames as they are judged, count them aloud, and write a row of each.
+
+    In the table, kind and box are those of the object to blame in a flagged frame, else empty.
+    """
+    # Only frames straight from `read_frames` have the times by which a frozen camera is noticed,
+    # so that those to be drawn on are read once more.
+    arriving, shown = frames(), frames()
     start, n_alarms = time.perf_counter(), 0
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -103,9 +117,9 @@ def watch(
         for number, verdict in enumerate(detector.stream(arriving)):
             label = 1 if verdict.score >= detector.offset_ else -1
             row = [number, label, f"{verdict.score:.4f}"]
-            for thing in verdict.objects[:1]:  # the most anomalous one
-                row += [kind_of(thing), *thing.box]
-            writer.writerow(row)
+            thing = next(iter(verdict.objects), None)  # the most anomalous one
+            to_blame = label == -1 and thing is not None and thing.is_anomalous
+            writer.writerow(row + ([kind_of(thing), *thing.box] if to_blame else [""] * 5))
             yield marked(next(shown), verdict, detector)
             n_alarms += label == -1
             rate = (number + 1) / (time.perf_counter() - start)
@@ -138,6 +152,27 @@ def synthetic(n_frames: int, seed: int, *, strange: bool = False) -> Iterator[np
         yield frame.clip(0, 255).astype(np.uint8)
 
 
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, inputs: list[Path]) -> None:
+    """Stop before anything is read or written, if an argument is wrong."""
+    for path in inputs:
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
+    outputs = [args.output, args.csv]
+    for number, path in enumerate(outputs):
+        for other in inputs + outputs[:number]:
+            both_exist = path.exists() and other.exists()
+            if path.resolve() == other.resolve() or (both_exist and path.samefile(other)):
+                parser.error(f"{path} would replace {other}: give it another name")
+        if not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent}")
+    if args.output.suffix.lower() not in ENDINGS:
+        parser.error(f"the name of the marked video must end in one of {', '.join(ENDINGS)}")
+    if args.size < 8:
+        parser.error("--size must be at least 8")
+    if args.frame_rate is not None and args.frame_rate <= 0:
+        parser.error("--frame-rate must be above 0")
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -148,26 +183,34 @@ def main() -> None:
         "--csv",
         type=Path,
         default=Path(os.devnull),
-        help="verdict, score and most anomalous object of each frame",
+        help="verdict and score of each frame, and in flagged frames the object to blame",
     )
     args = parser.parse_args()
     if len(args.files) not in (0, 3):
         parser.error("give three files, or none")
+    *inputs, args.output = args.files or [Path("live_video_demo.mp4")]
+    check(parser, args, inputs)
     with tempfile.TemporaryDirectory() as folder:
-        if args.files:
-            normal, watched, output = args.files
-        else:
-            normal, watched = Path(folder, "normal.mp4"), Path(folder, "watched.mp4")
-            output = Path("marked.mp4")
-            write_video(normal, synthetic(150, seed=1), Fraction(10))
-            write_video(watched, synthetic(100, seed=2, strange=True), Fraction(10))
-        clip = np.stack(list(islice(frames_of(normal, args.size), MAX_TRAINING_FRAMES)))
-        rate = args.frame_rate or frame_rate_of(normal)
+        if not inputs:
+            inputs = [Path(folder, "normal.mp4"), Path(folder, "watched.mp4")]
+            write_video(inputs[0], synthetic(150, seed=1), Fraction(10))
+            write_video(inputs[1], synthetic(100, seed=2, strange=True), Fraction(10))
+        rate, new_rate = (args.frame_rate or frame_rate_of(path) for path in inputs)
+        if abs(new_rate / rate - 1) > 0.1:
+            parser.error(
+                f"{inputs[0]} has {float(rate):.4g} frames per second, but {inputs[1]} "
+                f"{float(new_rate):.4g}: speeds would be wrong. Convert one of them."
+            )
+        size, new_size = (size_of(path, args.size) for path in inputs)
+        if abs(new_size[0] - size[0]) > 2 or abs(new_size[1] - size[1]) > 2:
+            parser.error(f"frames are {size} pixels high and wide, but later {new_size}")
+        normal, watched = (partial(read_frames, path, gray=False, size=size) for path in inputs)
+        clip = np.stack(list(islice(normal(), MAX_TRAINING_FRAMES)))
         print(f"learns from {len(clip)} frames, {float(len(clip) / rate):.0f} seconds", flush=True)
         detector = for_fixed_camera(float(rate), verbose=1, random_state=0)
         detector.fit(clip)
-        write_video(output, watch(detector, frames_of(watched, args.size), args.csv), rate)
-        print(f"{output} shows where")
+        write_video(args.output, watch(detector, watched, args.csv), new_rate)
+        print(f"{args.output} shows where")
 
 
 if __name__ == "__main__":

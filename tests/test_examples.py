@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_live_video(tmp_path):
     """Its runner comes with frame 25, and the cart, which looks unlike anybody, with frame 50."""
     script = Path(__file__).parents[1] / "examples" / "live_video.py"
     subprocess.run([sys.executable, script, "--csv", "rows.csv"], cwd=tmp_path, check=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"marked.mp4", "rows.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"live_video_demo.mp4", "rows.csv"}
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert len(rows) == 100
     verdicts = [row["verdict"] for row in rows]
@@ -54,3 +55,25 @@ def test_live_video(tmp_path):
     assert verdicts[35:].count("-1") >= 60
     assert [row["kind"] for row in rows[30:45]].count("speed") >= 12
     assert [row["kind"] for row in rows[52:]].count("looks") >= 20
+    normal = [row for row in rows if row["verdict"] == "1"]
+    assert {(row["kind"], row["top"]) for row in normal} == {("", "")}, "nobody is to blame"
+
+
+def test_live_video_replaces_no_input(tmp_path, monkeypatch, capsys):
+    """Nor does it learn first: wrong arguments are refused before anything is read."""
+    script = Path(__file__).resolve().parents[1] / "examples" / "live_video.py"
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"precious")
+    for arguments, told in (
+        ("a.mp4 b.mp4 b.mp4", "would replace"),
+        ("a.mp4 b.mp4 c.mp4 --csv a.mp4", "would replace"),
+        ("a.mp4 b.mp4 missing/c.mp4", "no folder"),
+        ("a.mp4 b.mp4 c.txt", "must end in"),
+        ("a.mp4 b.mp4 c.mp4 --size 7", "at least 8"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["live_video.py", *arguments.split()])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(script), run_name="__main__")
+        assert told in capsys.readouterr().err
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"precious"}

@@ -191,7 +191,11 @@ def test_smoothing_complains():
         ),
         (
             [random_clip(6), random_clip(6, shape=(3, 20, 24))],
-            r"Clip 1 has frames of shape \(3, 20, 24\).*Make colour frames gray",
+            r"Clip 1 has frames of shape \(3, 20, 24\).*Make colour frames gray.*gray=False",
+        ),
+        (
+            [random_clip(6, shape=(3, 20, 24)), random_clip(6)],
+            r"Clip 1 has frames of shape \(1, 20, 24\).*in colour, by read_frames.*gray=False",
         ),
         (list(random_clip(6)), "single frames.*np.stack"),
         (
@@ -207,6 +211,19 @@ def test_smoothing_complains():
 def test_bad_clips_get_clear_errors(clips, message):
     with pytest.raises(ValueError, match=message):
         MotionChannels().fit(clips)
+
+
+def test_frames_of_a_file_are_no_clip_yet():
+    with pytest.raises(TypeError, match=r"X gives .*np\.stack\(list\(X\)\).*stream"):
+        MotionChannels().fit(read_frames("any.mp4"))
+    with pytest.raises(TypeError, match=r"X\[1\] gives"):
+        MotionChannels().fit([random_clip(6), read_frames("any.mp4")])
+
+
+@pytest.mark.parametrize("size", [320, (0, 320), (240.0, 320), (240, 320, 3), "ab"])
+def test_sizes_to_read_are_checked(size):
+    with pytest.raises(ValueError, match=r"size must be two positive integers, height and width"):
+        read_frames("any.mp4", size=size)
 
 
 @pytest.mark.parametrize("transformer", CHANNELS, ids=lambda t: type(t).__name__)
@@ -932,7 +949,7 @@ def test_files_are_read_lazily(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "cannot be read beyond 0 frames"), (b"no video at all" * 99, "beyond 0 frames")],
+    [(b"", "is an empty file"), (b"no video at all" * 99, "Nothing of .* can be read")],
 )
 def test_files_without_video(tmp_path, content, message):
     path = tmp_path / "broken.mp4"
@@ -1090,7 +1107,7 @@ def test_a_trimmed_file_is_read_as_it_is_shown(tmp_path, first, n_shown):
     assert not texts
     np.testing.assert_array_equal(frames, whole[first : first + n_shown])
     path.write_bytes(content[: -len(content) // 4])
-    with pytest.raises(VideoFileError, match="cannot be read beyond"):
+    with pytest.raises(VideoFileError, match=r"can(not)? be read"):
         list(read_frames(path))
 
 

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_g2d.utils.images import ImageShape, as_rows
 from sklearn_g2d.utils.inputs import is_picture, plain, validate
 from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.video._files import FramesOfFile
 
 Clips = ArrayLike | Sequence[ArrayLike]
 
@@ -281,7 +282,7 @@ def _separate(X: Clips) -> Sequence[Any]:
             raise ValueError("X is an empty list: give at least one clip of frames.")
         if any(is_picture(type(clip)) for clip in X):
             plain(X)  # raises
-        X = [plain(clip, f"X[{number}]") for number, clip in enumerate(X)]
+        X = [_plain_clip(clip, f"X[{number}]") for number, clip in enumerate(X)]
         if all(np.ndim(clip) == 3 for clip in X):
             sizes = [np.shape(clip)[1:] for clip in X]
             other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
@@ -296,7 +297,16 @@ def _separate(X: Clips) -> Sequence[Any]:
                 "[clip[:, np.newaxis] for clip in X]."
             )
         return X
-    return [plain(X)]
+    return [_plain_clip(X, "X")]
+
+
+def _plain_clip(clip: Any, name: str) -> Any:
+    if isinstance(clip, FramesOfFile):
+        raise TypeError(
+            f"{name} gives the frames of a file one by one: pass np.stack(list({name})), which is "
+            "a clip, or give them to the method stream of a detector."
+        )
+    return plain(clip, name)
 
 
 def _remedy(clip: Any, known: ImageShape | None) -> str:
@@ -306,5 +316,10 @@ def _remedy(clip: Any, known: ImageShape | None) -> str:
     if tuple(size) != known[1:]:
         return " Resize the frames, or fit another detector to this size."
     if channels != known[0] == 1:
-        return " Make colour frames gray, as by clip.mean(axis=1, keepdims=True)."
+        return (
+            " Make colour frames gray, as by clip.mean(axis=1, keepdims=True), or fit in colour: "
+            "read files by read_frames(..., gray=False)."
+        )
+    if channels == 1 and known[0] == 3:
+        return " Read files in colour, by read_frames(..., gray=False)."
     return ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Iterator
 from io import FileIO
+from numbers import Integral
 from os import SEEK_END, PathLike, fspath
-from os.path import isdir
+from os.path import getsize, isdir, isfile
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def read_frames(
     gray : bool, default=True
         Whether frames are made gray, instead of red, green and blue.
     size : tuple of int, default=None
-        Height and width to resize frames to.
+        Height and width to resize frames to; the shape of the picture is kept only if they have
+        the proportion of the file's.
 
     Returns
     -------
@@ -49,8 +51,10 @@ def read_frames(
 
     Raises
     ------
+    ValueError
+        If `size` is not two positive integers; raised at once.
     ImportError
-        If PyAV is not installed. Like the other errors, it is raised with the first frame.
+        If PyAV is not installed. Like the errors below, it is raised with the first frame.
     FileNotFoundError
         If there is no such file.
     VideoFileError
@@ -73,6 +77,12 @@ def read_frames(
     >>> from sklearn_g2d.video import read_frames
     >>> clip = np.stack(list(read_frames("camera.mp4", size=(240, 360))))  # doctest: +SKIP
     """
+    if size is not None and not (
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(isinstance(n, Integral) and n > 0 for n in size)
+    ):
+        raise ValueError(f"size must be two positive integers, height and width, got {size!r}.")
     return FramesOfFile(_read(path, gray, size))
 
 
@@ -304,7 +314,14 @@ _LENGTHS = {
 
 
 def _damaged(path: str | PathLike[str], n_read: int, what: str) -> str:
+    if isfile(path) and not getsize(path):
+        return f"{path} is an empty file. Export it again."
+    if not n_read:
+        return (
+            f"Nothing of {path} can be read: {what}. The file is damaged, cut short or no video; "
+            "export it again."
+        )
     return (
-        f"{path} cannot be read beyond {n_read} frames: {what}. The file is empty, damaged, cut "
-        "short or no video; export it again, or use the frames read so far."
+        f"{path} cannot be read beyond {n_read} frames: {what}. The file is damaged or cut "
+        "short; export it again, or use the frames read so far."
     )
