@@ -16,6 +16,7 @@ from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -417,6 +418,19 @@ def test_features_transformer(blobs):
     assert not hasattr(pca, "components_")
     assert outlier_roc_auc_score(y_test, detector.score_samples(X_test)) > 0.9
     assert detector.sample_outliers(5).shape == (5, 3)
+
+
+def test_frozen_features_stay_as_they_are(blobs):
+    X_train, X_test, _ = blobs
+    scaler = StandardScaler().fit(2 * X_train)
+    detector = G2DOutlierDetector(features=FrozenEstimator(scaler), **FAST).fit(X_train)
+    np.testing.assert_array_equal(scaler.mean_, (2 * X_train).mean(axis=0))
+    rows = G2DOutlierDetector(**FAST).fit(scaler.transform(X_train))
+    np.testing.assert_array_equal(
+        detector.score_samples(X_test), rows.score_samples(scaler.transform(X_test))
+    )
+    with pytest.raises(NotFittedError):
+        G2DOutlierDetector(features=FrozenEstimator(StandardScaler())).fit(X_train)
 
 
 def test_features_that_cannot_be_inverted_cannot_be_sampled(blobs):

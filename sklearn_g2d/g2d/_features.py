@@ -11,6 +11,7 @@ from sklearn.utils import gen_batches, get_tags
 
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.images import ImageShape
+from sklearn_g2d.utils.parts import fit_part
 
 PASSTHROUGH = "passthrough"
 
@@ -29,7 +30,7 @@ def featurize(
         return X
     inputs = _inputs(features, X, image_shape)
     if fit and hasattr(features, "fit"):
-        features.fit(inputs)
+        fit_part(features, inputs)
     if hasattr(features, "transform"):
         return _as_rows(features.transform(inputs), len(X))
     batches = [inputs[rows] for rows in gen_batches(len(X), _FUNCTION_BATCH)]
