@@ -257,8 +257,8 @@ def detectors(steps: int | None = None) -> dict[str, Entry]:
 
 def _by_patches(channels: str, steps: Callable[[int], list[Any]], **params: Any) -> Entry:
     def make(seed: int) -> FrameDetector:
-        given = {"n_worst": N_WORST, "n_smoothed": N_SMOOTHED, "max_patches": 10_000}
-        given |= PATCH | params
+        given: dict[str, Any] = {"n_worst": N_WORST, "n_smoothed": N_SMOOTHED}
+        given |= {"max_patches": 10_000, **PATCH, **params}
         return ByPatches(ClipDetector(make_pipeline(*steps(seed)), random_state=seed, **given))
 
     return Entry(channels, make)
