@@ -32,8 +32,8 @@ _OWN_IMAGES_AT_ONCE = 8
 _N_ASKED, _N_ANSWERS = 2000, 6000
 
 # Distance at the own place, in units of that elsewhere, from which on places are not compared: of
-# parts in one position it was .5 to .7, of textures and of parts that turn, 1 and more.
-_CLEARLY_NEARER = 0.8
+# parts in one position it was .5 to .85, of textures and of parts that turn, 1 and more.
+_CLEARLY_NEARER = 0.9
 
 
 class LevelDetector(BaseEstimator):
