@@ -134,6 +134,18 @@ def detectors() -> dict[str, Callable[[int], Any]]:
     }
 
 
+def seeds_of(results: pd.DataFrame) -> str:
+    """Name the seeds of tiles and of boards, if these differ."""
+    by_set = {
+        kind: sorted(results.seed[results.images.str.startswith(prefix)].unique())
+        for kind, prefix in SETS.items()
+    }
+    written = {kind: ", ".join(map(str, seeds)) for kind, seeds in by_set.items() if len(seeds)}
+    if len(set(written.values())) == 1:
+        return next(iter(written.values()))
+    return "; ".join(f"{kind} {seeds}" for kind, seeds in written.items())
+
+
 def split_board(archive: dict[str, NDArray], board: int, seed: int) -> Flaws:
     """Split by the place on a board that an image shows ("index")."""
     of_board = np.flatnonzero(archive["group"] == board)
@@ -223,8 +235,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "own, fitted on the templates of three fifths of its places, drawn at random. Test images "
         "are the templates of the other places and their twins, which show the same places with "
         "three to twelve flaws, known as boxes. Figures are means over the seeds "
-        f"({', '.join(map(str, sorted(results.seed.unique())))}) of split and detectors, then "
-        "over the boards.",
+        f"({seeds_of(results)}) of split and detectors, then over the boards.",
         "Image AUC and EER tell flawed images from flawless ones. F1, of the flawed images, and "
         "false alarms, the fraction of flawless test images that are flagged, are at the default "
         "threshold, which windows do not have. Pixel AUC and AUPRO tell flawed pixels from all "
