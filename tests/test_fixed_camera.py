@@ -226,7 +226,7 @@ def test_cells_by_hand():
 
 
 def test_far_away_things_may_appear_slow():
-    """The speed of a row is compared with what is usual there.
+    """The speed in a row is compared with the usual speed there.
 
     A fiftieth of the 180 cells counts as if it had the mean of all rows, 2.5.
     """

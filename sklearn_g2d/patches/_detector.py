@@ -24,10 +24,10 @@ from sklearn_g2d.patches._export import LevelGraph, PatchGraph
 from sklearn_g2d.patches._levels import LevelDetector, Maps, iter_levels, own_place_is_nearer
 from sklearn_g2d.patches._neighbors import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
-from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.arrays import Floats, mean_of_highest
 from sklearn_g2d.utils.images import ImageShape, shape_of, validate_images
 from sklearn_g2d.utils.mapped import NUMBERS, take
-from sklearn_g2d.utils.parts import clone_part, fit_part, unfrozen
+from sklearn_g2d.utils.parts import fit_part, unfrozen
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
@@ -219,10 +219,8 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         random_state = check_random_state(self.random_state)
         if groups is not None:
             groups = check_groups(groups, len(rows))
-        estimator, self.features_ = (
-            clone_part(self._default_parts[name]() if part is None else part, random_state)
-            for name, part in (("estimator", self.estimator), ("features", self.features))
-        )
+        estimator = self._clone_of("estimator", random_state)
+        self.features_ = self._clone_of("features", random_state)
         self.top_fraction_ = float(self.top_fraction)
         with single_thread():
             chosen = self._fit_features(rows, random_state)
@@ -380,8 +378,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return height, width
 
     def _pool(self, grids: Floats) -> Floats:
-        cells = grids.reshape(len(grids), -1)
-        return -np.partition(cells, -self._n_top, axis=1)[:, -self._n_top :].mean(axis=1)
+        return -mean_of_highest(grids, self._n_top)
 
     @property
     def _n_top(self) -> int:

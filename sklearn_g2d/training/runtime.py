@@ -108,7 +108,8 @@ class _Limits:
 
     def __init__(self) -> None:
         self._lock, self._fits, self._lift = threading.Lock(), set[object](), ExitStack()
-        self._libraries, self._n_modules = ThreadpoolController(), len(sys.modules)
+        self._libraries: Any = None
+        self._n_modules = 0  # for which the libraries were searched
 
     def enter(self, fit: object) -> None:
         with self._lock:

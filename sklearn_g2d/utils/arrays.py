@@ -59,3 +59,9 @@ def extrapolate(distances: Any, farthest: Any, weight: Any) -> tuple[Any, Any]:
     """
     inside = namespace(distances).minimum(distances, farthest)
     return inside, (weight * distances + (distances - inside)).mean(1)
+
+
+def mean_of_highest(grids: Floats, n: int) -> Floats:
+    """Average the `n` highest values of each grid: (n_grids, height, width) to (n_grids,)."""
+    cells = grids.reshape(len(grids), -1)
+    return np.asarray(np.partition(cells, -n, axis=1)[:, -n:].mean(axis=1))

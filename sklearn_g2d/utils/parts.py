@@ -38,6 +38,11 @@ class EstimatorOfParts(BaseEstimator):
                 params[part] = self._default_parts[part]()
         return super().set_params(**params)
 
+    def _clone_of(self, name: str, random_state: np.random.RandomState) -> Any:
+        """Clone a part, or make its default if it is None, and seed it."""
+        part = getattr(self, name)
+        return clone_part(self._default_parts[name]() if part is None else part, random_state)
+
     def _validate_params(self) -> None:
         """Check parameters, also that none is a class of estimators; a factory may be a class."""
         for name, value in self.get_params().items():

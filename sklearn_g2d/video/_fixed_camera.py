@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
@@ -21,10 +20,10 @@ from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
-from sklearn_g2d.utils.arrays import Floats
+from sklearn_g2d.utils.arrays import Floats, mean_of_highest
 from sklearn_g2d.utils.images import compare_units
 from sklearn_g2d.utils.opencv import import_opencv
-from sklearn_g2d.utils.parts import clone_part, fit_part
+from sklearn_g2d.utils.parts import fit_part
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
@@ -134,12 +133,12 @@ class FrameVerdict(NamedTuple):
 class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
     """Find frames of a fixed camera in which something moves or looks unlike anything before.
 
-    Two views of what moves are judged one by one: its speed, in units of what is usual in that row
-    of the picture, and its looks, by the maps of a network that was trained on other images,
-    compared with the training clips'. In each view, what counts is the mean of the most anomalous
-    places of a frame, averaged over a second, in standard deviations of frames that were held out.
-    A frame's anomaly is the sum of both views' softplus log(1 + exp(z)), so that an ordinary
-    view does not outweigh an alarm of the other. The views are those of [1]_, which finds the
+    Two views of moving things are judged one by one: their speed, in units of the usual speed in
+    that row of the picture, and their looks. These are the maps of a network that was trained on
+    other images, compared with those of the training clips. In each view a frame has the mean of
+    its most anomalous places, averaged over a second, in standard deviations z of frames that were
+    held out. The frame's anomaly is the sum of log(1 + exp(z)) over both views, so that an alarm of
+    one view counts in full where the other view is calm. The views are those of [1]_, which finds
     things by a network for objects; here the foreground shows them.
 
     A sample is a frame: every method takes one clip (n_frames, channels, height, width) or a list
@@ -300,24 +299,21 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             )
         warn_of_labels(y)
         random_state = check_random_state(self.random_state)
-        features, estimator = (
-            clone_part(self._default_parts[name]() if part is None else part, random_state)
-            for name, part in (("features", self.features), ("estimator", self.estimator))
-        )
+        features = self._clone_of("features", random_state)
+        estimator = self._clone_of("estimator", random_state)
         self.frame_rate_, self.top_fraction_ = float(self.frame_rate), float(self.top_fraction)
         self.n_smoothed_ = max(1, round(self.frame_rate * self.seconds))
         self.intensity_range_, self._dtype = _range(clips), clips[0].dtype.name
         self._compare_units(clips)
         self._lag = max(1, round(self.frame_rate * _SECONDS))
         motion = OpticalFlow("velocity", lag=self._lag)
-        self.channels_ = ForegroundMotion(motion, Foreground()).fit(
-            [self._scaled(clip, MOTION_SIDE) for clip in clips]
-        )
+        small = [self._scaled(clip, MOTION_SIDE) for clip in clips]
+        self.channels_ = ForegroundMotion(motion, Foreground()).fit(small)
         # The first frames' size is that of all.
         self.features_ = fit_part(features, self._scaled(clips[0][:2], LOOK_SIDE))
         self.looks_view_ = LooksView(self.features_, estimator)
         with single_thread():
-            held_out = self._fit_views(clips, random_state)
+            held_out = self._fit_views(clips, small, random_state)
         scores = [
             smooth_over_time(self._pool(grids), clips, self.n_smoothed_) for grids in held_out
         ]
@@ -345,17 +341,21 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             compare_units(clip, self._dtype, self.intensity_range_)
 
     def _fit_views(
-        self, clips: list[NDArray[Any]], random_state: np.random.RandomState
+        self,
+        clips: list[NDArray[Any]],
+        small_clips: list[NDArray[np.uint8]],
+        random_state: np.random.RandomState,
     ) -> list[Floats]:
         """Fit both views; returns the grids of anomalies of clips that were held out."""
         every = max(self._lag, -(-sum(map(len, clips)) // MAX_LOOKS))
         report = reporter(type(self).__name__, sum(map(len, clips)), "frames seen")
         all_speeds: list[Floats] = []
         all_looks: list[Looks] = []
-        for clip, n_done in zip(clips, itertools.accumulate(map(len, clips)), strict=True):
-            small = self._scaled(clip, MOTION_SIDE)
+        n_done = 0
+        for clip, small in zip(clips, small_clips, strict=True):
             all_speeds.extend(speeds for speeds, *_ in self._motion(small))
             all_looks.append(Looks.join(list(self._looks(clip, small, every))))
+            n_done += len(clip)
             report(n_done)
         speeds = np.concatenate(all_speeds)
         self.speed_view_ = SpeedView().fit(speeds)
@@ -531,9 +531,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     def _pool(self, grids: Floats) -> Floats:
         """Give the mean of the most anomalous cells of each frame."""
-        cells = grids.reshape(len(grids), -1)
-        n_top = max(1, round(self.top_fraction_ * cells.shape[1]))
-        return np.partition(cells, -n_top, axis=1)[:, -n_top:].mean(axis=1)
+        n_cells = grids.shape[1] * grids.shape[2]
+        return mean_of_highest(grids, max(1, round(self.top_fraction_ * n_cells)))
 
     def _combined(self, views: list[Floats]) -> Floats:
         """Add up the views, each in units of held-out frames."""

@@ -26,12 +26,12 @@ LOOK_SIDE = 320
 # The fraction of foreground at which its squared speed counts half.
 _LEAST_FRACTION = 0.05
 
-# Cells with less foreground do not count: not for what is usual, and not for how things look.
+# Cells with less foreground are ignored by both views.
 _SEEN = 0.1
 
-# What is usual in a row of cells is averaged over neighbouring rows, with a weight that falls to
-# 60 % at so many; and the mean of all rows counts like this fraction of all cells, because in some
-# rows hardly anything moves.
+# The usual speed in a row of cells is averaged over neighbouring rows, whose weight falls to 60 %
+# at a distance of `_ROWS`. In some rows hardly anything moves: the mean speed of all rows is added
+# with the weight of a fraction `_PRIOR` of all cells.
 _ROWS, _PRIOR = 3.0, 0.02
 
 # Of cells that a detector of rows is fitted on.
@@ -71,7 +71,7 @@ def _in_windows(values: Floats) -> Floats:
 
 
 class SpeedView(BaseEstimator):
-    """Judges cells by their speed, in units of what is usual in their row.
+    """Judges cells by their speed, in units of the usual speed in their row.
 
     With a camera that looks down on a place, what is far away appears slower, and higher up.
 
@@ -82,7 +82,7 @@ class SpeedView(BaseEstimator):
     """
 
     def fit(self, speeds: Floats) -> Self:
-        """Learn what is usual from speeds (n, rows, columns) of normal frames."""
+        """Learn the usual speeds from speeds (n, rows, columns) of normal frames."""
         moving = speeds > 0
         # A small total keeps the quotient finite where nothing moves at all.
         n_moving = moving.sum(axis=(0, 2)) + 1e-9
@@ -116,8 +116,12 @@ class Looks:
 
     def __getitem__(self, frames: NDArray[np.bool_]) -> Looks:
         """Choose frames by a mask of shape (n,)."""
-        of_cells = np.broadcast_to(frames[:, None, None], self.seen.shape)[self.seen]
-        return Looks(self.seen[frames], [rows[of_cells] for rows in self.levels])
+        chosen = self.cells_of(frames)
+        return Looks(self.seen[frames], [rows[chosen] for rows in self.levels])
+
+    def cells_of(self, frames: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Say which of the seen cells (n_seen,) lie in frames chosen by a mask of shape (n,)."""
+        return np.broadcast_to(frames[:, None, None], self.seen.shape)[self.seen]
 
     @staticmethod
     def join(parts: list[Looks]) -> Looks:
@@ -190,7 +194,7 @@ class LooksView(BaseEstimator):
                     "them, in which normal things move throughout."
                 )
             estimators = self._fitted(rest, random_state)
-            chosen = np.broadcast_to(out[:, None, None], looks.seen.shape)[looks.seen]
+            chosen = looks.cells_of(out)
             for anomalies, scored in zip(held_out, _scored(estimators, looks[out]), strict=True):
                 anomalies[chosen] = scored
         self.units_ = [(float(a.mean()), float(a.std()) or 1.0) for a in held_out]
