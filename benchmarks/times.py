@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 def table(n_rows: int, n_columns: int) -> Case:
-    """Rows near planes, in four places."""
+    """Draw rows near planes, in four places."""
 
     def draw() -> tuple[NDArray, NDArray]:
         X = draw_rows(n_rows + 1000, n_columns)
@@ -49,7 +49,7 @@ def table(n_rows: int, n_columns: int) -> Case:
 
 
 def photographs(detector: type, n_images: int, size: int) -> Case:
-    """Views of a flower, each a little shifted, under changing light."""
+    """Take views of a flower, each a little shifted, under changing light."""
 
     def draw() -> tuple[NDArray, NDArray]:
         rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def photographs(detector: type, n_images: int, size: int) -> Case:
 
 
 def camera(n_frames: int) -> Case:
-    """Clips of figures that walk, 240 x 320 pixels, 25 frames a second."""
+    """Make clips of figures that walk, 240 x 320 pixels, 25 frames a second."""
 
     def clip(seed: int, n: int) -> NDArray:
         rng = np.random.default_rng(seed)

@@ -142,7 +142,7 @@ WITH_FIGURES = pytest.mark.parametrize(
     "page", [ROOT / "README.md", RESULTS / "README.md"], ids=["README", "findings"]
 )
 IN_FILES = {  # labels of the pages, and the names of detectors in CSV files
-    "G2D as published (`from_paper`)": "G2D as published",
+    "G2D as published (`from_paper`), one seed": "G2D as published",
     "ALAD, a GAN": "ALAD",
     'G2D, told nothing (`contamination="auto"`)': "G2D auto",
     "G2D, pretrained features": "G2D pretrained",
@@ -253,6 +253,16 @@ def test_figures_of_video(page):
     assert len(rows) >= 4
     for detector, figures in rows:
         assert figures == rounded(means.loc[detector].tolist())
+
+
+def test_times_among_the_questions():
+    """They are rounded up, to at most 2.5 times what was measured."""
+    measured = pd.read_csv(RESULTS / "times.csv")
+    rows = raw_table(ROOT / "docs" / "faq.md", "| detector | data | fit, about | score, about")
+    assert [row[:2] for row in rows] == measured[["detector", "data"]].to_numpy().tolist()
+    for (_, _, *typed), (*_, fit, score) in zip(rows, measured.itertuples(), strict=True):
+        for cell, time in zip(typed, (fit, score), strict=True):
+            assert time <= float(cell.split()[0]) <= 2.5 * time
 
 
 def test_link_check_finds_what_is_broken(tmp_path):
