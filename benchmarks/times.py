@@ -143,7 +143,7 @@ def main() -> None:
             "Rows are drawn from four clusters around planes, 1,000 more are scored. Images are "
             "views of a photograph that scikit-learn ships, and 20 more are scored. Frames show "
             "five figures that walk, at 25 frames per second; 200 more are scored.",
-            f"`OMP_NUM_THREADS={args.threads} python -m benchmarks.times` repeats it, in a few "
+            f"`OMP_NUM_THREADS={args.threads} python -m benchmarks.times` repeats it, in some "
             "minutes. All figures are in [times.csv](times.csv).",
         ],
         [results.rename(columns=headings).set_index("detector")],
