@@ -316,7 +316,7 @@ def test_unusable_weights_are_an_error(metric, weight, message):
         (["a", "b", "c", "a"], "c", "that label and one other, but contains 'a', 'b', 'c'"),
         ([1, 1, 1, np.nan], None, "y_true contains NaN"),
         ([1, 1, 2, np.nan], 2, "y_true contains NaN"),
-        ([1, 1, -1, None], None, "of one kind.* none is missing"),
+        ([1, 1, -1, None], None, "of one kind.* without missing"),
         (np.array([1, 1, -1, "in"], dtype=object), None, "of one kind"),
         (np.array([1, 1, -1, "in"], dtype=object), "in", "of one kind"),
         ([b"a", b"b", b"b", b"b"], "a", "of one kind"),

@@ -1,4 +1,4 @@
-"""Exact search for the nearest of some reference rows, bit-equal whatever rows are asked for."""
+"""Exact search for the nearest reference rows, with equal bits in every batch of rows."""
 
 from __future__ import annotations
 
@@ -9,45 +9,51 @@ from sklearn.utils import gen_batches
 
 from sklearn_g2d.utils.arrays import Floats
 
-# A tree wins in few dimensions only; elsewhere a matrix product does.
+# A tree is faster than matrix products in few dimensions only (measured).
 _MAX_TREE_COLUMNS = 4
 
-# Products held at once, and cells of differences: few enough for the processor's cache.
+# Largest numbers of products, and of cells of differences, in memory at once: both fit into the
+# processor's cache.
 _BATCH_PRODUCTS, _BATCH_CELLS = 2**19, 2**18
 
-# The smallest of so many products stands for all of them when the bound is looked for.
+# To find the bound, products are taken in groups of this size, and only the smallest of each group
+# is used.
 _GROUP_SIZE = 16
 
 
 class NeighborSearch:
-    """Finds the nearest of some reference rows (n_references, n_features).
+    """Finds the nearest of the reference rows (n_references, n_features).
 
-    Fast products in float32 tell which rows can be among the nearest at all, given a bound on
-    their rounding. Only the distances of these are computed, from differences in float64. So a
-    row's distances do not depend on the rows that it is asked for with, as those of a matrix
-    product do in their last digits.
+    Fast products in float32, with a bound on their rounding errors, exclude most rows. Distances to
+    the others are computed from differences in float64. Therefore the distances of a row do not
+    depend on the other rows of its batch. The last digits of a matrix product would do so.
     """
 
     def __init__(self, reference: Floats) -> None:
         self.reference = reference
         n, d = reference.shape
+        # The choice depends on the shape only, never on a timing, so that scores are reproducible.
         self.tree = KDTree(reference) if d <= _MAX_TREE_COLUMNS else None
         if self.tree is not None:
             return
         self.center = reference.mean(axis=0)
         centred = reference - self.center
         n_padded = n + -n % _GROUP_SIZE
-        with np.errstate(over="ignore"):  # what is infinite in float32 is always looked at
+        # The last row holds squared lengths, so that one product gives |r|^2 - 2 x r, the squared
+        # distance without |x|^2, which is the same for all references. Padding is infinitely far.
+        # A value that overflows in float32 makes its row a candidate, so that nothing is lost.
+        with np.errstate(over="ignore"):
             self.factors = np.zeros((d + 1, n_padded), dtype=np.float32)
             self.factors[:d, :n] = -2 * centred.T
             self.factors[d] = np.inf
             self.factors[d, :n] = np.square(centred).sum(axis=1)
         self.length = float(np.linalg.norm(centred, axis=1).max())
-        # Twice what d + 8 operations, each rounded by half a unit in the last place, add up to.
+        # This is twice the largest sum of the rounding errors of d + 8 operations, each of half a
+        # unit in the last place.
         self.rounding = 2 * (d + 8) * float(np.finfo(np.float32).eps)
 
     def nearest(self, X: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
-        """Give distances and indices of the `k` nearest rows, nearest first: (n_samples, k)."""
+        """Return distances and indices of the `k` nearest rows, nearest first: (n_samples, k)."""
         if self.tree is not None:
             return self.tree.query(X, k)
         batches = gen_batches(len(X), max(1, _BATCH_PRODUCTS // self.factors.shape[1]))
@@ -58,21 +64,23 @@ class NeighborSearch:
         n, n_references = len(X), len(self.reference)
         centred = X - self.center
         with np.errstate(over="ignore", invalid="ignore"):
-            # Squared distances, less the square of the row itself.
+            # Squared distances minus the squared length of the row itself.
             squared = np.c_[centred, np.ones(n)].astype(np.float32) @ self.factors
+            # The k smallest minima of groups belong to k different references. So their largest is
+            # an upper bound for the k-th smallest product, and much cheaper to find.
             best = squared
             if squared.shape[1] >= 2 * k * _GROUP_SIZE:
                 best = squared.reshape(n, _GROUP_SIZE, -1).min(axis=1)
             bound = np.partition(best, k - 1, axis=1)[:, k - 1].astype(np.float64)
             bound += self.rounding * (np.linalg.norm(centred, axis=1) + self.length) ** 2
-            # Written so that what is not a number is a candidate.
+            # The negation makes a product that is NaN a candidate, too.
             is_candidate = ~(squared[:, :n_references] > bound[:, None])
         rows, columns = np.divmod(np.flatnonzero(is_candidate), n_references)
         exact = np.empty(len(rows))
         for part in gen_batches(len(rows), max(1, _BATCH_CELLS // X.shape[1])):
             differences = X[rows[part]] - self.reference[columns[part]]
             exact[part] = np.einsum("ij,ij->i", differences, differences)
-        # A line for each row, filled up with infinity, to be sorted.
+        # Rows have different numbers of candidates. Fill up with infinity, and sort all at once.
         counts = np.bincount(rows, minlength=n)
         first = np.cumsum(counts) - counts
         lines = np.full((n, counts.max()), np.inf)
