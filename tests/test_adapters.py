@@ -467,7 +467,7 @@ def test_it_works_on_embeddings():
         (IsolationForest, r"takes an instance, got the class IsolationForest. Pass Iso"),
         (StandardScaler(), "with score_samples, got StandardScaler"),
         (LocalOutlierFactor(), "LocalOutlierFactor has this method if novelty=True"),
-        (make_pipeline(StandardScaler(), KNN()), "got Pipeline.*with FromPyOD around"),
+        (make_pipeline(StandardScaler(), KNN()), "got Pipeline.*by FromPyOD"),
     ],
 )
 def test_what_is_no_detector_of_scikit_learn_is_an_error(detector, message):
