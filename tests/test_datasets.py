@@ -476,7 +476,7 @@ def test_kinds_of_pixels_that_would_be_misread_are_refused(tmp_path, rgb, deep):
         "pages.tif": "holds 2 pages or frames. Save the one that you need as a separate file",
         "pages.webp": "holds 2 pages",
         "pages.png": "holds 2 pages",
-        "other.png": "in none of the formats PNG, .* although its name may say so. Convert it to PNG",
+        "other.png": "none of the formats PNG, .* although its name may say so. Convert it",
     }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=f"{name} .*{message}"):
@@ -516,7 +516,7 @@ def test_what_is_asked_for_is_checked(tmp_path, rgb):
     path = save(tmp_path / "a.png", rgb)
     (tmp_path / "empty").mkdir()
     wrong = [
-        ({"folder": tmp_path / "empty"}, ValueError, "no images. Images are files that end in .png, .jpg"),
+        ({"folder": tmp_path / "empty"}, ValueError, "no images. Images are .* in .png, .jpg"),
         ({"folder": tmp_path / "none"}, FileNotFoundError, r"There is no folder .*none\.$"),
         ({"folder": path}, ValueError, "a.png is a file. Pass its folder, or a list of files"),
         ({"folder": []}, ValueError, "The list of images is empty"),
