@@ -148,7 +148,7 @@ def test_split_clips_are_views_in_order():
     assert [len(clip) for clip in clips] == [2, 4, 3]
     np.testing.assert_array_equal(np.concatenate(clips), frames)
     assert all(np.shares_memory(clip, frames) for clip in clips)
-    with pytest.raises(ValueError, match="Frames of clip 3 stand apart"):
+    with pytest.raises(ValueError, match="Frames of clip 3 do not follow each other"):
         split_clips(frames, [3, 3, 1, 1, 1, 1, 2, 2, 3])
     with pytest.raises(ValueError, match=r"must have shape \(9,\).*got \(8,\)"):
         split_clips(frames, np.zeros(8))
