@@ -76,7 +76,7 @@ def outlier_roc_auc_score(
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def outlier_average_precision_score(
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def equal_error_rate(
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -205,7 +205,7 @@ def outlier_f1_score(
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -281,7 +281,7 @@ def make_scorers(pos_label: PosLabel = None) -> dict[str, Any]:
     Parameters
     ----------
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -291,7 +291,7 @@ def make_scorers(pos_label: PosLabel = None) -> dict[str, Any]:
 
     See Also
     --------
-    SCORERS : The same, made once for labels whose meaning is known.
+    SCORERS : The same scorers for labels in one of the module's encodings.
 
     Notes
     -----

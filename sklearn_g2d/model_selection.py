@@ -28,8 +28,8 @@ class NormalOnlySplit(BaseCrossValidator):
         An integer means `StratifiedKFold` with that many folds, which distributes the outliers
         evenly and does not shuffle. Any other splitter works too, and so do arrays of indices.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers in `y`; None for labels whose meaning is known: -1 among +1 and -1,
-        1 among 0 and 1, True among booleans.
+        Label of the outliers in `y`. With None they are -1 (among +1 and -1), 1 (among 0 and 1) or
+        True.
 
     See Also
     --------

@@ -164,8 +164,8 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
         The file.
     trusted : iterable of str, type or function, default=()
         More classes and functions that the file may name. Their code runs on the contents of the
-        file. Classes of this package, arrays, Python's containers, and estimators of scikit-learn
-        whose compiled code reads nothing from the file are always allowed.
+        file. Always allowed are classes of this package, arrays, Python's containers, and
+        estimators of scikit-learn that have no compiled code for reading their state.
 
     Returns
     -------
@@ -358,8 +358,8 @@ def _audit(archive: ZipFile, trusted: Iterable[str]) -> tuple[set[str], set[str]
             uses[node["file"]] += 1
             if uses[node["file"]] > _MOST_USES:
                 raise ValueError(f"{node['file']} is named more than {_MOST_USES} times")
-        # Only arrays have ids. Other nodes that refer to each other could hide a node that was
-        # never checked, or make a small file need much memory.
+        # Only arrays may be shared by an id. With other shared nodes these checks would not see
+        # what is built, and a small file could need much memory.
         of_array = loader == "NdArrayNode" and node.get("file") == f"{node.get('__id__')}.npy"
         if "__id__" in node and not of_array:
             raise ValueError(f"a {loader} refers to another node")

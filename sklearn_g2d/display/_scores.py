@@ -106,7 +106,7 @@ class _ScoreDisplay(ABC):
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows, not negative; None weighs all alike.
         pos_label : bool, int, float or str, default=None
-            Label of the outliers; None for labels whose meaning is known.
+            Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
         name : str, default=None
             Title of histograms, or a curve's name in the legend.
         ax, **kwargs : as in `plot`

@@ -170,7 +170,7 @@ class LooksView(BaseEstimator):
             seen = _averaged(batch[..., None], coarsest)[..., 0] > _SEEN
             rows = [_averaged(maps, coarsest)[seen] for maps in levels]
             lengths = [np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
-            # The length depends on brightness and contrast more than on the kind of thing.
+            # Rows of length 1 compare the kind of features, and not their strength.
             rows = [r / np.maximum(n, 1e-9) for r, n in zip(rows, lengths, strict=True)]
             parts.append(Looks(seen, rows))
         return Looks.join(parts)
