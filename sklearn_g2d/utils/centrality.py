@@ -33,7 +33,7 @@ _LEAST_EACH, _LEAST_SUM = 1.0, 5.0
 def resolve_fraction(
     fraction: float | Literal["auto"], contamination: float | Literal["auto"]
 ) -> float | Literal["auto"]:
-    """Return the fraction of the rows to learn from; a number as `contamination` lowers "auto"."""
+    """Return the fraction of rows to learn from: "auto" is .6 if `contamination` is a number."""
     stated = fraction == "auto" and contamination != "auto"
     return CONTAMINATED_FRACTION if stated else fraction
 

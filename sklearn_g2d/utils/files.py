@@ -81,7 +81,7 @@ def replace(file: File, content: bytes) -> None:
     if hasattr(file, "write"):
         rest = memoryview(content)
         while rest:
-            # An unbuffered file may write only a part, and a non-blocking one may return None.
+            # An unbuffered file may write only a part. Objects that return None write everything.
             n_written = file.write(rest)
             rest = rest[len(rest) if n_written is None else n_written :]
         return

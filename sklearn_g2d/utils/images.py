@@ -62,7 +62,7 @@ def as_rows(
     if expected is not None:
         channels_last = found != expected and found == (*expected[1:], expected[0])
     if channels_last:
-        hint = "" if expected else f" If X is right, pass image_shape={found} to the detector."
+        hint = "" if expected else f" If X is right, pass the parameter image_shape={found}."
         raise ValueError(
             f"X has shape {shape}, with the channels last. Images are (n_samples, channels, "
             f"height, width): pass np.moveaxis(X, -1, 1).{hint}"
