@@ -195,6 +195,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             if options.model
             else "give two folders, GOOD_FOLDER and NEW_FOLDER, or --model and NEW_FOLDER"
         )
+    # With --model there is one folder only, and `good` is None.
     options.good, options.new = [None, *options.folders][-2:]
     for name, default in _OF_THE_FIT.items():
         if getattr(options, name) is None:
@@ -302,6 +303,7 @@ def _is_installed(name: str) -> bool:
 
 def _check_places(options: argparse.Namespace) -> None:
     """Raise an error if results would be read as photographs, or would replace other files."""
+    # Compare resolved paths, because links and ".." can name the same folder in several ways.
     out = options.out.resolve()
     read = {
         "GOOD_FOLDER": options.good,
@@ -364,6 +366,7 @@ def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
     if passed_over := _passed_over(options.good, others):
         say(passed_over)
     say(f"Reading {len(paths)} photographs of good parts from {options.good} ...")
+    # The photographs may not fit into memory together: read them into a temporary file.
     with TemporaryDirectory(prefix="sklearn_g2d_", ignore_cleanup_errors=True) as folder:
         file = Path(folder, "good.npy")
         good = _read_good(options, paths, file)
@@ -470,6 +473,7 @@ def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
 def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
     if n < (needed := least_number(rate)):
         of_what = "photographs" if options.groups is None else "parts (--groups)"
+        # Round up, because a lower rate than 1 / (n + 1) is not possible.
         possible = math.ceil(1000 / (n + 1)) / 1000
         more = f", or pass --false-alarms {possible:g}" if possible < 1 else ""
         raise ValueError(
@@ -482,6 +486,7 @@ def _load(options: argparse.Namespace) -> PatchDetector:
     detector = PatchDetector.load(options.model)
     check_intensities(detector, options.model)
     if options.false_alarms:
+        # The error of `_promise` names neither the option nor the model.
         try:
             detector._promise(options.false_alarms)
         except ValueError:
@@ -499,6 +504,7 @@ def _short_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: Any) -> None:
         print(f"Warning: {_one_line(str(message))}", file=sys.stderr)
 
+    # Warnings of other types are about code, which a user of the command does not write.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("once", UserWarning)

@@ -173,6 +173,7 @@ def _row(found: Photograph) -> str:
     name = _text(found.name)
     pictures = '<td role="cell" class="wide" colspan="2">no picture</td>'
     if found.picture:
+        # Keep bytes that are not valid UTF-8 in the address: the file has them in its name.
         file = quote(found.picture, errors="surrogateescape")
         pictures = "\n".join(
             f'<td role="cell"><a href="{folder}/{file}"><img src="{folder}/{file}" loading="lazy" '

@@ -354,7 +354,7 @@ def _as_array(image: Any, target: tuple[int, int] | None, channels: int) -> NDAr
         # In such a TIFF file 0 means white. Pillow inverts only images of 8 bits.
         if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
             pixels = np.iinfo(np.uint16).max - pixels
-        # Pillow cannot resize 16 bits smoothly, but floats.
+        # Pillow cannot resize images of 16 bits smoothly: convert them to floats.
         if target is not None:
             smooth = np.asarray(resized(Image.fromarray(pixels.astype(np.float32))))
             pixels = smooth.round().clip(0, np.iinfo(np.uint16).max).astype(np.uint16)

@@ -310,6 +310,7 @@ class OutlierRocCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
     ) -> dict[str, Any]:
         outlier, score, weight = _check_outlier_scores(y_true, y_score, sample_weight, pos_label)
         fpr, tpr, _ = roc_curve(outlier, score, sample_weight=weight)
+        # `outlier` holds booleans, so that the metric needs no `pos_label`.
         auc = outlier_roc_auc_score(outlier, y_score, sample_weight=weight)
         return {"fpr": fpr, "tpr": tpr, "roc_auc": auc}
 

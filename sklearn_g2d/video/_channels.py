@@ -52,6 +52,7 @@ class MotionChannels(ClipTransformer):
 
     def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
         gray = _gray(clip)
+        # Negative indices become 0, which repeats the first frame before the start of a clip.
         means = (gray + gray[np.maximum(np.arange(len(gray)) - 1, 0)]) / 2
         return np.stack([means[np.maximum(time - lag, 0)] for lag in _LAGS], axis=1)
 
@@ -124,6 +125,7 @@ class OpticalFlow(ClipTransformer):
         self.window_size = window_size
 
     def _fit(self, clips: list[NDArray[Any]]) -> None:
+        # Raise an error about a missing OpenCV in `fit`, not when frames are transformed later.
         import_opencv("Optical flow and its channels")
         self._output, self._method, self._window_size = self.output, self.method, self.window_size
         self._n_previous = self.lag
@@ -143,6 +145,7 @@ class OpticalFlow(ClipTransformer):
 
     def _flow(self) -> Any:
         """Return a function of two frames that gives their flow (height, width, 2)."""
+        # Objects of OpenCV cannot be pickled or saved: make them at each use.
         cv2 = import_opencv("Optical flow and its channels")
         if self._method == "dis":
             search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

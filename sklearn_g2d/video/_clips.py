@@ -73,6 +73,7 @@ class ClipEstimator(BaseEstimator):
                 f"Clip {number} has shape {np.shape(clip)}. A clip is an array of shape (n_frames, "
                 "channels, height, width), and X one clip or a list of them."
             )
+        # `as_rows` knows one array only: add the number of the clip to its errors.
         try:
             rows, shape = as_rows(clip, known if fitted else None, name=name, fitted=fitted)
         except ValueError as error:
