@@ -447,9 +447,9 @@ def test_the_rate_of_a_threshold_between_scores(folders, inspect, monkeypatch):
     detector = fitted(folders)
     monkeypatch.setattr(PatchDetector, "load", lambda _: detector)
     inspect("new --out report --model m")
-    assert "false alarms are about 5 %." in Page(folders / "report" / "index.html").text
+    assert "About 5 % of photographs" in Page(folders / "report" / "index.html").text
     inspect("new --out report --model m --overwrite --false-alarms .05")  # kept, not on average
-    assert "false alarms are about 4.8 %." in Page(folders / "report" / "index.html").text
+    assert "About 4.8 % of photographs" in Page(folders / "report" / "index.html").text
 
 
 def test_no_name_is_a_formula(folders, inspect):

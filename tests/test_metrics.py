@@ -560,7 +560,7 @@ def test_folds_without_outliers_are_nan_with_one_warning(run, name, column):
         assert np.isfinite(scores["test_score"]).all()
         ours = [w for w in caught if w.category is UndefinedMetricWarning]
         assert len(ours) == 1
-        assert "only contains [1]. The scores of such rows are nan" in str(ours[0].message)
+        assert "only contains [1]. The score of such rows is nan" in str(ours[0].message)
         assert not any("Traceback" in str(w.message) for w in caught)
 
 
