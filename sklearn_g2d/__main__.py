@@ -11,12 +11,12 @@ _HELP = """usage: python -m sklearn_g2d inspect ...
 commands:
   inspect  judge photographs of parts by photographs of good ones
 
-`python -m sklearn_g2d inspect --help` says more.
+`python -m sklearn_g2d inspect --help` lists its options.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command, and give its exit status."""
+    """Run a command, and return its exit status."""
     if arguments[:1] == ["inspect"]:
         return _command.main(arguments[1:])
     asked = arguments in (["-h"], ["--help"])

@@ -44,24 +44,24 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
     Parameters
     ----------
     detector : detector of PyOD
-        An instance that learns without labels, such as ``KNN()``. A clone of it is fitted, which
-        sees numbers only: what makes numbers of texts or images stands before it in a Pipeline.
+        An instance that learns without labels, such as ``KNN()``. A clone of it is fitted on
+        numbers: put encoders of texts or images before this adapter, in a Pipeline.
     random_state : int, RandomState instance or None, default=None
-        Seed of the fit: of the parameters `random_state` that are None in the detector, and of the
-        global generators that some detectors read, which are put back afterwards. Another
-        `random_state` in the detector stays; of PyOD's `AutoEncoder` and `VAE` it is 42.
+        Seed of the fit. It seeds each `random_state` that is None in the detector, and the global
+        random generators, which some detectors read and which `fit` restores at its end. A
+        `random_state` that is not None stays; the default of `AutoEncoder` and `VAE` is 42.
 
     Attributes
     ----------
     detector_ : detector of PyOD
-        As fitted.
+        The fitted clone.
     offset_ : float
         Minus PyOD's `threshold_`: ``decision_function(X) = score_samples(X) - offset_``.
     training_scores_ : ndarray of shape (n_samples,)
-        Minus PyOD's `decision_scores_`, **higher = more normal**. Where a detector compares
-        training rows with others only, as KNN does, `score_samples` gives other values for them.
+        Minus PyOD's `decision_scores_`, **higher = more normal**. They can differ from
+        `score_samples` of the same rows: KNN, for example, leaves out the row itself in training.
     n_features_in_, feature_names_in_ : int, ndarray
-        Number of columns, and their names where all are text.
+        Number of columns, and their names if all names are texts.
 
     See Also
     --------
@@ -69,10 +69,10 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
 
     Notes
     -----
-    Scores are PyOD's. Those of `ECOD` and `COPOD` depend on the rows that they are scored together
-    with; `VAE` and `ALAD` draw random numbers when they score. Fits in several threads take turns,
-    because they share the global generators; other code that draws from these meanwhile changes
-    what is drawn, such as making an `AutoEncoder` or a `LUNAR`.
+    The scores are PyOD's. `ECOD` and `COPOD` give a row another score when it is scored together
+    with other rows; `VAE` and `ALAD` draw random numbers when they score. Fits in several threads
+    run one after another, because they share the global random generators. Other code that draws
+    from these generators during a fit, such as ``AutoEncoder()`` or ``LUNAR()``, changes the fit.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
         ----------
         X : array-like of shape (n_samples, n_features)
         y : ignored
-            Labels are not used; two kinds of them are warned of.
+            Labels are not used. A warning is given if there are labels of two kinds.
 
         Returns
         -------
@@ -111,9 +111,9 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
         Raises
         ------
         TypeError
-            If `detector` is no instance of a detector of PyOD.
+            If `detector` is not an instance of a detector of PyOD.
         ValueError
-            If `X` holds NaN or infinity, or scores do; if `contamination` of the detector is no
+            If `X` or a score is NaN or infinite, or if the detector's `contamination` is not a
             number.
         """
         self._validate_params()
@@ -121,19 +121,20 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
         name = type(self.detector).__name__
         if not isinstance(self.detector, BaseDetector):
             raise TypeError(
-                f"FromPyOD takes a detector of PyOD, got {name}. Detectors of scikit-learn have "
-                "their signs already; of a Pipeline, wrap the last step."
+                f"FromPyOD takes a detector of PyOD, got {name}. Use a detector of scikit-learn "
+                "without FromPyOD; in a Pipeline, wrap only its last step."
             )
         if not isinstance(self.detector.contamination, Real):
             raise ValueError(
-                f"contamination of {name} must be a number, got {self.detector.contamination!r}, "
-                "whose threshold is not one of scores. Call set_params(detector__contamination=.1)."
+                f"contamination of {name} must be a number, got {self.detector.contamination!r}: "
+                "it sets no threshold for scores. Call set_params(detector__contamination=.1)."
             )
         X = validate_data(self, X, ensure_min_samples=2)
         warn_of_labels(y)
         rng = check_random_state(self.random_state)
         with _global_generators(int(rng.randint(2**31))):
-            # Some detectors read parameters, and draw, when they are made: a clone is made anew.
+            # Some detectors draw random numbers in their constructor. A clone calls it again, so
+            # that it must be made after the generators are seeded.
             self.detector_ = clone_part(self.detector, rng).fit(X)
         self.training_scores_ = _turn(self.detector_.decision_scores_, name)
         self.offset_ = -float(self.detector_.threshold_)
@@ -150,12 +151,12 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples,)
-            float64, minus PyOD's `decision_function`, in the units of the detector.
+            Minus PyOD's `decision_function`, as float64, in the units of the detector.
 
         Raises
         ------
         ValueError
-            If `X` or a score is not finite, or the columns are not those of `fit`.
+            If `X` or a score is not finite, or if `X` has other columns than in `fit`.
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False)
@@ -165,25 +166,25 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
 class ToPyOD(BaseDetector):
     """Turn an outlier detector of scikit-learn, or of this package, into one of PyOD.
 
-    It has PyOD's methods, signs and labels, and works inside PyOD's ensembles, its time series and
-    its embeddings.
+    The result has PyOD's methods, signs and labels. It works in PyOD's ensembles, and in its
+    detectors for time series and embeddings.
 
     Parameters
     ----------
     detector : outlier detector, or Pipeline that ends with one
-        With `score_samples`, **higher = more normal**. A clone of it is fitted, but of a
-        `FrozenEstimator`, which stays as it is. Its own threshold is not used.
+        It needs `score_samples`, **higher = more normal**. A clone of it is fitted; a
+        `FrozenEstimator` is not fitted again. The detector's own threshold is not used.
     contamination : float in (0, 0.5], default=0.1
         Fraction of the training rows that is labelled 1.
 
     Attributes
     ----------
     detector_ : outlier detector
-        As fitted.
+        The fitted clone.
     decision_scores_ : ndarray of shape (n_samples,)
-        Scores of the training rows, **higher = more anomalous**: minus `training_scores_`, or
-        `negative_outlier_factor_`, where the detector has them, which are honest of rows that it
-        was trained on; else minus `score_samples`.
+        Scores of the training rows, **higher = more anomalous**: minus `training_scores_` or
+        `negative_outlier_factor_`, if the detector has one of them, because these compare a row
+        with other rows only; else minus `score_samples`.
     threshold_ : float
         Rows with a score above it are labelled 1.
     labels_ : ndarray of shape (n_samples,)
@@ -218,7 +219,7 @@ class ToPyOD(BaseDetector):
         ----------
         X : array-like, as the detector takes it
         y : ignored
-            As PyOD's detectors do, warns of labels.
+            Labels give a warning, as in PyOD's detectors.
 
         Returns
         -------
@@ -232,20 +233,22 @@ class ToPyOD(BaseDetector):
         _check_is_instance(self, self.detector)
         name = type(self.detector).__name__
         if isinstance(self.detector, BaseDetector):
-            raise TypeError(f"{name} is a detector of PyOD already: use it without ToPyOD.")
+            raise TypeError(f"{name} is a detector of PyOD already. Use it without ToPyOD.")
         if not hasattr(self.detector, "score_samples"):
             raise TypeError(
                 f"ToPyOD takes an outlier detector with score_samples, got {name}. "
-                "LocalOutlierFactor has it with novelty=True, and detectors of PyOD in a Pipeline "
-                "with FromPyOD around them."
+                "LocalOutlierFactor has this method if novelty=True. Wrap a detector of PyOD in "
+                "a Pipeline by FromPyOD."
             )
         self._set_n_classes(y)
-        self.detector_ = clone(self.detector).fit(X, None)  # which a FrozenEstimator asks for
+        # FrozenEstimator.fit has no default for y.
+        self.detector_ = clone(self.detector).fit(X, None)
         last = self.detector_
         while isinstance(last, Pipeline):
             last = last.steps[-1][1]
         scores = None
-        if not isinstance(last, FrozenEstimator):  # whose training rows were others
+        # A frozen detector was trained on other rows, so that its training scores do not fit X.
+        if not isinstance(last, FrozenEstimator):
             scores = getattr(last, "training_scores_", None)
             scores = getattr(last, "negative_outlier_factor_", scores)
         if scores is None:
@@ -264,7 +267,7 @@ class ToPyOD(BaseDetector):
         Returns
         -------
         ndarray of shape (n_samples,)
-            float64, minus `score_samples` of the detector.
+            Minus the detector's `score_samples`, as float64.
         """
         check_is_fitted(self, ["decision_scores_", "threshold_", "labels_"])
         return _turn(self.detector_.score_samples(X), type(self.detector_).__name__)
@@ -291,15 +294,17 @@ def _turn(scores: ArrayLike, name: str) -> NDArray[np.float64]:
 
 @contextmanager
 def _global_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and PyTorch, and put them back."""
-    # A process that has not used CUDA is not made to: it may be a fork, which cannot.
+    """Seed the global generators of Python, NumPy and PyTorch, and restore them at the end."""
+    # Do not start CUDA here: if this process is a fork, it cannot start CUDA.
     device = "cuda" if torch.cuda.is_initialized() else "cpu"
-    with globally_seeded(torch.Generator(device), seed):  # one thread at a time
+    # This context also holds a lock, so that only one thread at a time seeds the generators.
+    with globally_seeded(torch.Generator(device), seed):
         of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002 (what PyOD reads)
-            torch.manual_seed(seed)  # of CUDA, too, should PyOD begin to use it
+            np.random.seed(seed)  # noqa: NPY002 (PyOD reads this generator)
+            # This seeds CUDA, too, in case PyOD starts to use it.
+            torch.manual_seed(seed)
             yield
         finally:
             random.setstate(of_python)

@@ -33,27 +33,28 @@ def conformal_threshold(
     *,
     too_few: Literal["raise", "warn"] = "raise",
 ) -> float:
-    """Find the score below which new normal rows fall at most at a promised rate.
+    """Find the threshold below which at most a given fraction of new normal rows falls.
 
     Parameters
     ----------
     scores : array-like of shape (n_samples,)
         Scores of held-out normal rows, **higher = more normal**.
     false_alarm_rate : float in (0, 1)
-        Promised rate.
+        Fraction of new normal rows that may fall below the threshold.
     groups : array-like of shape (n_samples,), default=None
-        Which rows belong together, as photographs of one part do. The promise is then for a row of
-        a *new* group, and rests on the number of groups: each counts as much as any other,
-        whatever its number of rows. None makes every row a group.
+        Names of groups of rows that belong together, such as photographs of one part. The rate
+        then holds for a row of a *new* group. It needs enough groups, not rows: every group counts
+        the same, whatever its number of rows. With None every row is a group of its own.
     too_few : {"raise", "warn"}, default="raise"
-        What to do if there are fewer rows, or groups, than ``1 / false_alarm_rate - 1``, so that no
-        score keeps the promise: a ValueError, or a UserWarning and the lowest score. With "warn"
-        the threshold of rows without groups may lie between two scores, so that the rate is kept on
-        average, where "raise" takes the lower one and keeps it at most.
+        What to do if there are fewer than ``1 / false_alarm_rate - 1`` rows or groups, so that no
+        threshold can guarantee the rate: raise ValueError, or give a UserWarning and return the
+        lowest score. Without groups, "warn" interpolates between two scores, which gives the rate
+        on average; "raise" takes the lower score, which gives at most the rate.
 
     Returns
     -------
     float
+        The threshold. A row with a lower score is an outlier.
 
     Examples
     --------
@@ -91,15 +92,18 @@ def _threshold(
             f"{problem} Expect up to {1 / (n_groups + 1):.1%} false alarms. Fit with more {kind}."
         )
     if too_few == "warn" and not grouped:
-        # Between two scores, for a rate that is kept on average: the lower one would flag fewer.
+        # Interpolate between two scores, so that the rate holds on average. The lower of the two
+        # would flag fewer rows than the user asked for, which matters with few rows.
         return float(np.interp(max(allowed, 0.0), np.arange(len(scores)), np.sort(scores)))
+    # The threshold is the first score at which the summed weight exceeds the allowed one: the rows
+    # below it are the allowed false alarms. Without groups every weight is 1.
     order = np.argsort(scores, kind="stable")
     rank = np.searchsorted(np.cumsum(weights[order]), allowed, side="right")
     return float(scores[order[rank]])
 
 
 def least_number(false_alarm_rate: float) -> int:
-    # Gives the number of held-out rows, or groups, that can promise a rate.
+    # Returns the smallest number of held-out rows, or groups, that can guarantee a rate.
     return int(np.ceil(1 / false_alarm_rate - 1e-9)) - 1
 
 
@@ -109,45 +113,47 @@ def shuffled_folds(
     groups: ArrayLike | None,
     random_state: int | np.random.RandomState,
 ) -> KFold | GroupKFold:
-    # Gives a splitter of rows, or of groups, into that many parts, or as many as there can be.
+    # Returns a splitter of rows, or of groups. There cannot be more folds than rows or groups.
     n_parts = n_samples if groups is None else len(np.unique(groups))
     kind = KFold if groups is None else GroupKFold
     return kind(max(2, min(n_folds, n_parts)), shuffle=True, random_state=random_state)
 
 
 def check_groups(groups: ArrayLike, n_samples: int) -> NDArray[Any]:
-    # Gives an array that names a group for each row, or raises ValueError.
+    # Returns an array that names a group for each row, or raises ValueError.
     names = np.asarray(groups)
     if names.shape != (n_samples,):
         got = f"{len(names)} entries" if names.ndim == 1 else f"an array of shape {names.shape}"
         raise ValueError(f"groups has {got} for {n_samples} rows; it must name a group for each.")
-    # Of a list, NumPy would make the text "nan" of a NaN among texts.
+    # Do not look for NaN in `names`: from a list of texts with a NaN, NumPy makes the text "nan".
     values = names if hasattr(groups, "dtype") else np.array(groups, dtype=object)
     missing = [i for i, name in enumerate(values.tolist()) if _is_missing(name)]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + ", ..." * (len(missing) > 10)
         raise ValueError(
             f"groups names no group (None or NaN) for {len(missing)} of {n_samples} rows, at the "
-            f"positions {shown}, counted from 0. Give a row that belongs to no other a name of its "
-            "own, or leave these rows out."
+            f"positions {shown}, counted from 0. Give each row without a group a name of its own, "
+            "or leave these rows out."
         )
     try:
         np.unique(names)
     except TypeError as error:
         raise ValueError(
-            f"groups holds names that cannot be compared ({error}): make texts of all of them."
+            f"groups holds names that cannot be compared ({error}). Convert all of them to texts."
         ) from error
     return names
 
 
 def _is_missing(name: Any) -> bool:
+    # A NaN of any type differs from itself; pandas.NA has to be asked first, because comparing it
+    # gives neither True nor False.
     return name is None or is_pandas_na(name) or bool(name != name)
 
 
 def conformal_p_values(
     scores: ArrayLike, calibration_scores: ArrayLike, weights: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    """Give conformal p-values of "this row is normal"; **small = anomalous**.
+    """Return conformal p-values of "this row is normal"; **small = anomalous**.
 
     Parameters
     ----------
@@ -156,13 +162,14 @@ def conformal_p_values(
     calibration_scores : array-like of shape (n_calibration,)
         Sorted scores of held-out normal rows.
     weights : array-like of shape (n_calibration,), default=None
-        What each of these rows counts: one over the number of rows in its group. None is 1.
+        Weight of each of these rows: 1 / (number of rows in its group). None means weights of 1.
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        ``(1 + number of calibration scores not above the row's) / (n_calibration + 1)``; of groups,
-        the sum of weights instead of the number, and the number of groups.
+        ``(1 + number of calibration scores not above the row's) / (n_calibration + 1)``. With
+        `weights`, the weights of these scores are summed, and the sum of all weights, which is the
+        number of groups, replaces ``n_calibration``.
 
     Examples
     --------
@@ -179,7 +186,7 @@ def conformal_p_values(
 
 
 class VerdictMixin(OutlierMixin):
-    """Verdicts of anything with `score_samples` and `offset_`."""
+    """`decision_function` and `predict` for a class with `score_samples` and `offset_`."""
 
     offset_: float
 
@@ -213,13 +220,13 @@ class VerdictMixin(OutlierMixin):
 
 
 class ThresholdMixin(VerdictMixin):
-    """Verdicts and p-values of anything with `score_samples`, once `_calibrate` has been called."""
+    """Verdicts and p-values for a class with `score_samples`, after a call of `_calibrate`."""
 
     calibration_scores_: NDArray[np.float64]
     calibration_weights_: NDArray[np.float64] | None
 
     def p_values(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Conformal p-values of "this row is normal"; **small = anomalous**.
+        """Return conformal p-values of "this row is normal"; **small = anomalous**.
 
         Parameters
         ----------
@@ -228,9 +235,9 @@ class ThresholdMixin(VerdictMixin):
         Returns
         -------
         ndarray of shape (n_samples,)
-            ``(1 + number of calibration scores not above the row's) / (n + 1)``; groups count by
-            the fraction of their rows. Valid in finite samples if these scores are of rows that
-            nothing was fitted on; they hold approximately if they are out-of-fold scores.
+            ``(1 + number of calibration scores not above the row's) / (n + 1)``; with groups, each
+            group counts by the fraction of its rows. The p-values are exact for any number of rows
+            if nothing was fitted on the calibration rows, and approximate for out-of-fold scores.
         """
         scores = self.score_samples(X)
         return conformal_p_values(scores, self.calibration_scores_, self.calibration_weights_)
@@ -242,12 +249,12 @@ class ThresholdMixin(VerdictMixin):
         groups: ArrayLike | None = None,
         too_few: Literal["raise", "warn"] = "raise",
     ) -> None:
-        """Set the threshold by scores of held-out normal rows."""
+        """Set the threshold from the scores of held-out normal rows."""
         self.offset_ = conformal_threshold(scores, rate, groups, too_few=too_few)
         self._keep_scores(scores, groups)
 
     def _promise(self, rate: float) -> None:
-        """Move the threshold to another rate, by the scores that were kept."""
+        """Set the threshold for another rate, from the calibration scores of `fit`."""
         scores, weights = self.calibration_scores_, self.calibration_weights_
         if weights is None:
             self.offset_ = conformal_threshold(scores, rate)
@@ -269,23 +276,23 @@ def _scoring_method(estimator: Any) -> Any:
 
 
 class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
-    """Give any outlier detector a promised rate of false alarms, and p-values.
+    """Give any outlier detector a guaranteed rate of false alarms, and p-values.
 
-    Normal rows on which the detector was not fitted are scored, and the threshold is put below
-    most of these scores, by conformal prediction [1]_. The detector's own threshold is not used.
+    The threshold comes from the scores of normal rows on which the detector was not fitted, by
+    conformal prediction [1]_. The detector's own threshold is not used.
 
     Parameters
     ----------
     estimator : outlier detector, or Pipeline that ends with one
-        With `score_samples` or `decision_function`, **higher = more normal**. A fitted one is
-        wrapped, ``FrozenEstimator(detector)``: it stays as it is, and all rows of `fit` must be
-        normal rows that it has not seen. Any other is cloned and fitted in `fit`.
+        It needs `score_samples` or `decision_function`, **higher = more normal**. `fit` fits a
+        clone of it. To keep a fitted detector, pass ``FrozenEstimator(detector)``: then all rows
+        given to `fit` must be normal rows that the detector has not seen.
     false_alarm_rate : float in (0, 1), default=0.05
-        Fraction of new normal rows that may be flagged. It needs at least
-        ``1 / false_alarm_rate - 1`` rows, or groups.
+        Fraction of new normal rows that may be labelled outliers. `fit` needs at least
+        ``1 / false_alarm_rate - 1`` rows or groups.
     cv : int, splitter or iterable of splits, default=5
-        Folds that are held out in turn: a clone that is fitted on the other rows scores them. A
-        number of folds shuffles rows, or groups. Ignored with a `FrozenEstimator`.
+        Folds: a clone that is fitted on the other folds scores each of them. An integer is a
+        number of folds of shuffled rows or groups. Ignored with a `FrozenEstimator`.
 
     Attributes
     ----------
@@ -296,23 +303,23 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
     calibration_scores_ : ndarray
         Sorted scores of the held-out rows.
     calibration_weights_ : ndarray, or None
-        What each of these counts, one over the size of its group; None without groups.
+        Weight of each of these rows, 1 / (size of its group); None without groups.
     n_features_in_, feature_names_in_ : int, ndarray of str
-        Those of `estimator_`, if it has them.
+        The attributes of `estimator_`, if it has them.
 
     Notes
     -----
-    With a `FrozenEstimator` the promise is exact for rows exchangeable with those of `fit`: they
-    are flagged with a probability of at most `false_alarm_rate`. With folds it holds nearly, if a
-    detector changes little when a fold is added to its training rows.
+    With a `FrozenEstimator` the guarantee is exact: a new row that is exchangeable with the rows
+    of `fit` is labelled an outlier with a probability of at most `false_alarm_rate`. With folds it
+    is approximate: it needs a detector that changes little when one fold is added to its rows.
 
-    If `fit` is given `groups`, rows of one group are never on both sides of a split, and the
-    promise is for rows of new groups.
+    With `groups`, rows of one group are never on both sides of a split, and the guarantee is for
+    rows of new groups.
 
     References
     ----------
     .. [1] Y. Lee, R. F. Barber, R. Willett, "Distribution-free inference with hierarchical data",
-       2023, of which rows without groups are the simplest case.
+       2023. Rows without groups are its simplest case.
 
     Examples
     --------
@@ -325,7 +332,7 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
     array([ 1, -1])
     """
 
-    # As scikit-learn's splitters do: groups are meant for this object unless the user says no.
+    # Under metadata routing `fit` takes groups without a request, like scikit-learn's splitters.
     __metadata_request__fit: ClassVar[dict[str, Any]] = {"groups": True}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -350,14 +357,14 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
-            Normal rows, or whatever the estimator takes.
+            Normal rows, images or other data that the estimator takes.
         y : array-like of shape (n_samples,), default=None
-            Handed to the estimator and to `cv`.
+            It is passed to the estimator and to `cv`.
         groups : array-like of shape (n_samples,), default=None
-            Which rows belong together, such as photographs of one part.
+            Names of groups of rows that belong together, such as photographs of one part.
         **fit_params
-            For the estimator's `fit`; arrays of n_samples are split as the rows are. Under
-            scikit-learn's metadata routing, what the estimator has requested.
+            Arguments of the estimator's `fit`; arrays of n_samples are split like the rows. Under
+            scikit-learn's metadata routing, the metadata that the estimator has requested.
 
         Returns
         -------
@@ -366,8 +373,8 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are fewer rows, or groups, than the rate needs, a row's group is None or NaN,
-            or `cv` does not hold out each row once, or has rows of one group on both sides.
+            If the rate needs more rows or groups; if the group of a row is None or NaN; if `cv`
+            does not hold out each row exactly once, or splits the rows of a group.
         """
         self._validate_params()
         params = fit_params
@@ -379,24 +386,25 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
             scores = _scores(estimator, X)
         else:
             X, y = indexable(X, y)
-            # Before anything is fitted, this raises if there are too few rows or groups.
+            # Fits can take hours: raise an error about too few rows or groups before the first.
             conformal_threshold(np.zeros(_num_samples(X)), self.false_alarm_rate, groups)
             with warnings.catch_warnings():
-                # Of our detectors, whose own thresholds do not matter here.
+                # Our detectors warn about their own thresholds, which are not used here.
                 warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least", UserWarning)
                 scores = self._out_of_fold_scores(X, y, groups, params)
                 estimator = _fitted(self.estimator, X, y, params)
         self._calibrate(scores, self.false_alarm_rate, groups)
         self.estimator_ = estimator
         for name in ("n_features_in_", "feature_names_in_"):
-            self.__dict__.pop(name, None)  # of an earlier fit
+            # Remove the value of an earlier fit: the new estimator may not have this attribute.
+            self.__dict__.pop(name, None)
             if hasattr(estimator, name):
                 setattr(self, name, getattr(estimator, name))
         return self
 
     @available_if(_has_scores)
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """Score rows by the estimator; **higher = more normal**.
+        """Score rows with the estimator; **higher = more normal**.
 
         Parameters
         ----------
@@ -405,7 +413,7 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples,)
-            Its `score_samples`, or its `decision_function` if it has no such method.
+            The estimator's `score_samples`, or its `decision_function` if that is missing.
         """
         check_is_fitted(self)
         return _scores(self.estimator_, X)
@@ -413,7 +421,7 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
     def _out_of_fold_scores(
         self, X: Any, y: Any, groups: ArrayLike | None, params: dict[str, Any]
     ) -> NDArray[np.float64]:
-        """Score rows, each by a clone that was fitted without it and its group."""
+        """Score each row with a clone that was fitted without this row and its group."""
         scores = np.full(_num_samples(X), np.nan)
         n_held_out = np.zeros(len(scores), dtype=int)
         for seen, unseen in self._splits(X, y, groups):
@@ -422,7 +430,8 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
                 if np.isin(of_group[seen], of_group[unseen]).any():
                     raise ValueError(
                         f"cv={self.cv!r} has rows of one group on both sides of a split. Pass a "
-                        "splitter that regards groups, such as GroupKFold, or a number of folds."
+                        "splitter that keeps groups together, such as GroupKFold, or a number of "
+                        "folds."
                     )
             own = _check_method_params(X, params, indices=seen)
             y_seen = None if y is None else _safe_indexing(y, seen)
@@ -431,24 +440,27 @@ class ConformalDetector(MetaEstimatorMixin, ThresholdMixin, BaseEstimator):
             n_held_out[unseen] += 1
         if (n_held_out != 1).any():
             raise ValueError(
-                f"cv={self.cv!r} must hold out each row once, but holds out "
-                f"{np.sum(n_held_out == 0)} rows never and {np.sum(n_held_out > 1)} repeatedly."
+                f"cv={self.cv!r} must hold out each row once, but it never holds out "
+                f"{np.sum(n_held_out == 0)} rows and holds out {np.sum(n_held_out > 1)} rows "
+                "repeatedly. Pass a splitter such as KFold, or a number of folds."
             )
         return scores
 
     def _splits(self, X: Any, y: Any, groups: ArrayLike | None) -> Iterator[Any]:
         cv = self.cv
         if isinstance(cv, Integral):
-            # Shuffled, since the rows of a table may be sorted; the same rows for every call.
+            # Shuffle, because the rows of a table may be sorted. A fixed seed makes two calls of
+            # `fit` agree, although this class has no parameter random_state.
             cv = shuffled_folds(int(cv), _num_samples(X), groups, random_state=0)
         return check_cv(cv).split(X, y, groups)
 
     def get_metadata_routing(self) -> MetadataRouter:
-        """Say which metadata `fit` takes, and which it hands on.
+        """Return which metadata `fit` takes, and which it passes on.
 
         Returns
         -------
         MetadataRouter
+            The routing of scikit-learn.
         """
         mapping = MethodMapping().add(caller="fit", callee="fit")
         router = MetadataRouter(owner=self).add_self_request(self)
@@ -469,13 +481,13 @@ def _scores(estimator: Any, X: Any) -> NDArray[np.float64]:
     if not np.isfinite(scores).all():
         raise ValueError(
             f"{np.sum(~np.isfinite(scores))} of {len(scores)} scores of {type(estimator).__name__} "
-            "are NaN or infinite. Check the rows and the detector."
+            "are NaN or infinite. Scale the rows, or use another detector."
         )
     return scores
 
 
 def _weights(groups: ArrayLike | None, n_samples: int) -> NDArray[np.float64]:
-    """Give each row one over the number of rows in its group; they add up to the groups' number."""
+    """Return 1 / (number of rows in its group) for each row; the sum is the number of groups."""
     if groups is None:
         return np.ones(n_samples)
     _, group, sizes = np.unique(

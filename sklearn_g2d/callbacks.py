@@ -1,4 +1,4 @@
-"""Callbacks for `fit`, beside those of `sklearn.callback`."""
+"""Callbacks for `fit`, in addition to those of `sklearn.callback`."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ _IDENTITY, _STATE = "checkpoint.json", "state.pt"
 
 
 class Checkpoint:
-    """Let a `fit` that was killed go on, when it is called again, from where it was.
+    """Let an interrupted `fit` continue from its last checkpoint when it is called again.
 
-    Set it by ``detector.set_callbacks(Checkpoint("fit.checkpoint"))``. The outcome equals that of
-    a fit that was not interrupted, in every bit on the same kind of machine, with the same
-    versions of libraries and number of threads. What precedes training (features, scaling) is
-    computed anew. The file is removed when `fit` has come to its end.
+    Set it by ``detector.set_callbacks(Checkpoint("fit.checkpoint"))``. The result equals that of
+    a fit without interruption, in every bit, on the same kind of machine with the same versions
+    of libraries and number of threads. The steps before training (features, scaling) are computed
+    again. The file is removed when `fit` ends.
 
     Parameters
     ----------
     path : str or path-like
-        A file, for one fit at a time; or an existing folder, in which every fit has a file of its
-        own, named by its data and parameters. A search or a pipeline around the detector asks
-        for a folder.
+        A file, for one fit at a time; or an existing folder, in which each fit has its own file,
+        named after its data and parameters. A search or a Pipeline around the detector needs a
+        folder.
     every : float, default=60.0
-        Least seconds between two writings. What is written is the last state found good, which
-        training looks for after every 50 steps.
+        Smallest number of seconds between two writes. The file holds the last state in which
+        training had not diverged; training checks this every 50 steps.
 
     Examples
     --------
@@ -68,37 +68,39 @@ class Checkpoint:
             raise ValueError(f"every must be a number of seconds of at least 0, got {every!r}.")
         self.path = path
         self.every = every
-        # By id of the estimator: clones share their callbacks, and may be fitted in threads.
+        # One callback serves several fits: clones share their callbacks, and threads may fit them
+        # at the same time. The id of the estimator tells these fits apart.
         self._fits: dict[int, _Fit] = {}
 
     def __getstate__(self) -> dict[str, Any]:
+        # Running fits belong to this process: a copy for another one starts without them.
         return {**vars(self), "_fits": {}}
 
     def setup(self, estimator: Any, context: CallbackContext) -> None:
-        """See that the estimator can go on from a checkpoint, and where its file would be.
+        """Raise an error if the estimator, or the path, does not work with checkpoints.
 
         Parameters
         ----------
         estimator : NetworkDetector
-            Whose `fit` begins.
+            The detector at the start of its `fit`.
         context : CallbackContext
-            Of `fit`.
+            Context of `fit`.
         """
         if not isinstance(estimator, NetworkDetector):
             raise TypeError(
-                "A Checkpoint keeps the training of a G2DOutlierDetector or an AVIDDetector, "
+                "A Checkpoint saves the training of a G2DOutlierDetector or an AVIDDetector, "
                 f"not of {type(estimator).__name__}: set it on the detector inside."
             )
         if parallel.n_processes() > 1:
             raise ValueError(
-                "A Checkpoint keeps the state of one process, but several train together here. "
-                "Fit without it, or in one process."
+                "A Checkpoint saves the state of one process, but several processes train "
+                "together here. Fit without it, or in one process."
             )
         if context.parent is not None and not os.path.isdir(self.path):
             raise ValueError(
                 f"{os.fspath(self.path)!r} would be one file for all the fits of "
                 f"{context.parent.estimator_name}. Pass Checkpoint an existing folder, in which "
-                "each has its own."
+                "each fit has its own file."
             )
 
     def on_fit_task_begin(
@@ -109,20 +111,20 @@ class Checkpoint:
         X: NDArray[Any] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Find the checkpoint of a fit, and load what it holds of a stage of training.
+        """Find the checkpoint of a fit, or load the state of a stage of training.
 
         Parameters
         ----------
         estimator : NetworkDetector
-            Being fitted.
+            The detector that is being fitted.
         context : CallbackContext
-            Of `fit`, of a stage, or of a step.
+            Context of `fit`, of a stage, or of a step.
         X : ndarray of shape (n_samples, n_features)
-            Of `fit`.
+            The rows given to `fit`.
         metadata : dict
-            Of `fit`, its random state; of a stage, its `Training`.
+            The random state of `fit`, or the `Training` of a stage; None for a step.
         """
-        if metadata is None:  # of a step
+        if metadata is None:
             return
         if "training" in metadata:
             self._fits[id(estimator)].begin_stage(context.task_id, metadata["training"])
@@ -136,19 +138,21 @@ class Checkpoint:
             self._fits[id(estimator)] = fit
             if path.exists():
                 fit.read()
-                if estimator.random_state is None:  # which would be NumPy's own, not ours to set
+                # With random_state=None the random state is NumPy's global one, which this package
+                # must not change: use a new one for the rest of this fit.
+                if estimator.random_state is None:
                     metadata["random_state"] = np.random.RandomState()
                 metadata["random_state"].set_state(fit.random_state)
 
     def on_fit_task_end(self, estimator: Any, context: CallbackContext) -> None:
-        """Write the checkpoint if it is time; remove it at the end of `fit`.
+        """Write the checkpoint if the last one is old enough; remove it at the end of `fit`.
 
         Parameters
         ----------
         estimator : NetworkDetector
-            Being fitted.
+            The detector that is being fitted.
         context : CallbackContext
-            Of `fit`, of a stage, or of a step.
+            Context of `fit`, of a stage, or of a step.
         """
         fit = self._fits[id(estimator)]
         if context.task_name == "step":
@@ -159,22 +163,23 @@ class Checkpoint:
             fit.path.unlink(missing_ok=True)
 
     def teardown(self, estimator: Any, context: CallbackContext) -> None:
-        """Forget the fit. A checkpoint of training that has diverged is of no use: it is removed.
+        """Forget the fit, and remove its checkpoint if training has diverged.
 
         Parameters
         ----------
         estimator : NetworkDetector
-            Whose `fit` has ended, well or not.
+            The detector at the end of its `fit`, also after an error.
         context : CallbackContext
-            Of `fit`.
+            Context of `fit`.
         """
         fit = self._fits.pop(id(estimator), None)
+        # A fit that continues from this checkpoint would diverge again.
         if fit is not None and fit.training is not None and fit.training.diverged:
             fit.path.unlink(missing_ok=True)
 
 
 class _Fit:
-    """A fit on its way: its file, what makes it this fit and no other, and where it drew from."""
+    """A running fit: its file, its identity, its random state and the states of its stages."""
 
     def __init__(self, path: Path, identity: dict[str, str], random_state: dict[str, Any]) -> None:
         self.path, self.identity, self.random_state = path, identity, random_state
@@ -186,27 +191,30 @@ class _Fit:
         self._stamp: tuple[int, ...] | None = None
 
     def begin_stage(self, number: int, training: Training) -> None:
-        """Load what is known of a stage; make sure of the file before the first one."""
+        """Load the state of a stage if the file has one; write the file before the first stage."""
         self._stage, self.training = number, training
         if number == len(self.stages):
             self.stages.append(training.state_dict())
         else:
+            # A file of unknown origin can cause an error of any type.
             try:
                 training.load_state_dict(self.stages[number])
-            except Exception as error:  # whatever an odd file can bring about
+            except Exception as error:
                 raise self._unusable(error) from error
         self._written_step = training.step
+        # A fit without a seed can only be repeated from its random state at the start: save this
+        # state before the first step, not only after `every` seconds.
         if self._stamp is None:
-            self._write()  # what was drawn is needed from the start, if there is no seed
+            self._write()
 
     def end_stage(self) -> None:
-        """Keep the outcome of a stage."""
+        """Keep the final state of a stage, so that later checkpoints include it."""
         assert self.training is not None
         self.stages[self._stage] = self.training.state_dict()
         self.training = None
 
     def write_if_due(self, every: float) -> None:
-        """Write the file if there is something new, and the last time was long ago."""
+        """Write the file if the state is new and the last write is `every` seconds ago."""
         training = self.training
         assert training is not None
         if training.step == self._written_step or time.monotonic() - self._written_at < every:
@@ -216,8 +224,10 @@ class _Fit:
         self._written_step, self._written_at = training.step, time.monotonic()
 
     def read(self) -> None:
-        """Read the file."""
+        """Read the file, and raise an error if it does not belong to this fit."""
         shown = repr(str(self.path))
+        # Take the stamp before reading: if another fit replaces the file meanwhile, `_write` sees
+        # a stamp that differs.
         stamp = self._stamp_of_file()
         try:
             archive = files.unpack(files.read(self.path))
@@ -229,23 +239,25 @@ class _Fit:
         here = self.identity
         names = [name for name in {**identity, **here} if identity.get(name) != here.get(name)]
         if names:
+            # If a part itself differs, its parameters differ, too: naming the part is enough.
             differences = "; ".join(
                 f"{name}: {identity.get(name, 'nothing')} there, {here.get(name, 'nothing')} now"
                 for name in names
-                if not any(name.startswith(f"{part}__") for part in names)  # of another class
+                if not any(name.startswith(f"{part}__") for part in names)
             )
             raise CheckpointError(
-                f"{shown} is the checkpoint of another fit ({differences}). Call that one again to "
-                f"go on with it. {_ANEW}"
+                f"{shown} is the checkpoint of another fit ({differences}). Call that fit again to "
+                f"continue it. {_ANEW}"
             )
         try:
             stored = torch.load(io.BytesIO(archive.read(_STATE)), weights_only=True)
             state = _converted(stored, np.ndarray)
             self.random_state, self.stages = state["random_state"], state["stages"]
             np.random.RandomState().set_state(self.random_state)
-            if not 0 <= self.random_state["state"]["pos"] <= 624:  # an index of compiled code
+            # NumPy's compiled code does not check this index, and would read outside its array.
+            if not 0 <= self.random_state["state"]["pos"] <= 624:
                 raise ValueError("a random state points outside of itself")
-        except Exception as error:  # whatever an odd file can bring about
+        except Exception as error:
             raise self._unusable(error) from error
         self._stamp = stamp
 
@@ -253,8 +265,8 @@ class _Fit:
         stamp = self._stamp_of_file()
         if stamp is not None and stamp != self._stamp:
             raise CheckpointError(
-                f"{str(self.path)!r} was written by another fit meanwhile. Give each fit a path of "
-                "its own, or pass Checkpoint a folder."
+                f"{str(self.path)!r} was written by another fit meanwhile. Give each fit its own "
+                "path, or pass Checkpoint a folder."
             )
         stored = io.BytesIO()
         state = {"random_state": self.random_state, "stages": self.stages}
@@ -267,7 +279,7 @@ class _Fit:
         return CheckpointError(f"Training cannot go on from {str(self.path)!r} ({error}). {_ANEW}")
 
     def _stamp_of_file(self) -> tuple[int, ...] | None:
-        """Tell the file from another one of its name; None if there is none."""
+        """Return numbers that change when the file is replaced; None if there is no file."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
@@ -275,11 +287,11 @@ class _Fit:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-_ANEW = "To begin anew, delete the file, or pass another path."
+_ANEW = "To start a new fit, delete the file or pass another path."
 
 
 def _identity(estimator: NetworkDetector, X: NDArray[Any], to_continue: Any) -> dict[str, str]:
-    """Describe a fit, alike in every process: class, version, parameters and data."""
+    """Describe a fit by class, version, parameters and data, the same in every process."""
     data = hashlib.sha256()
     for block in blocks(X, 8192):
         data.update(np.ascontiguousarray(block).data)
@@ -288,6 +300,8 @@ def _identity(estimator: NetworkDetector, X: NDArray[Any], to_continue: Any) -> 
     parameters = estimator.get_params(deep=True)
     if to_continue is not None:
         parameters["networks to continue"] = to_continue
+    # `verbose` is left out because it does not change the result: a user may want to continue the
+    # fit with more messages.
     return {
         "class": type(estimator).__name__,
         "version of sklearn_g2d": __version__,
@@ -300,9 +314,11 @@ def _identity(estimator: NetworkDetector, X: NDArray[Any], to_continue: Any) -> 
 
 
 def _described(value: Any) -> str:
-    """Show numbers and text, and digests of all else but functions, which have only names."""
+    """Return a text for a value: numbers and texts as such, names of functions, else a digest."""
     name = type(value).__name__
-    if isinstance(value, BaseEstimator):  # whose parameters are listed, too
+    # Parameters of a nested estimator have entries of their own. Describe its other attributes,
+    # which it has if it is fitted.
+    if isinstance(value, BaseEstimator):
         parameters = value.get_params(deep=False)
         value = {key: item for key, item in vars(value).items() if key not in parameters}
         if not value:
@@ -311,13 +327,16 @@ def _described(value: Any) -> str:
         json.dumps(value)
         return repr(value)
     if not hasattr(value, "__name__"):
-        with contextlib.suppress(Exception):  # of pickle, or of the user's objects
+        # The user's object may fail in any way when it is pickled.
+        with contextlib.suppress(Exception):
             return f"{name} {joblib.hash(value)[:16]}"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # without places in memory
+    # Addresses in memory differ from process to process.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _converted(state: Any, kind: type) -> Any:
-    """Copy a state with tensors in place of arrays, or the reverse."""
+    """Copy a state with tensors instead of arrays, or the reverse."""
+    # Files hold tensors only, because `torch.load` with weights_only=True reads no NumPy arrays.
     if isinstance(state, dict):
         return {key: _converted(value, kind) for key, value in state.items()}
     if isinstance(state, list):

@@ -1,4 +1,4 @@
-"""Scores of more rows than memory holds, by dask. Needs the extra "dask"."""
+"""Scores of more rows than fit into memory, with dask. It needs the extra "dask"."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ Collection = TypeVar("Collection", Array, Bag)
 def score_samples(detector: BaseDetector, X: Collection) -> Collection:
     """Score a dask collection lazily, block by block; **higher = more normal**.
 
-    Nothing is read before the result is computed, and then at most one block for each thread.
-    Each worker receives the detector once.
+    No data is read before the result is computed; then each thread holds at most one block. Each
+    worker receives the detector once.
 
     Parameters
     ----------
     detector : G2DOutlierDetector, AVIDDetector or another fitted detector
     X : dask.array.Array of shape (n_samples, ...), or dask.bag.Bag of arrays
-        Rows or images, as for the detector's own `score_samples`. The blocks of an array may
-        hold any number of rows; an item of a bag may be the rows of one file, for example.
+        Rows or images, as for the detector's own `score_samples`. A block of an array may hold
+        any number of rows. An item of a bag may be the rows of one file, for example.
 
     Returns
     -------
     dask.array.Array of shape (n_samples,), or dask.bag.Bag of ndarray
         The float64 scores of the detector's `score_samples`, block by block or item by item.
-        Subtract ``detector.offset_`` for the `decision_function`, negative where `predict`
-        returns -1.
+        Subtract ``detector.offset_`` to get the `decision_function`, which is negative where
+        `predict` returns -1.
 
     Raises
     ------
@@ -58,7 +58,8 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
     (200,)
     """
     check_is_fitted(detector)
-    # The detector is a task that the others share: as their argument it would be sent with each.
+    # Make the detector a task that all blocks share. As a plain argument it would be sent to the
+    # workers again with every block.
     shared = delayed(detector, traverse=False)
     if isinstance(X, Bag):
         return X.map(_score_block, shared)
@@ -69,10 +70,10 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
         )
     raise TypeError(
         f"X must be a dask array, or a dask bag of arrays, got {type(X).__name__}. For arrays in "
-        "memory, and memory maps, call the detector's own score_samples."
+        "memory and for memory maps, call the detector's own score_samples."
     )
 
 
 def _score_block(block: ArrayLike, detector: BaseDetector) -> NDArray[np.float64]:
-    # A filter may leave nothing of a block.
+    # A filter of the user may have removed all rows of a block.
     return detector.score_samples(block) if len(block) else np.empty(0)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Errors of this package; bad values raise ValueError as in scikit-learn."""
+"""Errors of this package. A bad value of a parameter raises ValueError, as in scikit-learn."""
 
 __all__ = [
     "CheckpointError",
@@ -10,11 +10,11 @@ __all__ = [
 
 
 class TrainingDivergedError(RuntimeError):
-    """Training diverged, also at lower learning rates; the estimator is as it was before `fit`."""
+    """Training diverged, also at lower learning rates. The estimator is as before the fit."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint belongs to another fit or is damaged; its file is left unchanged."""
+    """A checkpoint belongs to another fit or is damaged. Its file is not changed."""
 
 
 class ModelFileError(ValueError):
@@ -22,8 +22,8 @@ class ModelFileError(ValueError):
 
 
 class UnsupportedObjectError(TypeError):
-    """A detector holds an object of the user that cannot be saved or exported."""
+    """A detector holds an object, often the user's own, that cannot be saved or exported."""
 
 
 class VideoFileError(ValueError):
-    """A video file is empty, damaged or not a video; frames that were read before stay valid."""
+    """A video file is empty, damaged or not a video. Frames that were read before stay valid."""

@@ -1,7 +1,7 @@
 """Fitted detectors as ONNX graphs, from the user's array to the scores.
 
-A graph is traced from the very methods that score: whatever is exported computes by one method
-`_compute`, which takes arrays or tensors, from its `_constants`.
+A graph is traced from the methods that score. An object that can be exported computes in one method
+`_compute`, which takes arrays or tensors and the constants that `_constants` returns.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ _DTYPES = "float64", "float32", "uint8"
 def to_onnx(
     detector: BaseEstimator, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64"
 ) -> None:
-    """Write a fitted detector as an ONNX graph; see the detectors' method of this name.
+    """Write a fitted detector as an ONNX graph; see the detectors' method `to_onnx`.
 
     Parameters
     ----------
     detector : G2DOutlierDetector, AVIDDetector or PatchDetector
-        Fitted.
+        A fitted detector.
     path : str or path-like
-        Where to; an existing file is replaced, once all of the new one is on the disk.
+        The file. An existing file is replaced after the new one is complete on the disk.
     dtype : {"float64", "float32", "uint8"}, default="float64"
-        Of the graph's input "X".
+        Data type of the graph's input "X".
 
     Raises
     ------
     NotFittedError
-        Before `fit`.
+        If the detector is not fitted.
     UnsupportedObjectError
         If a part of the detector is your own.
     ImportError
-        Without the packages of the extra "onnx".
+        If the packages of the extra "onnx" are missing.
 
     Examples
     --------
@@ -76,11 +76,13 @@ def to_onnx(
     module = detector._export_module()
     if module.rounds:
         warnings.warn(
-            "This detector scores in bfloat16, the exported graph in float32: scores will differ "
-            'by some hundredths. Fit with precision="float32" for equal ones.',
+            "This detector scores in bfloat16, and the exported graph in float32: scores will "
+            'differ by some hundredths. Fit with precision="float32" for equal scores.',
             UserWarning,
             stacklevel=4,
         )
+    # The exporter traces the module on an example. Three rows, not one, because the exporter may
+    # treat a size of 1 as a constant.
     example = detector._as_given(np.zeros((3, detector.n_features_in_), dtype=name))
     model = onnx_model(module, example, module.output_names)
     names = getattr(detector, "feature_names_in_", None)
@@ -97,12 +99,12 @@ def to_onnx(
 
 
 class Constants(nn.Module):
-    """A module with constant tensors, because the exporter writes Python's numbers in float32.
+    """A module whose constants are tensors: the exporter would write Python's numbers as float32.
 
     Parameters
     ----------
     **values
-        Attributes; arrays keep their dtype, numbers become float64.
+        Attributes of the module. Arrays keep their dtype, and numbers become float64.
     """
 
     def __init__(self, **values: ArrayLike) -> None:
@@ -111,24 +113,26 @@ class Constants(nn.Module):
             self.register_buffer(name, torch.tensor(np.asarray(value)))
 
     def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name)  # a tensor or a module, which type checkers cannot tell
+        # Type checkers cannot tell a tensor from a module here: declare the result as Any.
+        return super().__getattr__(name)
 
 
 class Stage(Constants):
-    """What an object computes in a method such as `_compute`, as a module.
+    """A module that computes a method of an object, such as `_compute`.
 
     Parameters
     ----------
     estimator : object
-        Fitted, with the methods `_constants` and `_compute`.
+        A fitted object with the methods `_constants` and `_compute`.
     method : str, default="_compute"
-        Another method of the same arguments.
+        Name of the method; another method must take the same arguments.
     """
 
     def __init__(self, estimator: Any, method: str = "_compute") -> None:
         super().__init__(**estimator._constants())
         self.estimator, self.method = estimator, method
-        self.network = getattr(estimator, "network_", None)  # whose weights are to be found
+        # As an attribute of this module, the network's weights are among its parameters.
+        self.network = getattr(estimator, "network_", None)
         self.rounds = getattr(estimator, "precision_", "float32") == "bfloat16"
 
     def forward(self, X: Tensor) -> Any:
@@ -137,17 +141,17 @@ class Stage(Constants):
 
 
 def stages_of(transformer: Any) -> nn.Module:
-    """Give the module of a fitted transformer.
+    """Return the module of a fitted transformer.
 
     Parameters
     ----------
-    transformer : transformer of `sklearn_g2d.features`, Pipeline of such, "passthrough" or None
-        Fitted.
+    transformer : transformer of `sklearn_g2d.features`, Pipeline of these, "passthrough" or None
+        A fitted transformer.
 
     Returns
     -------
     nn.Module
-        Maps rows to what `transform` gives.
+        It maps rows to the result of `transform`.
 
     Raises
     ------
@@ -162,36 +166,36 @@ def stages_of(transformer: Any) -> nn.Module:
         name = getattr(transformer, "__name__", type(transformer).__name__)
         raise UnsupportedObjectError(
             f"{name} is not a transformer of this package, so that it cannot be exported. Apply it "
-            'in front of the detector yourself, fit the detector with features="passthrough", and '
-            "export the two apart."
+            'before the detector yourself, fit the detector with features="passthrough", and '
+            "export the two separately."
         )
     return Stage(transformer)
 
 
 class ClassifierGraph(Constants):
-    """Everything between rows, or images, and scores that are a classifier's log-odds.
+    """The whole computation from rows or images to scores, which are a classifier's log-odds.
 
     Parameters
     ----------
     stages : sequence of nn.Module
-        From rows to what the classifier sees, one after the other; see `stages_of`.
+        Modules that turn rows into the classifier's input, one after the other; see `stages_of`.
     network : nn.Module
-        Everything with weights that `log_odds` calls.
+        The module with all weights that `log_odds` uses.
     log_odds : callable
-        Maps a float64 tensor (n, n_columns) to the log-odds (n_members, n).
+        A function of a float64 tensor (n, n_columns) that returns log-odds (n_members, n).
     offset : float
         The detector's threshold.
     farthest : ndarray of shape (n_values,), or None
-        Of `sklearn_g2d.utils.arrays.extrapolate`; None scores by `log_odds` alone.
+        Argument of `sklearn_g2d.utils.arrays.extrapolate`. With None the scores are the log-odds.
     distance_weight : float
-        The same.
+        Argument `weight` of the same function.
 
     Attributes
     ----------
     output_names : tuple of str
-        What the graph gives, in order.
+        Names of the graph's outputs, in order.
     rounds : bool
-        Whether the detector computes in a lower precision than the graph does.
+        Whether the detector computes in a lower precision than the graph.
     """
 
     output_names = "decision_function", "score_samples"
@@ -225,24 +229,25 @@ class ClassifierGraph(Constants):
 
 
 class Resampling(Constants):
-    """A linear change of a map's size, along one axis after the other, as matrix products.
+    """A linear change of a map's size as two matrix products, one for each axis.
 
-    Other runtimes do not resize exactly as PyTorch does.
+    The resizing operators of other runtimes do not give exactly the values of PyTorch's.
 
     Parameters
     ----------
     function : callable
-        Maps arrays or tensors (n, height, width) to such ones of another size; of an axis
-        along which a map is constant, the result is constant.
+        A linear function of arrays or tensors (n, height, width) that changes their size. A map
+        that is constant along an axis must stay constant along it.
     size : tuple of int
-        Height and width of its input.
+        Height and width of the function's input.
     dtype : dtype, default=float32
-        Of its input; arrays are given to `function` in float64, tensors in float32.
+        Data type of its input: with float32 `function` gets tensors, with float64 arrays.
     """
 
     def __init__(
         self, function: Callable[[Any], Any], size: tuple[int, int], dtype: Any = np.float32
     ) -> None:
+        # A linear function is known from its results for the unit vectors of each axis.
         height, width = size
         rows: Any = np.repeat(np.eye(height, dtype=dtype)[:, :, None], width, axis=2)
         columns: Any = np.repeat(np.eye(width, dtype=dtype)[:, None], height, axis=1)

@@ -1,4 +1,4 @@
-"""Which columns of a table make a row an outlier."""
+"""Explanations of outliers in tables: the columns that make a row an outlier."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ __all__ = ["column_contributions"]
 
 
 def column_contributions(estimator: Any, X: Any) -> Bunch:
-    """Give each column's contribution to the squared distance from rows to their neighbours.
+    """Return each column's contribution to the squared distance from rows to their neighbours.
 
-    This is `G2DOutlierDetector.explain` for Pipelines, by the columns that the Pipeline is given.
-    All that an encoder or an imputer makes of one column counts for this column. A column that
-    the Pipeline drops is not listed. Columns that a transformer mixes, as PCA does, cannot be told
-    apart, so that its own columns ("pca0") are listed in their place, after the others.
+    This is `G2DOutlierDetector.explain` for Pipelines: contributions belong to the columns of the
+    Pipeline's input. An encoder or an imputer may make several columns from one; they count for
+    this one. A column that the Pipeline drops is not listed. If a transformer mixes columns, as
+    PCA does, its own columns ("pca0") are listed instead, after the others.
 
     Parameters
     ----------
     estimator : G2DOutlierDetector or Pipeline
-        Fitted; a Pipeline ends in such a detector. Its transformers need
-        ``get_feature_names_out``.
+        A fitted detector, or a fitted Pipeline that ends in one. The transformers of a Pipeline
+        need ``get_feature_names_out``.
     X : array-like or data frame of shape (n_samples, n_features)
+        Rows to explain.
 
     Returns
     -------
     Bunch
-        ``contributions``, of shape (n_samples, n_columns), **not negative, higher = farther from
-        normal**: rows sum to the mean squared distances that `G2DOutlierDetector.explain`
-        describes. ``names``, of shape (n_columns,), the columns in the order of the table;
-        "x0", "x1" and so on if it has no names.
+        ``contributions`` has shape (n_samples, n_columns): **not negative, higher = farther from
+        normal**. Each row sums to the mean squared distance that `G2DOutlierDetector.explain`
+        describes. ``names`` has shape (n_columns,) and lists the columns in the order of the
+        table; they are "x0", "x1" and so on if the table has no names.
 
     Raises
     ------
-    NotFittedError, TypeError
-        Before `fit`, and if another detector is at the end.
+    NotFittedError
+        If the estimator is not fitted.
+    TypeError
+        If the Pipeline ends in another detector.
     ValueError
-        If a transformer has no ``get_feature_names_out``; also as in
-        `G2DOutlierDetector.explain`.
+        If a transformer has no ``get_feature_names_out``, or for the reasons that
+        `G2DOutlierDetector.explain` lists.
 
     See Also
     --------
@@ -73,10 +76,13 @@ def column_contributions(estimator: Any, X: Any) -> Bunch:
     if given is None:
         given = [f"x{index}" for index in range(np.shape(X)[-1])]
     labels: list[Label] = list(range(len(given)))
+    # `labels` holds, for each column that reaches the next step, its column in the table, or the
+    # name of a mixed column.
     for transformer in transformers:
-        X = transformer.transform(X)  # which checks it
+        X = transformer.transform(X)
         labels = follow(transformer, labels)
     parts = detector.explain(X)
+    # Mixed columns have no place in the table: sort them after its columns.
     order = {label: label if isinstance(label, int) else len(given) for label in labels}
     kept = sorted(order, key=lambda label: order[label])
     names = np.asarray([spell(label, given) for label in kept], dtype=object)
@@ -84,7 +90,7 @@ def column_contributions(estimator: Any, X: Any) -> Bunch:
 
 
 def _steps_of(estimator: Any) -> list[Any]:
-    """Give the estimators of a Pipeline, also of those inside, that do something."""
+    """Return the steps of a Pipeline and of Pipelines inside it, without "passthrough"."""
     if isinstance(estimator, Pipeline):
         return [inner for _, step in estimator.steps for inner in _steps_of(step)]
     return [] if estimator is None or isinstance(estimator, str) else [estimator]

@@ -1,18 +1,18 @@
 """Metrics for outlier detectors, with the outliers as the class of interest.
 
 Scores are a detector's ``decision_function`` or ``score_samples`` (**higher = more normal**).
-The pixel metrics at the end take anomaly maps, whose sign is the opposite
-(**higher = more anomalous**), because that is what ``anomaly_map`` returns.
+The pixel metrics at the end take anomaly maps as ``anomaly_map`` returns them, which have the
+opposite sign (**higher = more anomalous**).
 
-`y_true` names the outliers in one of these ways:
+`y_true` marks the outliers in one of these ways:
 
 - scikit-learn's numbers: +1 is an inlier, **-1 an outlier**;
-- PyOD's numbers: 0 is an inlier, **1 an outlier**; labels that are all 1 are read as
-  scikit-learn's, so as inliers;
+- PyOD's numbers: 0 is an inlier, **1 an outlier**; but if all labels are 1, they are read as
+  scikit-learn's inliers;
 - booleans: **True is an outlier**;
-- any two labels, for instance texts, with `pos_label`: the label of the **outliers**.
+- any two labels, for example texts, together with `pos_label`, the label of the **outliers**.
 
-`sample_weight` counts a row, in any metric, as often as its weight says.
+In every metric, a row with the `sample_weight` 2 counts like two rows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def outlier_roc_auc_score(
     sample_weight: ArrayLike | None = None,
     pos_label: PosLabel = None,
 ) -> float:
-    """Area under the ROC curve of finding the outliers.
+    """Area under the ROC curve, with the outliers as positives.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def outlier_roc_auc_score(
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def outlier_average_precision_score(
     sample_weight: ArrayLike | None = None,
     pos_label: PosLabel = None,
 ) -> float:
-    """Average precision (area under precision-recall) of finding the outliers.
+    """Average precision (area under the precision-recall curve), with the outliers as positives.
 
     Parameters
     ----------
@@ -118,12 +118,12 @@ def outlier_average_precision_score(
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
     float
-        Average precision with the outliers as positives; chance is their fraction of the rows.
+        Average precision. Random scores give the fraction of outliers among the rows.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def equal_error_rate(
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -192,20 +192,20 @@ def outlier_f1_score(
 ) -> float:
     """F1 score of the outliers.
 
-    scikit-learn's ``scoring="f1"`` takes +1 as the positive class and therefore scores
-    the *normal* rows, which is near 1 for any detector on rare outliers.
+    scikit-learn's ``scoring="f1"`` takes +1 as the positive class and therefore rates the
+    *normal* rows; if outliers are rare, it is near 1 for any detector.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         Labels in one of the module's encodings (-1, 1 or True is an outlier); both kinds occur.
     y_pred : array-like of shape (n_samples,)
-        Predictions: +1 for inliers and -1 for outliers, as ``predict`` returns them, whatever
-        the encoding of `y_true`; or booleans, True for outliers; or texts, with `pos_label`.
+        Predictions: +1 for inliers and -1 for outliers, as ``predict`` returns them, for every
+        encoding of `y_true`; or booleans, True for outliers; or texts, with `pos_label`.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows, not negative; None weighs all alike.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -215,7 +215,8 @@ def outlier_f1_score(
     Raises
     ------
     ValueError
-        As the other metrics of labels do; if numbers in `y_pred` are neither +1 nor -1.
+        If the labels are in none of the encodings, are texts without `pos_label`, or are all of
+        one kind where rows have weight; or if `y_pred` holds numbers other than +1 and -1.
 
     Examples
     --------
@@ -231,7 +232,7 @@ def outlier_f1_score(
 
 
 class _OutlierScorer(_Scorer):
-    """Scorer as of `make_scorer` that knows detectors: whose signs it takes, when it is nan."""
+    """A scorer like those of `make_scorer` that checks the signs of scores, and may give nan."""
 
     def __init__(
         self, name: str, metric: Callable, method: str, sign: int, pos_label: PosLabel
@@ -246,7 +247,8 @@ class _OutlierScorer(_Scorer):
         return f"{origin}[{self.__name__!r}]"
 
     def _get_pos_label(self) -> None:
-        # It would turn the scores of a classifier to the outliers.
+        # With a label scikit-learn would change the sign of a classifier's scores, so that higher
+        # means more anomalous. The metrics here expect higher = more normal.
         return None
 
     def _score(
@@ -256,11 +258,11 @@ class _OutlierScorer(_Scorer):
         pos_label = given.get("pos_label")
         _check_signs(estimator, pos_label)
         try:
-            # First, because scores of rows may take long, for instance of all training rows.
+            # Check the labels first: computing scores, for example of all training rows, is slow.
             _check_outliers(y_true, given.get("sample_weight"), pos_label)
         except _OneKindError as error:
             _warn_once_a_search(
-                f"{error} The scores of such rows are nan. Training folds of NormalOnlySplit hold "
+                f"{error} The score of such rows is nan. Training folds of NormalOnlySplit hold "
                 "no outliers on purpose, so that they have no training score."
             )
             return np.nan
@@ -268,18 +270,18 @@ class _OutlierScorer(_Scorer):
 
 
 def make_scorers(pos_label: PosLabel = None) -> dict[str, Any]:
-    """Make the scorers anew, for labels of your own or for requests of metadata.
+    """Make new scorers, for your own labels or for metadata requests.
 
-    Scorers take labels as the metrics do, and `sample_weight`: alone as an argument, in a
-    search by scikit-learn's metadata routing and ``set_score_request(sample_weight=True)``,
-    which changes the scorer itself.
-    Where rows of one kind only are to be scored, as the training rows of
+    Scorers take labels as the metrics do. They also take `sample_weight`: as an argument when you
+    call them; in a search by scikit-learn's metadata routing and
+    ``set_score_request(sample_weight=True)``, which changes the scorer itself.
+    For rows of one kind only, such as the training rows of
     `sklearn_g2d.model_selection.NormalOnlySplit`, a scorer gives nan, and a search warns once.
 
     Parameters
     ----------
     pos_label : bool, int, float or str, default=None
-        Label of the outliers; None for labels whose meaning is known.
+        Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
 
     Returns
     -------
@@ -289,13 +291,13 @@ def make_scorers(pos_label: PosLabel = None) -> dict[str, Any]:
 
     See Also
     --------
-    SCORERS : The same, made once for labels whose meaning is known.
+    SCORERS : The same scorers for labels in one of the module's encodings.
 
     Notes
     -----
-    A scorer raises ValueError for what the metrics do, apart from rows of one kind, and TypeError
-    for detectors whose scores have other signs: those of PyOD, which
-    ``sklearn_g2d.adapters.FromPyOD`` turns, and classifiers of other classes than -1 and +1.
+    A scorer raises ValueError for the same reasons as the metrics, except for rows of one kind.
+    It raises TypeError for detectors whose scores have another sign: detectors of PyOD, which
+    ``sklearn_g2d.adapters.FromPyOD`` converts, and classifiers of other classes than -1 and +1.
 
     Examples
     --------
@@ -322,13 +324,13 @@ SCORERS = make_scorers()
 
 
 def register_scorers() -> None:
-    """Make scikit-learn know `SCORERS` by name, as in ``scoring="outlier_roc_auc"``.
+    """Let scikit-learn find `SCORERS` by name, as in ``scoring="outlier_roc_auc"``.
 
     Call it once in a program, before the names are used; further calls change nothing.
-    scikit-learn offers no way to register a scorer, so that this changes a dictionary of it that
-    is not public, and the lists of names that its functions check `scoring` against. Worker
-    processes do not inherit that: a search *inside* of what `n_jobs` distributes needs the
-    scorer itself, ``scoring=SCORERS["outlier_roc_auc"]``, which works everywhere.
+    scikit-learn offers no way to register a scorer. Therefore this function changes one of its
+    private dictionaries, and the lists of names that its functions accept as `scoring`. Worker
+    processes do not inherit these changes: a search that itself runs in a worker (`n_jobs`) needs
+    the scorer itself, ``scoring=SCORERS["outlier_roc_auc"]``, which works everywhere.
 
     Examples
     --------
@@ -339,7 +341,8 @@ def register_scorers() -> None:
     SCORERS['outlier_roc_auc']
     """
     _SCORERS.update(SCORERS)
-    # Modules that are imported later find the names in _SCORERS.
+    # Functions and classes keep the names that they accept from the time of their import. Modules
+    # that are imported later find the new names in _SCORERS.
     for name in [name for name in sys.modules if name.startswith("sklearn.")]:
         entries = list(vars(sys.modules[name]).values())
         for entry in [e for e in entries if isinstance(e, type | FunctionType)]:
@@ -357,16 +360,16 @@ def pixel_level_equal_error_rate(
     min_overlap: float = 0.4,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Equal error rate of frames, where a hit must cover the anomaly's pixels.
+    """Equal error rate of frames, where a detection must cover the anomaly's pixels.
 
-    The pixel-level criterion of Mahadevan et al. (CVPR 2010): at a threshold, an
-    anomalous frame counts as detected when at least `min_overlap` of its anomalous
-    pixels lie above it, and a normal frame as a false alarm when any pixel does.
+    This is the pixel-level criterion of Mahadevan et al. (CVPR 2010). At a threshold, an
+    anomalous frame is detected if at least the fraction `min_overlap` of its anomalous pixels
+    lies above the threshold; a normal frame is a false alarm if any pixel does.
 
     Parameters
     ----------
     masks : array-like of shape (n_frames, height, width)
-        Ground truth, True where a pixel is anomalous. A frame is anomalous when any is.
+        Ground truth, True where a pixel is anomalous. A frame with such a pixel is anomalous.
     anomaly_maps : array-like of shape (n_frames, height, width)
         Scores, higher = more anomalous.
     min_overlap : float in (0, 1], default=0.4
@@ -404,12 +407,13 @@ def pixel_level_equal_error_rate(
             "The pixel-level EER needs both normal frames (an empty mask) and anomalous "
             f"ones; {int(is_anomalous.sum())} of {len(masks)} frames are anomalous."
         )
-    # A frame changes sides at one threshold: its highest pixel where it is normal, the
-    # pixel that completes the required overlap where it is anomalous.
+    # Each frame is flagged below one critical threshold: the highest pixel of a normal frame, and
+    # the pixel that completes the required overlap of an anomalous one. With these as scores of
+    # frames the usual error rate applies.
     critical = anomaly_maps.max(axis=(1, 2))
     for i in np.flatnonzero(is_anomalous):
         inside = np.sort(anomaly_maps[i][masks[i]])[::-1]
-        # The epsilon mends products such as 0.28 * 25 = 7.000000000000001.
+        # The epsilon corrects products such as 0.28 * 25 = 7.000000000000001.
         critical[i] = inside[int(np.ceil(min_overlap * len(inside) - 1e-9)) - 1]
     return _equal_error_rate(is_anomalous, critical, weight)
 
@@ -423,8 +427,8 @@ def per_region_overlap_auc(
 ) -> float:
     """Area under the per-region-overlap curve (AUPRO).
 
-    Unlike pixel ROC AUC, every connected anomalous region counts the same, however
-    small (Bergmann et al., IJCV 2021).
+    Unlike in pixel ROC AUC, every connected anomalous region counts the same, whatever its
+    size (Bergmann et al., IJCV 2021).
 
     Parameters
     ----------
@@ -435,8 +439,8 @@ def per_region_overlap_auc(
     max_false_positive_rate : float in (0, 1], default=0.3
         The curve is integrated up to this fraction of flagged normal pixels.
     sample_weight : array-like of shape (n_images,), default=None
-        Weights of the images, not negative, each of which weighs the image's regions and normal
-        pixels; None weighs all alike.
+        Weights of the images, not negative. The weight of an image applies to its regions and to
+        its normal pixels. None weighs all alike.
 
     Returns
     -------
@@ -466,8 +470,8 @@ def per_region_overlap_auc(
         )
     if masks.all() or not masks.any():
         raise ValueError("AUPRO needs both normal and anomalous pixels in the masks.")
-    # The mean overlap of regions is the recall of pixels weighted by 1 / region size,
-    # so that one weighted ROC curve gives it at every threshold.
+    # The mean overlap of regions equals the recall of pixels with weights of 1 / region size.
+    # Therefore one weighted ROC curve gives it at every threshold.
     weights = np.empty(masks.shape)
     weights[:] = weight[:, np.newaxis, np.newaxis]
     eight_connected = np.ones((3, 3))
@@ -475,7 +479,7 @@ def per_region_overlap_auc(
         regions, _ = ndimage.label(mask, structure=eight_connected)
         weight[mask] /= np.bincount(regions.ravel())[regions[mask]]
     fpr, overlap, _ = roc_curve(masks.ravel(), anomaly_maps.ravel(), sample_weight=weights.ravel())
-    # The curve ends within a step, at the limit.
+    # The limit usually lies between two points of the curve: interpolate the last point.
     end = int(np.searchsorted(fpr, max_false_positive_rate, side="left"))
     last = np.interp(max_false_positive_rate, fpr[end - 1 : end + 1], overlap[end - 1 : end + 1])
     area = np.trapezoid(
@@ -488,7 +492,9 @@ def _equal_error_rate(is_outlier: NDArray, anomaly_score: NDArray, weight: NDArr
     fpr, tpr, _ = roc_curve(
         is_outlier, anomaly_score, sample_weight=weight, drop_intermediate=False
     )
-    gap = fpr - (1 - tpr)  # rises from -1 to 1 along the curve
+    # The gap rises from -1 to 1 along the curve. The two rates are equal where it is 0, usually
+    # between two points: interpolate.
+    gap = fpr - (1 - tpr)
     after = int(np.argmax(gap >= 0))
     before = after - 1
     fraction = -gap[before] / (gap[after] - gap[before])
@@ -496,22 +502,23 @@ def _equal_error_rate(is_outlier: NDArray, anomaly_score: NDArray, weight: NDArr
 
 
 class _OneKindError(ValueError):
-    """Labels of inliers or of outliers only, for which a metric is not defined."""
+    """The labels are all inliers or all outliers, so that the metric is not defined."""
 
 
 def _is_outlier(
     y: ArrayLike, name: str, pos_label: PosLabel = None, *, predicted: bool = False
 ) -> NDArray[np.bool_]:
-    """Read labels in the encodings that the module's docstring lists."""
+    """Return True for outliers, from labels in the encodings that the module's docstring lists."""
     labels: NDArray = column_or_1d(y)
-    # Texts of data frames are objects, and numbers may be. Texts among others would become texts.
+    # Data frames hold texts, and sometimes numbers, as objects: find their real type. Leave texts
+    # mixed with numbers alone, because NumPy would turn the numbers into texts.
     if labels.dtype.kind in "OT" and len({isinstance(label, str) for label in labels}) == 1:
         labels = np.asarray(labels.tolist())
     kind = labels.dtype.kind
     if kind not in "biufU" or not len(labels):
         raise ValueError(
-            f"{name} must hold labels of one kind, numbers, booleans or texts, of which none is "
-            f"missing; got {len(labels)} of dtype {labels.dtype}."
+            f"{name} must hold labels of one kind (numbers, booleans or texts) without missing "
+            f"values; got {len(labels)} of dtype {labels.dtype}."
         )
     assert_all_finite(labels, input_name=name)
     present = np.unique(labels).tolist()
@@ -526,8 +533,8 @@ def _is_outlier(
         return outlier
     if kind == "U":
         raise ValueError(
-            f"{name} contains the texts {shown}, of which none is known to mean an outlier. "
-            "Pass pos_label, the label of the outliers."
+            f"{name} contains the texts {shown}, and it is not known which of them means an "
+            "outlier. Pass pos_label, the label of the outliers."
         )
     if kind == "b":
         return labels
@@ -549,7 +556,7 @@ def _is_outlier(
 def _check_outliers(
     y_true: ArrayLike, sample_weight: ArrayLike | None, pos_label: PosLabel
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    # Which rows are outliers, and weights of all rows.
+    # Returns which rows are outliers, and the weights of all rows.
     outlier = _is_outlier(y_true, "y_true", pos_label)
     weight = _check_sample_weight(
         sample_weight, outlier, dtype=np.float64, ensure_non_negative=True
@@ -576,7 +583,8 @@ def _check_outlier_scores(
     sample_weight: ArrayLike | None = None,
     pos_label: PosLabel = None,
 ) -> tuple[NDArray, NDArray, NDArray]:
-    # As scikit-learn's functions take them, with the outliers as positives.
+    # Returns labels, scores and weights for scikit-learn's functions: outliers are positives, and
+    # the sign of the scores changes so that higher = more anomalous.
     score = _check_scores(y_score)
     check_consistent_length(y_true, score)
     outlier, weight = _check_outliers(y_true, sample_weight, pos_label)
@@ -596,21 +604,22 @@ def _check_maps(
             f"{flaws.shape} and {maps.shape}."
         )
     weight = _check_sample_weight(sample_weight, maps, dtype=np.float64, ensure_non_negative=True)
+    # Indexing copies the maps, which may be large: do it only if a weight is 0.
     if weight.all():
         return flaws, maps, weight
     return flaws[weight > 0], maps[weight > 0], weight[weight > 0]
 
 
 def _check_signs(estimator: Any, pos_label: PosLabel = None) -> None:
-    """Raise an error for an estimator whose scores are not higher for more normal rows."""
+    """Raise an error if the estimator's scores may not be higher for more normal rows."""
     last = refuse_pyod(estimator)
     if is_classifier(estimator) and not (
         list(estimator.classes_) == [-1, 1] and pos_label in (None, -1)
     ):
         raise TypeError(
             f"{type(last).__name__} is a classifier of {list(estimator.classes_)}, so that its "
-            "scores are not known to be higher for more normal rows. Fit it on +1 for inliers "
-            "and -1 for outliers, without pos_label, or use scikit-learn's own scorers."
+            "scores may not be higher for more normal rows. Fit it on +1 for inliers and -1 for "
+            "outliers, without pos_label, or use scikit-learn's own scorers."
         )
 
 
@@ -620,8 +629,8 @@ _warned: weakref.WeakSet = weakref.WeakSet()
 def _warn_once_a_search(message: str) -> None:
     """Warn, but only at the first fold of a search or cross-validation.
 
-    Each of these runs in one call of joblib, which the stack shows. Workers of joblib do not
-    see that call; one of them warns once in its life.
+    A search runs in one call of joblib, which is found on the stack. A worker process of joblib
+    does not see this call; it warns once in its lifetime.
     """
     search: Any = None
     frame: Any = sys._getframe()

@@ -16,21 +16,20 @@ __all__ = ["NormalOnlySplit"]
 
 
 class NormalOnlySplit(BaseCrossValidator):
-    """Splitter that keeps outliers out of the training folds, and in the test folds.
+    """Splitter that removes outliers from the training folds, but not from the test folds.
 
-    scikit-learn's own splitters do not suit a novelty detector: they train it on the outliers
-    that it has to find; and an integer ``cv`` is an unstratified `KFold`, because a detector is
-    not a classifier, so that test folds may lack outliers.
+    scikit-learn's own splitters do not suit a novelty detector. They train it on the outliers
+    that it has to find. Besides, an integer ``cv`` means `KFold` without stratification, because
+    a detector is not a classifier, so that a test fold may have no outliers.
 
     Parameters
     ----------
     cv : int, splitter or iterable of (train, test), default=5
-        An integer stands for `StratifiedKFold` with that many folds, which distributes the
-        outliers evenly and does not shuffle. Any other splitter works too, or the splits as
-        arrays of indices.
+        An integer means `StratifiedKFold` with that many folds, which distributes the outliers
+        evenly and does not shuffle. Any other splitter works too, and so do arrays of indices.
     pos_label : bool, int, float or str, default=None
-        Label of the outliers in `y`; None for labels whose meaning is known: -1 among +1 and -1,
-        1 among 0 and 1, True among booleans.
+        Label of the outliers in `y`. With None they are -1 (among +1 and -1), 1 (among 0 and 1) or
+        True.
 
     See Also
     --------
@@ -38,8 +37,8 @@ class NormalOnlySplit(BaseCrossValidator):
 
     Notes
     -----
-    At its end a search with ``refit=True`` fits the best candidate on *all* rows that it
-    was given, outliers included. Set ``refit=False`` and fit on the normal rows yourself.
+    A search with ``refit=True`` ends with a fit of the best candidate on *all* rows, outliers
+    included. Set ``refit=False``, and fit on the normal rows yourself.
 
     Examples
     --------
@@ -52,7 +51,7 @@ class NormalOnlySplit(BaseCrossValidator):
     [0 1] [2 4 5]
     """
 
-    # The splitter inside may need groups, which scikit-learn passes on only where asked to.
+    # The splitter inside may need groups, and scikit-learn passes them on only on request.
     __metadata_request__split: ClassVar[dict[str, bool]] = {"groups": True}
 
     def __init__(
@@ -61,7 +60,7 @@ class NormalOnlySplit(BaseCrossValidator):
         *,
         pos_label: PosLabel = None,
     ) -> None:
-        # An iterator serves one pass only, but searches count the splits first.
+        # An iterator can be read once, but a search reads the splits twice: it counts them first.
         self.cv = list(cv) if isinstance(cv, Iterator) else cv
         self.pos_label = pos_label
 
@@ -77,7 +76,7 @@ class NormalOnlySplit(BaseCrossValidator):
         y : array-like of shape (n_samples,)
             Labels of inliers and outliers, as `sklearn_g2d.metrics` takes them.
         groups : array-like of shape (n_samples,), default=None
-            Passed on to the splitter inside.
+            Groups for the splitter inside.
 
         Yields
         ------
@@ -89,7 +88,7 @@ class NormalOnlySplit(BaseCrossValidator):
         Raises
         ------
         ValueError
-            If `y` is None or its labels have no known meaning, the lengths differ, or a training
+            If `y` is None, the meaning of its labels is unknown, the lengths differ, or a training
             fold has no normal row.
         """
         if y is None:
@@ -98,7 +97,8 @@ class NormalOnlySplit(BaseCrossValidator):
                 "inliers and -1 for outliers, as y; detectors ignore them in fit."
             )
         outlier = _is_outlier(y, "y", self.pos_label)
-        y = np.where(outlier, -1, 1)  # as every splitter takes it
+        # Not every splitter accepts all encodings of labels: give it integers.
+        y = np.where(outlier, -1, 1)
         check_consistent_length(X, y, groups)
         splitter = check_cv(self.cv, y, classifier=True)
         for fold, (train, test) in enumerate(splitter.split(X, y, groups)):
@@ -121,9 +121,9 @@ class NormalOnlySplit(BaseCrossValidator):
         X : array-like of shape (n_samples, n_features), default=None
             Rows to split; only splitters such as `LeaveOneOut` need them.
         y : array-like of shape (n_samples,), default=None
-            Labels, passed on to the splitter inside.
+            Labels for the splitter inside.
         groups : array-like of shape (n_samples,), default=None
-            Passed on to the splitter inside.
+            Groups for the splitter inside.
 
         Returns
         -------

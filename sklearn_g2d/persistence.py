@@ -1,13 +1,13 @@
 """Fitted detectors and pipelines in files that run no code, by skops (https://skops.readthedocs.io).
 
-A file is a zip archive that skops could read, too: "schema.json" describes objects as a tree of
-nodes, arrays lie beside it, and "sklearn_g2d.json" says what is in the file and who wrote it.
+A file is a zip archive that skops can read, too. "schema.json" describes objects as a tree of
+nodes, each array has a file of its own, and "sklearn_g2d.json" holds the class and the versions.
 
-Whoever changes what fitted estimators consist of, so that former files would be rebuilt wrongly,
-raises `FORMAT` and adds to `_UPGRADES`, under the former number, a function that turns the members
-of such a file into those of the next format. `load` applies them one after another. Where that is
-impossible, `_UPGRADES` is emptied, and `load` names the version that reads the file. tests/saved
-keeps a file of every format that has to be read.
+A change of the attributes of fitted estimators can make older files load wrongly. With such a
+change, raise `FORMAT`, and add to `_UPGRADES`, under the old number, a function that converts the
+members of an old file to the next format. `load` applies these functions one after another. If a
+conversion is impossible, empty `_UPGRADES`: then `load` names the version that reads the file.
+tests/saved holds a file of each format that `load` must read.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ _UPGRADES: dict[int, Callable[[Members], Members]] = {}
 
 _ABOUT, _SCHEMA = "sklearn_g2d.json", "schema.json"
 
-# What callbacks leave on an estimator.
+# Attributes that callbacks set on an estimator.
 _OF_CALLBACKS = ("_skl_callbacks", "_callback_fit_ctx", "_parent_callback_ctx")
 
-# Estimators of scikit-learn whose numbers only Python, NumPy and SciPy read, which check shapes
-# and indices. Trees, neighbours, clusters, one-hot codes and support vectors are missing: compiled
-# code of theirs trusts what is stored.
+# These estimators of scikit-learn read their stored numbers only by Python, NumPy and SciPy, which
+# check shapes and indices. Trees, neighbours, clusters, one-hot encoders and support vectors are
+# missing on purpose: their compiled code does not check stored indices, so that a file could make
+# it read or write outside its memory.
 _OF_SKLEARN = {
     "compose": "ColumnTransformer",
     "decomposition": "FactorAnalysis FastICA IncrementalPCA PCA TruncatedSVD",
@@ -71,7 +72,7 @@ _SCALARS = {
     if issubclass(scalar, np.number | np.bool_ | np.str_)
 }
 
-# Nodes of skops that build data, and the classes that each may name without being asked.
+# Nodes of skops that build data, and the classes that each may name without the user's trust.
 _DATA = {
     "JsonNode": {"builtins.str"},
     "DictNode": {"builtins.dict", "collections.OrderedDict"},
@@ -86,30 +87,34 @@ _DATA = {
     "RandomStateNode": {"numpy.random.mtrand.RandomState"},
 }
 
-_PYTHON_CLASS = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not of a compiled class
-_MOST_USES = 8  # of an array: each time, a network may take a copy
-_MOST_NUMBERS = 1000  # as keys: a file's author may have made their hashes collide
+# Py_TPFLAGS_HEAPTYPE, a flag that compiled classes do not have.
+_PYTHON_CLASS = 1 << 9
+# A file may name one array several times, and each use can become a copy in memory. The limit
+# keeps the memory in proportion to the size of the file.
+_MOST_USES = 8
+# The author of a file can choose numbers with equal hashes, which make a dict very slow.
+_MOST_NUMBERS = 1000
 
 
 def save(estimator: BaseEstimator, path: File) -> None:
     """Write a fitted estimator to a file that holds data and names, never code.
 
-    The file is complete or not there at all: whatever happens while saving, a former one at
-    `path` stays whole. Callbacks are not saved.
+    A file is written completely or not at all: if saving fails, an existing file at `path` does
+    not change. Callbacks are not saved.
 
     Parameters
     ----------
     estimator : estimator
-        Fitted: a detector, a Pipeline, or any other that skops can hold.
+        A fitted detector, a fitted Pipeline, or another fitted estimator that skops can hold.
     path : str, path-like or binary file object
-        Where to; usually it ends in ".skops". An existing file is replaced.
+        The file, usually with a name that ends in ".skops". An existing file is replaced.
 
     Raises
     ------
     NotFittedError
-        Before `fit`.
+        If the estimator is not fitted.
     UnsupportedObjectError
-        If the estimator holds what no file can hold, such as a lambda or a tensor.
+        If the estimator holds an object that no file can hold, such as a lambda or a tensor.
     OSError
         If the system cannot write the file.
 
@@ -121,7 +126,8 @@ def save(estimator: BaseEstimator, path: File) -> None:
     >>> from sklearn_g2d.persistence import save
     >>> save(G2DOutlierDetector(random_state=0).fit(load_wine().data), BytesIO())
     """
-    import skops.io  # which imports all of scikit-learn: .8 s
+    # skops imports all of scikit-learn, which takes .8 s: do it only when it is needed.
+    import skops.io
 
     check_is_fitted(estimator)
     name = type(estimator).__name__
@@ -132,13 +138,15 @@ def save(estimator: BaseEstimator, path: File) -> None:
         stored = skops.io.dumps(_without_callbacks(estimator, {}))
         content = files.pack({_ABOUT: about.encode(), **_normalize(stored)})
         del stored
+        # Read the content once: a file that cannot be read must not be written. Errors of any type
+        # may come from skops or from the user's objects.
         names, _ = _audit(files.unpack(content), ())
-        skops.io.loads(content, trusted=sorted(names))  # what cannot be read is not written
-    except Exception as error:  # of skops, or of the objects
+        skops.io.loads(content, trusted=sorted(names))
+    except Exception as error:
         raise UnsupportedObjectError(
             f"{name} holds an object that a file without code cannot hold ({type(error).__name__}: "
-            f"{error}). Put functions and classes into a module of yours, or keep the estimator by "
-            "joblib.dump, whose files must come from where you trust."
+            f"{error}). Put functions and classes into a module of yours, or save the estimator by "
+            "joblib.dump; load such a file only if you trust its source."
         ) from error
     files.replace(path, content)
 
@@ -146,30 +154,31 @@ def save(estimator: BaseEstimator, path: File) -> None:
 def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
     """Read an estimator that `save` has written.
 
-    Nothing in a file is executed, whoever wrote it, unless you trust it. Scores equal those of the
-    saved estimator in every bit, on the same kind of machine with the same versions of libraries.
+    No code in a file runs, except classes and functions that you trust by name. Scores equal those
+    of the saved estimator in every bit, on the same kind of machine with the same versions of
+    libraries.
 
     Parameters
     ----------
     path : str, path-like or binary file object
         The file.
     trusted : iterable of str, type or function, default=()
-        Classes and functions that the file may name besides classes of this package, arrays,
-        Python's containers, and estimators of scikit-learn that only Python reads. Their code runs
-        on what the file says.
+        More classes and functions that the file may name. Their code runs on the contents of the
+        file. Always allowed are classes of this package, arrays, Python's containers, and
+        estimators of scikit-learn that have no compiled code for reading their state.
 
     Returns
     -------
     estimator
-        Fitted.
+        The fitted estimator.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ModelFileError
-        If it is no file of `save`, is damaged, names what is not trusted, or comes from a version
-        of this package whose files this version does not read; the error says which.
+        If `save` did not write the file, if it is damaged, if it names a class or function that is
+        not trusted, or if this version of the package cannot read its format. The error says which.
 
     Examples
     --------
@@ -191,7 +200,8 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
         version, written_by = int(about["format"]), str(about["versions"]["sklearn_g2d"])
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # of zipfile and json, which have several
+    # A damaged file causes errors of many types in zipfile and json.
+    except Exception as error:
         raise ModelFileError(
             f"{shown} is not a file that sklearn_g2d has saved, or it is damaged ({error}). Copy "
             "it again from where it was saved."
@@ -215,7 +225,8 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
             estimator = skops.io.loads(content, trusted=sorted(names))
             check_is_fitted(estimator)
             return estimator
-    except Exception as error:  # whatever an odd file can bring about
+    # A file of unknown origin can cause an error of any type.
+    except Exception as error:
         raise ModelFileError(
             f"{shown} is whole, but sklearn_g2d {__version__} cannot rebuild what it holds "
             f"({type(error).__name__}: {error}). It was written by sklearn_g2d {written_by}: load "
@@ -223,17 +234,17 @@ def load(path: File, *, trusted: Iterable[str | type] = ()) -> Any:
         ) from error
     listed = ", ".join(f'"{name}"' for name in sorted(untrusted))
     raise ModelFileError(
-        f"{shown} names what sklearn_g2d does not load unless you ask for it: {listed}. Loading "
-        "runs code of these classes and functions on what the file says, and compiled code, such "
-        "as that of trees, does not check it: whoever made the file can crash this process, and "
-        "run code of theirs if a name stands for a function that can. If you trust them, call "
+        f"{shown} names classes or functions that sklearn_g2d does not load unless you ask for it: "
+        f"{listed}. Loading runs their code on the contents of the file, and compiled code, such "
+        "as that of trees, does not check these. The author of the file can crash this process, or "
+        "run code in it if a name means a function that can do so. If you trust the author, call "
         f"sklearn_g2d.persistence.load({shown}, trusted=[{listed}])."
     )
 
 
 def is_saved(path: Path) -> bool:
-    # Says whether a file looks as if `save` had written it.
-    if not path.is_file():  # but a pipe
+    # Returns whether a file looks like one of `save`. Do not open a pipe: reading takes its data.
+    if not path.is_file():
         return False
     try:
         with ZipFile(path) as archive:
@@ -243,7 +254,7 @@ def is_saved(path: Path) -> bool:
 
 
 def _names_of(trusted: Iterable[str | type]) -> list[str]:
-    """Name what a user trusts."""
+    """Return the full names of the classes and functions that a user trusts."""
     if isinstance(trusted, Iterable) and not isinstance(trusted, str | type):
         trusted = list(trusted)
         if all(isinstance(t, str) or hasattr(t, "__qualname__") for t in trusted):
@@ -251,13 +262,15 @@ def _names_of(trusted: Iterable[str | type]) -> list[str]:
                 t if isinstance(t, str) else f"{t.__module__}.{t.__qualname__}" for t in trusted
             ]
     raise TypeError(
-        f"trusted must list names, classes or functions, got {trusted!r}. Load without it: if the "
-        "file needs any, the error says which."
+        f"trusted must list names, classes or functions, got {trusted!r}. Load without it: the "
+        "error lists the names that the file needs."
     )
 
 
 def _without_callbacks(value: Any, copies: dict[int, Any]) -> Any:
-    """Copy an estimator, and those within, without callbacks; all else is shared."""
+    """Copy an estimator and those inside it without their callbacks; other objects are shared."""
+    # An estimator may occur twice, as a parameter and as a fitted part. `copies` makes it one
+    # object in the copy, too.
     if isinstance(value, BaseEstimator):
         if id(value) not in copies:
             copies[id(value)] = copy = object.__new__(type(value))
@@ -273,7 +286,7 @@ def _without_callbacks(value: Any, copies: dict[int, Any]) -> Any:
 
 
 def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    """Give every node of a schema, in order, and whatever else might pass for one."""
+    """Yield every node of a schema, in order, and every dict that skops could take for a node."""
     pending = [schema]
     while pending:
         value = pending.pop()
@@ -281,15 +294,16 @@ def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
             pending += reversed(value)
         elif isinstance(value, dict):
             pending += reversed(value.values())
-            if isinstance(value.get("__loader__"), str):  # else a dict that has such a key
+            # A dict of the user may have a key "__loader__"; then its value is a node, not a text.
+            if isinstance(value.get("__loader__"), str):
                 yield value
 
 
 def _normalize(stored: bytes) -> Members:
-    """Name members in the order of nodes, where skops names them by addresses in memory.
+    """Name members by the order of nodes, because skops names them by addresses in memory.
 
-    An array that occurs again is stored once. Other objects are spelled out again, so that no node
-    refers to another.
+    An array that occurs several times is stored once. Other objects are written out each time, so
+    that no node refers to another node.
     """
     archive = ZipFile(io.BytesIO(stored))
     schema = json.loads(archive.read(_SCHEMA))
@@ -298,8 +312,11 @@ def _normalize(stored: bytes) -> Members:
     members: Members = {}
     for node in _nodes(schema):
         node.pop("__id__", None)
+        # A saved memory map is an array like any other.
         if f"{node['__module__']}.{node['__class__']}" == "numpy.memmap":
             node["__class__"] = "ndarray"
+        # skops stores only the attributes that Python sees. A compiled object without any would
+        # be loaded empty.
         if node["__loader__"] == "ObjectNode" and node["content"].get("content") == "null":
             cls = getattr(importlib.import_module(node["__module__"]), node["__class__"])
             if not cls.__flags__ & _PYTHON_CLASS:
@@ -317,10 +334,10 @@ def _normalize(stored: bytes) -> Members:
 
 
 def _audit(archive: ZipFile, trusted: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Look at every node of a file before any is built: all names, and those that nobody trusts.
+    """Check all nodes of a file before one is built; return all names, and the untrusted ones.
 
-    Nodes that are not as `_normalize` leaves them, that could take memory or time out of proportion
-    to the file, or on which compiled code could crash, raise whatever they bring about.
+    A node raises an error, of any type, if `_normalize` would not write it, if it could need more
+    memory or time than the size of the file justifies, or if compiled code could crash on it.
     """
     schema = json.loads(archive.read(_SCHEMA))
     if type(schema["protocol"]) is not int or schema["protocol"] < 2:
@@ -341,6 +358,8 @@ def _audit(archive: ZipFile, trusted: Iterable[str]) -> tuple[set[str], set[str]
             uses[node["file"]] += 1
             if uses[node["file"]] > _MOST_USES:
                 raise ValueError(f"{node['file']} is named more than {_MOST_USES} times")
+        # Only arrays may be shared by an id. With other shared nodes these checks would not see
+        # what is built, and a small file could need much memory.
         of_array = loader == "NdArrayNode" and node.get("file") == f"{node.get('__id__')}.npy"
         if "__id__" in node and not of_array:
             raise ValueError(f"a {loader} refers to another node")
@@ -354,25 +373,28 @@ def _check_node(node: dict[str, Any], loader: str, archive: ZipFile) -> None:
         if shape and node["__class__"] != "ndarray":
             raise ValueError("a number is an array")
     elif loader == "NdArrayNode":
-        # NumPy would copy the elements of arrays within an array of objects of several axes.
+        # In an array of objects with several axes, NumPy would copy the elements of inner arrays.
         if len(node["shape"]["content"]) != 1 and "NdArrayNode" in json.dumps(node["content"]):
             raise ValueError("an array of objects of several axes holds arrays")
     elif loader == "RandomStateNode":
+        # NumPy's compiled code does not check this index, and would read outside its array.
         state = node["content"]["content"]["state"]["content"]
-        if not 0 <= json.loads(state["pos"]["content"]) <= 624:  # an index of compiled code
+        if not 0 <= json.loads(state["pos"]["content"]) <= 624:
             raise ValueError("a random state points outside of itself")
     elif loader == "DictNode":
+        # skops pairs keys with their types and stops at the shorter list. It makes True of every
+        # key of type bool, also of False.
         kinds = [f"{key['__module__']}.{key['__class__']}" for key in node["key_types"]["content"]]
         if len(kinds) != len(node["content"]) or "builtins.bool" in kinds:
             raise ValueError("keys of a dict would be lost")
         if len(kinds) > _MOST_NUMBERS and set(kinds) != {"builtins.str"}:
-            raise ValueError(f"a dict has more than {_MOST_NUMBERS} keys that are no text")
+            raise ValueError(f"a dict has more than {_MOST_NUMBERS} keys that are not texts")
     elif loader == "SetNode" and len(node["content"]) > _MOST_NUMBERS:
         raise ValueError(f"a set has more than {_MOST_NUMBERS} elements")
 
 
 def _check_array(archive: ZipFile, name: str) -> tuple[int, ...]:
-    """Compare the size that an array's header claims with that of its member."""
+    """Return an array's shape, if the size in its header agrees with the size of its member."""
     size = archive.getinfo(name).file_size
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
@@ -383,14 +405,14 @@ def _check_array(archive: ZipFile, name: str) -> tuple[int, ...]:
         shape, _, dtype = read(member)
         n_items = math.prod(shape)
         if n_items > size or n_items * dtype.itemsize != size - member.tell():
-            raise ValueError(f"{name} has not the size that its header says")
+            raise ValueError(f"{name} does not have the size that its header says")
     return shape
 
 
 def _is_trusted_class(module: str, name: str) -> bool:
-    """Say whether instances of a class are built without asking.
+    """Return whether instances of a class may be built without the user's trust.
 
-    They are if it is in `_OF_SKLEARN`, or an estimator or `Stored`, public, and of this package.
+    The class must be in `_OF_SKLEARN`, or be a public estimator or `Stored` class of this package.
     """
     package, *parts = module.split(".")
     if package == "sklearn":

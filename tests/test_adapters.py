@@ -252,8 +252,8 @@ def test_labels_are_warned_of_where_fit_is_called():
 @pytest.mark.parametrize(
     ("detector", "message"),
     [
-        (IsolationForest(), "takes a detector of PyOD, got IsolationForest.*have their signs"),
-        (make_pipeline(StandardScaler(), KNN()), "got Pipeline.*wrap the last step"),
+        (IsolationForest(), "takes a detector of PyOD, got IsolationForest.*without FromPyOD"),
+        (make_pipeline(StandardScaler(), KNN()), "got Pipeline.*wrap only its last step"),
         (KNN, r"takes an instance, got the class KNN. Pass KNN\(\)"),
         (None, "got NoneType"),
     ],
@@ -463,11 +463,11 @@ def test_it_works_on_embeddings():
 @pytest.mark.parametrize(
     ("detector", "message"),
     [
-        (KNN(), "KNN is a detector of PyOD already: use it without ToPyOD"),
+        (KNN(), r"KNN is a detector of PyOD already\. Use it without ToPyOD"),
         (IsolationForest, r"takes an instance, got the class IsolationForest. Pass Iso"),
         (StandardScaler(), "with score_samples, got StandardScaler"),
-        (LocalOutlierFactor(), "LocalOutlierFactor has it with novelty=True"),
-        (make_pipeline(StandardScaler(), KNN()), "got Pipeline.*with FromPyOD around"),
+        (LocalOutlierFactor(), "LocalOutlierFactor has this method if novelty=True"),
+        (make_pipeline(StandardScaler(), KNN()), "got Pipeline.*by FromPyOD"),
     ],
 )
 def test_what_is_no_detector_of_scikit_learn_is_an_error(detector, message):

@@ -473,10 +473,10 @@ def test_kinds_of_pixels_that_would_be_misread_are_refused(tmp_path, rgb, deep):
         "floats.tif": "holds floats, .* Scale them to integers from 0 to 65535",
         "integers.tif": "signed integers, or integers of 32 bits. Save them as 8 or 16 bits",
         "signed.tif": "signed integers, or integers of 32 bits",
-        "pages.tif": "holds 2 pages or frames. Save the one that you need as a file of its own",
+        "pages.tif": "holds 2 pages or frames. Save the one that you need as a separate file",
         "pages.webp": "holds 2 pages",
         "pages.png": "holds 2 pages",
-        "other.png": "in none of the formats PNG, .* whatever its name says. Convert it to PNG",
+        "other.png": "none of the formats PNG, .* although its name may say so. Convert it",
     }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=f"{name} .*{message}"):
@@ -496,7 +496,7 @@ def test_kinds_are_not_mixed(tmp_path, rgb, deep):
     save(tmp_path / "a.png", rgb)
     save(tmp_path / "b.png", deep)
     with pytest.raises(
-        ValueError, match=r"a.png has 8 bits a channel, but .*b.png has 16. Convert"
+        ValueError, match=r"a.png has 8 bits per channel, but .*b.png has 16. Convert"
     ):
         load_images(tmp_path)
 
@@ -516,7 +516,7 @@ def test_what_is_asked_for_is_checked(tmp_path, rgb):
     path = save(tmp_path / "a.png", rgb)
     (tmp_path / "empty").mkdir()
     wrong = [
-        ({"folder": tmp_path / "empty"}, ValueError, "no images. Files that end in .png, .jpg"),
+        ({"folder": tmp_path / "empty"}, ValueError, "no images. Images are .* in .png, .jpg"),
         ({"folder": tmp_path / "none"}, FileNotFoundError, r"There is no folder .*none\.$"),
         ({"folder": path}, ValueError, "a.png is a file. Pass its folder, or a list of files"),
         ({"folder": []}, ValueError, "The list of images is empty"),

@@ -712,7 +712,7 @@ def test_maps_take_axes_and_the_style_of_images(gray):
         ({"images": np.zeros(4)}, r"must be an array of shape .* got shape \(4,\)"),
         ({"images": np.zeros((2, 3, 4, 5))}, r"channels last.* pass np.moveaxis"),
         ({"images": np.zeros((2, 1, 4, 3))}, r"maps has shape \(2, 3, 4\), .* \(2, 4, 3\)"),
-        ({"images": np.zeros((2, 3))}, r"maps has shape .* ask for \(2, 3\)"),
+        ({"images": np.zeros((2, 3))}, r"maps has shape .* need maps of \(2, 3\)"),
         ({"maps": np.full((2, 3, 4), np.nan)}, "maps contains NaN"),
         ({"inpainted": np.zeros((2, 1, 3, 5))}, r"inpainted has shape .*, but images has"),
         ({"predicted_masks": np.zeros((2, 1, 3, 4))}, "predicted_masks has shape .*, but maps"),
@@ -742,7 +742,7 @@ def test_maps_of_too_many_images_are_refused_before_the_work(monkeypatch):
         lambda: AnomalyMapDisplay.from_estimator(detector, images),
         lambda: AnomalyMapDisplay.from_predictions(images, images[:, 0]),
     ):
-        with pytest.raises(ValueError, match="21 images, of which at most 20"):
+        with pytest.raises(ValueError, match="21 images, but at most 20"):
             draw()
 
 

@@ -386,7 +386,7 @@ OF_ARRAYS = {
     "nothing": (lambda X: None, "pass a list of rows or an array"),
     "path": (
         lambda X: Path("rows.csv"),
-        r"read the file first, .* images by sklearn_g2d.datasets.load_images,",
+        r"Read the file first: .* images by sklearn_g2d.datasets.load_images,",
     ),
 }
 OF_ROWS_ONLY = {

@@ -555,7 +555,7 @@ def test_callable_features_are_given_images(digits, detector):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (lambda x: 1.0, r"shape \(\) for 60 samples; it must return a row of features for each"),
+        (lambda x: 1.0, r"shape \(\) for 60 samples; it must return one row of features for each"),
         (lambda x: x[1:].reshape(len(x) - 1, -1), r"shape \(59, 64\) for 60 samples"),
         (lambda x: x.reshape(len(x), -1).T, r"shape \(64, 60\) for 60 samples"),
         (lambda x: np.full((len(x), 2), np.nan), "features returned NaN or infinity"),

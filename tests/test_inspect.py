@@ -260,7 +260,7 @@ def test_files_of_other_kinds_are_named(folders, inspect, capsys):
         (folders / "new" / name).write_bytes(b"")
     (folders / "new" / ODD_NAME).unlink()
     assert inspect() == 0
-    expected = "not read, because their names end in another way than those of photographs: 2 ("
+    expected = "not read, because their names do not end like those of photographs: 2 ("
     out, err = capsys.readouterr()
     assert "flagged; files not judged, because of their endings: 2. Report" in out
     assert expected in err
@@ -362,7 +362,7 @@ def test_an_earlier_report_is_replaced_and_nothing_else(folders, inspect, refuse
 def test_only_a_model_is_replaced(folders, inspect, refused, monkeypatch):
     photograph(folders / "a.png", np.random.default_rng(0))
     before = (folders / "a.png").read_bytes()
-    assert "is there already" in refused("good new --out report --save a.png")
+    assert "exists already" in refused("good new --out report --save a.png")
     assert "holds no model" in refused("good new --out report --save a.png --overwrite")
     assert (folders / "a.png").read_bytes() == before
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
@@ -375,10 +375,10 @@ def test_only_a_model_is_replaced(folders, inspect, refused, monkeypatch):
         ("new --out report", "give two folders, GOOD_FOLDER and NEW_FOLDER, or --model"),
         ("good new", "required: --out"),
         ("good new --out report --model m", "give NEW_FOLDER alone"),
-        ("new --out report --model m --size 64", "--size belongs to the learning"),
+        ("new --out report --model m --size 64", "--size is an option of learning"),
         ("new --out report --model m", "m: No such file"),
         ("good new --out report --size 12x", "--size: '12x' is neither PIXELS nor WIDTHxHEIGHT"),
-        ("good new --out report --false-alarms 5", "'5' is no number between 0 and 1"),
+        ("good new --out report --false-alarms 5", "'5' is not a number between 0 and 1"),
         ("good new --out report --overlays -1", "--overlays"),
         ("good new --out report --groups (", "is no regular expression"),
         ("good new --out report --groups ^1", "--groups '^1' is not found in the name 000.png"),
@@ -387,7 +387,7 @@ def test_only_a_model_is_replaced(folders, inspect, refused, monkeypatch):
         ("good new --out report --size 4", "--size: 4 is less than 8 pixels"),
         ("good new --out report --size 64x4", "--size: 64x4 is less than 8 pixels"),
         ("good new --out report --seed -1", "argument --seed"),
-        ("good new --out report --seed 9999999999", "is no integer from 0 to 4294967295"),
+        ("good new --out report --seed 9999999999", "is not an integer from 0 to 4294967295"),
         ("good new/a.png --out report", "a.png is a file; give the folder"),
         ("good nothing --out report", "NEW_FOLDER: there is no folder"),
         ("good new --out new/report", "--out new/report and NEW_FOLDER lie one inside the other"),
@@ -447,9 +447,9 @@ def test_the_rate_of_a_threshold_between_scores(folders, inspect, monkeypatch):
     detector = fitted(folders)
     monkeypatch.setattr(PatchDetector, "load", lambda _: detector)
     inspect("new --out report --model m")
-    assert "false alarms are about 5 %." in Page(folders / "report" / "index.html").text
+    assert "About 5 % of photographs" in Page(folders / "report" / "index.html").text
     inspect("new --out report --model m --overwrite --false-alarms .05")  # kept, not on average
-    assert "false alarms are about 4.8 %." in Page(folders / "report" / "index.html").text
+    assert "About 4.8 % of photographs" in Page(folders / "report" / "index.html").text
 
 
 def test_no_name_is_a_formula(folders, inspect):

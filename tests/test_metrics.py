@@ -316,7 +316,7 @@ def test_unusable_weights_are_an_error(metric, weight, message):
         (["a", "b", "c", "a"], "c", "that label and one other, but contains 'a', 'b', 'c'"),
         ([1, 1, 1, np.nan], None, "y_true contains NaN"),
         ([1, 1, 2, np.nan], 2, "y_true contains NaN"),
-        ([1, 1, -1, None], None, "of one kind.* none is missing"),
+        ([1, 1, -1, None], None, "of one kind.* without missing"),
         (np.array([1, 1, -1, "in"], dtype=object), None, "of one kind"),
         (np.array([1, 1, -1, "in"], dtype=object), "in", "of one kind"),
         ([b"a", b"b", b"b", b"b"], "a", "of one kind"),
@@ -560,7 +560,7 @@ def test_folds_without_outliers_are_nan_with_one_warning(run, name, column):
         assert np.isfinite(scores["test_score"]).all()
         ours = [w for w in caught if w.category is UndefinedMetricWarning]
         assert len(ours) == 1
-        assert "only contains [1]. The scores of such rows are nan" in str(ours[0].message)
+        assert "only contains [1]. The score of such rows is nan" in str(ours[0].message)
         assert not any("Traceback" in str(w.message) for w in caught)
 
 

@@ -520,7 +520,7 @@ class Halve(TransformerMixin, BaseEstimator):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"features": Halve()}, 'Halve .* in front of the detector .* features="passthrough"'),
+        ({"features": Halve()}, 'Halve .* before the detector .* features="passthrough"'),
         ({"features": np.tanh}, "tanh is not a transformer of this package"),
         ({"features": make_pipeline(ResidualPCA(2), StandardScaler())}, "StandardScaler is not"),
         ({"scaler": StandardScaler()}, "StandardScaler is not a transformer of this package"),

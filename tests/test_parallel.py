@@ -103,7 +103,7 @@ def test_what_one_process_raises_ends_all(facts):
     assert second.startswith("ValueError: Input X contains NaN")
     for fact in facts:
         assert "samples of different shapes, [(3,), (2,)]" in fact["fewer columns in one"]
-        assert "ValueError: A Checkpoint keeps the state of one process" in fact["checkpoint"]
+        assert "ValueError: A Checkpoint saves the state of one process" in fact["checkpoint"]
 
 
 @pytest.mark.slow

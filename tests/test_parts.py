@@ -231,9 +231,9 @@ OTHER_VALUES = {
 # Parameters that change no score, and where their docstrings say so.
 WITHOUT_EFFECT = {
     (G2DOutlierDetector, "device"): "Device of training",  # scores agree: tests/test_devices.py
-    (G2DOutlierDetector, "verbose"): "logged",
-    (PretrainedFeatures, "engine"): "Rows of both engines agree",
-    (PretrainedFeatures, "device"): "Rows of all devices agree",
+    (G2DOutlierDetector, "verbose"): "reports the end of each stage",
+    (PretrainedFeatures, "engine"): "rows of both engines agree",
+    (PretrainedFeatures, "device"): "rows of all devices agree",
     (G2DOutlierDetector, "warm_start"): "previous call",  # of which there is none
 }
 WITHOUT_EFFECT_AS_PUBLISHED = {
@@ -248,7 +248,7 @@ WITHOUT_EFFECT_ON_CONVOLUTIONS = {
 }
 WITHOUT_EFFECT_IN = {
     "cloud": {},
-    "WGAN": {(WassersteinGAN, "epoch_steps"): 'Ignored where `snapshots` is "geometric"'},
+    "WGAN": {(WassersteinGAN, "epoch_steps"): 'Ignored if `snapshots` is "geometric"'},
     "gradients": {(SquashingScaler, "range_weight"): "common_scale"},
     "pretrained": {(SquashingScaler, "range_weight"): "common_scale"},
     "convolutions": WITHOUT_EFFECT_ON_CONVOLUTIONS,

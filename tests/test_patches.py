@@ -299,7 +299,7 @@ def test_the_rate_is_promised_for_groups(part):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (np.zeros(40), "groups must be of at least two kinds"),
+        (np.zeros(40), "groups must name at least two groups"),
         (np.zeros(39), "groups has 39 entries for 40 rows"),
         (
             ["a", None] * 20,
@@ -385,7 +385,7 @@ def test_frozen_parts_are_not_fitted(part, tmp_path):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"per_location": True}, r"knows no places: fit with per_location=False, or pass PatchN"),
+        ({"per_location": True}, r"does not know places. Fit with per_location=False, or"),
         ({"features": FrozenEstimator(Squares())}, "not fitted yet"),
         ({}, r"rows of 6 columns, but the layers' maps have 2 channels"),
     ],

@@ -367,7 +367,7 @@ def test_classes_and_functions_of_the_user_are_asked_for(data):
     pipeline = make_pipeline(FunctionTransformer(double), Halve(), g2d(features=double)).fit(X)
     content = dumped(pipeline)
     names = f'"{__name__}.Halve", "{__name__}.double"'
-    with pytest.raises(ModelFileError, match=rf"ask for it: {names}\. Loading runs code"):
+    with pytest.raises(ModelFileError, match=rf"ask for it: {names}\. Loading runs their code"):
         loaded(content)
     for trusted in ([Halve, double], {f"{__name__}.Halve", double}):
         assert_same(loaded(content, trusted=trusted), pipeline, X)

@@ -148,7 +148,7 @@ def test_split_clips_are_views_in_order():
     assert [len(clip) for clip in clips] == [2, 4, 3]
     np.testing.assert_array_equal(np.concatenate(clips), frames)
     assert all(np.shares_memory(clip, frames) for clip in clips)
-    with pytest.raises(ValueError, match="Frames of clip 3 stand apart"):
+    with pytest.raises(ValueError, match="Frames of clip 3 do not follow each other"):
         split_clips(frames, [3, 3, 1, 1, 1, 1, 2, 2, 3])
     with pytest.raises(ValueError, match=r"must have shape \(9,\).*got \(8,\)"):
         split_clips(frames, np.zeros(8))
@@ -191,7 +191,7 @@ def test_smoothing_complains():
         ),
         (
             [random_clip(6), random_clip(6, shape=(3, 20, 24))],
-            r"Clip 1 has frames of shape \(3, 20, 24\).*Make colour frames gray.*gray=False",
+            r"Clip 1 has frames of shape \(3, 20, 24\).*Convert colour frames to gray.*gray=False",
         ),
         (
             [random_clip(6, shape=(3, 20, 24)), random_clip(6)],
@@ -1116,7 +1116,7 @@ def test_an_avi_file_with_dropped_frames(tmp_path):
     write_video(tmp_path / "clip.avi", walk(9), times=times)
     frames, (text,) = warned(lambda: list(read_frames(tmp_path / "clip.avi")))
     np.testing.assert_array_equal(frames, walk(9))
-    assert "frames are missing. 8 were dropped" in text
+    assert "frames are missing. 8 frames were dropped" in text
     content = (tmp_path / "clip.avi").read_bytes()
     (tmp_path / "clip.avi").write_bytes(content[: len(content) * 3 // 4])
     with pytest.raises(VideoFileError, match="cannot be read beyond"):
@@ -1166,7 +1166,7 @@ def test_a_transport_stream_that_begins_between_key_frames(tmp_path, n_b_frames,
         part.mux(packets)
     frames, (text,) = warned(lambda: list(read_frames(tmp_path / "part.ts")))
     assert len(frames) == len(packets) - n_missing
-    assert f"frames are missing. {n_missing} were" in text
+    assert f"frames are missing. {n_missing} frames were" in text
     np.testing.assert_array_equal(frames, whole[-len(frames) :])
 
 
@@ -1181,7 +1181,7 @@ def test_a_transport_stream_that_lost_packets(tmp_path, n_b_frames):
     (tmp_path / "clip.ts").write_bytes(b"".join(packets[:lost] + packets[lost + 3 :]))
     frames, (text,) = warned(lambda: list(read_frames(tmp_path / "clip.ts")))
     assert 20 <= len(frames) < 40
-    assert f"frames are missing. {40 - len(frames)} were" in text
+    assert f"frames are missing. {40 - len(frames)} frames were" in text
     assert {frame.tobytes() for frame in frames} < {frame.tobytes() for frame in whole}
 
 
@@ -1192,7 +1192,7 @@ def test_joined_transport_streams(tmp_path):
     frames, (text,) = warned(lambda: list(read_frames(tmp_path / "clip.ts")))
     # FFmpeg cannot tell a joint from packets that are lost.
     np.testing.assert_array_equal(frames, whole[:38] + whole)
-    assert "frames are missing. 2 were" in text
+    assert "frames are missing. 2 frames were" in text
 
 
 @pytest.mark.parametrize(

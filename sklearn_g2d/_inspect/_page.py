@@ -1,4 +1,4 @@
-"""The page of a report: one file without scripts, beside its pictures."""
+"""The page of a report: one HTML file without scripts, and pictures in folders beside it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sklearn_g2d._inspect._results import OVERLAYS, PHOTOGRAPHS, Summary
 from sklearn_g2d._inspect._scoring import Photograph
 from sklearn_g2d._version import __version__
 
-# Blue and orange are told apart by all readers; verdicts are words, too. On narrow screens a row of
-# the table becomes a block, with the names of its columns.
+# Colour-blind readers can tell blue from orange, and verdicts are also words. On narrow screens
+# each row of the table becomes a block with the names of its columns.
 _STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
   padding: 1rem; max-width: 75rem; }
@@ -44,12 +44,12 @@ def write_page(summary: Summary) -> Path:
     Parameters
     ----------
     summary : Summary
-        Of which pictures have been written.
+        The results; their pictures must have been written before.
 
     Returns
     -------
     Path
-        The file.
+        The file that was written.
     """
     new = summary.options.new
     title = _text(f"Inspection of {new.resolve().name or new}")
@@ -95,7 +95,7 @@ figures are in <a href="scores.csv">scores.csv</a>, in the order of the files' n
 
 
 def _text(text: str) -> str:
-    """Escape a text, whose file names may hold bytes that are no characters."""
+    """Escape a text for HTML, and replace bytes in file names that are not valid UTF-8."""
     return escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -110,19 +110,20 @@ def _facts(summary: Summary) -> list[str]:
     channels = "in gray" if detector.image_shape_[0] == 1 else "in colour"
     good = f"the model {options.model}" if options.model else str(options.good)
     rate = f"{100 * summary.false_alarm_rate:.2g} %"
+    # With --groups there are weights, and the rate is for parts that the detector has not seen.
     whose = "of new parts " if detector.calibration_weights_ is not None else ""
     lines = [
-        f"What is good was learned from {n_good} photographs ({good}), at {width} x {height} "
-        f"pixels {channels}.",
-        f"Photographs with a score below {detector.offset_:.4g}, the threshold, are flagged. Among "
-        f"photographs {whose}that are as good as those, and taken alike, false alarms are about "
-        f"{rate}.",
+        f"The detector learned from {n_good} photographs of good parts ({good}), at {width} x "
+        f"{height} pixels {channels}.",
+        f"Photographs with a score below the threshold, {detector.offset_:.4g}, are flagged. About "
+        f"{rate} of photographs {whose}that are as good as those, and taken in the same way, are "
+        "false alarms.",
         f"Each photograph took {1000 * summary.seconds / len(summary.photographs):.0f} ms.",
     ]
     if summary.n_unreadable:
         lines.append(
             f"{summary.n_unreadable} of the files cannot be read. They count as flagged, because "
-            "nobody knows what they show."
+            "they may show anomalous parts."
         )
     if summary.warning:
         lines.append(summary.warning)
@@ -145,8 +146,8 @@ def _known_bad(summary: Summary) -> str:
     explained = [
         *summary.sentences_of_known_bad(),
         "AUC: how often a bad photograph has a lower score than a good one (1 is perfect, 0.5 is "
-        "chance). F1: verdicts at this threshold (1 is perfect). EER: the rate of errors where as "
-        "large a fraction of good as of bad photographs is judged wrongly (0 is perfect).",
+        "chance). F1: verdicts at this threshold (1 is perfect). EER: the error rate at the "
+        "threshold where it is equal for good and for bad photographs (0 is perfect).",
     ]
     return f"""<h2>Known bad photographs</h2>
 <ul>
@@ -161,10 +162,10 @@ def _legend(summary: Summary) -> str:
     return (
         "Colours show where a photograph is anomalous, in standard deviations of good ones: "
         f'{(low + high) / 2:.1f} <span class="scale" role="img" aria-label="dark green to '
-        f'yellow"></span> {high:.1f} and more. Blue outlines surround the places that are rare in '
+        f'yellow"></span> {high:.1f} and more. Blue outlines surround places that are rare in '
         "good photographs: 5 % of these have such a place. &ldquo;Above the threshold&rdquo; is "
-        "the photograph's anomaly less the highest that is not flagged, in the same units. The "
-        "p-value is about the fraction of good photographs that look at least as anomalous."
+        "the anomaly of the photograph minus the threshold, in the same units. The p-value is "
+        "about the fraction of good photographs that look at least as anomalous."
     )
 
 
@@ -172,6 +173,7 @@ def _row(found: Photograph) -> str:
     name = _text(found.name)
     pictures = '<td role="cell" class="wide" colspan="2">no picture</td>'
     if found.picture:
+        # Keep bytes that are not valid UTF-8 in the address: the file has them in its name.
         file = quote(found.picture, errors="surrogateescape")
         pictures = "\n".join(
             f'<td role="cell"><a href="{folder}/{file}"><img src="{folder}/{file}" loading="lazy" '

@@ -1,4 +1,4 @@
-"""What was found of photographs, and the files that say it."""
+"""Results of the inspection of photographs, and the files of the report."""
 
 from __future__ import annotations
 
@@ -17,44 +17,45 @@ from sklearn_g2d.display import AnomalyMapDisplay
 from sklearn_g2d.metrics import equal_error_rate, outlier_f1_score, outlier_roc_auc_score
 from sklearn_g2d.patches import PatchDetector
 
-# What a report consists of.
+# Names of the files and folders of a report.
 _FILES = ("index.html", "scores.csv", "known_bad.csv")
 OVERLAYS, PHOTOGRAPHS = "overlays", "photographs"
 
 _COLUMNS = ("file", "score", "p_value", "verdict", "above_threshold", "overlay", "note")
 
-# The last four are the first in full width.
+# A spreadsheet takes a cell with such a start for a formula. The last four are full-width forms of
+# the first four.
 _STARTS_OF_FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
-# Photographs with pictures, unless told otherwise: those flagged, and at least so many.
+# By default there are pictures of all flagged photographs, and of at least so many photographs.
 _MOST_ANOMALOUS = 20
 
-# Of a file name, so that with number and suffix no system refuses it.
+# Limit of a name inside a file name. With number and suffix it is short enough for all systems.
 _MOST_CHARACTERS = 50
 
 
 @dataclass
 class Summary:
-    """All that a report says.
+    """The contents of a report.
 
     Parameters
     ----------
     detector : PatchDetector
-        Fitted, with its threshold.
+        A fitted detector with its threshold.
     options : Namespace
-        Of the command.
+        Options of the command.
     n_passed_over : int
-        How many files were not taken for photographs.
+        Number of files that are not photographs.
     passed_over : str
-        Says which files were not taken for photographs, or nothing.
+        A sentence about the files that are not photographs; empty if there are none.
     warning : str
-        Says what is wrong with the good photographs, or nothing.
+        A sentence about a problem of the good photographs; empty if there is none.
     photographs, known_bad : list of Photograph
-        In the order of their names.
+        Results in the order of their names.
     seconds : float
-        For scoring `photographs`.
+        Time for scoring `photographs`.
     figures : dict of float
-        How well the known bad ones are found.
+        Figures about the detection of the known bad photographs.
     """
 
     detector: PatchDetector
@@ -69,25 +70,25 @@ class Summary:
 
     @property
     def by_anomaly(self) -> list[Photograph]:
-        """Give the most anomalous first, and what cannot be read before these."""
+        """Return unreadable files, and then the photographs with the most anomalous first."""
         return sorted(self.photographs, key=lambda photograph: -photograph.above_threshold)
 
     @property
     def n_flagged(self) -> int:
-        """Count those that somebody has to look at."""
+        """Count photographs that a person has to look at."""
         return sum(photograph.is_flagged for photograph in self.photographs)
 
     @property
     def n_unreadable(self) -> int:
-        """Count files that are no photographs."""
+        """Count files that cannot be read."""
         return sum(not photograph.is_readable for photograph in self.photographs)
 
     @property
     def false_alarm_rate(self) -> float:
-        """Give the rate that the threshold promises, by conformal prediction.
+        """Return the rate of false alarms at the threshold, by conformal prediction.
 
-        A detector that was fitted in Python may have its threshold between two scores, so that its
-        rate lies between theirs.
+        The threshold of a detector that was fitted in Python may lie between two scores. Then the
+        rate is interpolated between the rates of these scores.
         """
         known = self.detector.calibration_scores_, self.detector.calibration_weights_
         thresholds = np.unique(known[0])
@@ -95,7 +96,7 @@ class Summary:
         return float(np.interp(self.detector.offset_, thresholds, rates))
 
     def verdict(self) -> str:
-        """Say in one sentence what was found."""
+        """Return the result in one sentence."""
         n, n_unreadable = len(self.photographs), self.n_unreadable
         what = "1 photograph" if n == 1 else f"{n} photographs"
         flagged = self.n_flagged or "None"
@@ -108,7 +109,7 @@ class Summary:
         return f"{text}."
 
     def sentences_of_known_bad(self) -> list[str]:
-        """Say how well the known bad ones are found, and by what this was measured."""
+        """Return sentences about the detection of known bad photographs, and its measurement."""
         if not self.figures:
             return []
         missed = sum(not photograph.is_flagged for photograph in self.known_bad)
@@ -130,7 +131,7 @@ class Summary:
 
 
 def known_bad_figures(detector: PatchDetector, known_bad: list[Photograph]) -> dict[str, float]:
-    """Compare known bad photographs with good ones that were held out."""
+    """Compare known bad photographs with good photographs that were held out."""
     good = detector.calibration_scores_
     scores = np.append(good, [photograph.score for photograph in known_bad])
     labels = np.repeat([1, -1], [len(good), len(known_bad)])
@@ -142,20 +143,21 @@ def known_bad_figures(detector: PatchDetector, known_bad: list[Photograph]) -> d
 
 
 def clear_report(folder: Path, *, only_check: bool = False, overwrite: bool = True) -> None:
-    """Remove an earlier report, and nothing else.
+    """Remove an earlier report, and no other files.
 
     Parameters
     ----------
     folder : Path
+        The folder of the report.
     only_check : bool, default=False
-        Say only whether it may be done.
+        Whether to check only that the report may be removed.
     overwrite : bool, default=True
         Whether an earlier report may be removed.
 
     Raises
     ------
     FileExistsError
-        If the folder holds something else, or a report that may not be removed.
+        If the folder holds other files, or a report that may not be removed.
     """
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     pictures = [path for path in there if path.name in (OVERLAYS, PHOTOGRAPHS) and path.is_dir()]
@@ -165,7 +167,7 @@ def clear_report(folder: Path, *, only_check: bool = False, overwrite: bool = Tr
     foreign = [path for path in there if path not in pictures and path not in files]
     if foreign:
         raise FileExistsError(
-            f"--out {folder} holds {foreign[0].name}, which is not of a report: choose a new "
+            f"--out {folder} holds {foreign[0].name}, which is not part of a report: choose a new "
             "folder."
         )
     if there and not overwrite:
@@ -177,7 +179,7 @@ def clear_report(folder: Path, *, only_check: bool = False, overwrite: bool = Tr
 
 
 def write_overlays(detector: PatchDetector, summary: Summary, say: Callable[[str], None]) -> None:
-    """Write pictures of the most anomalous photographs, as they are and with their maps."""
+    """Write pictures of the most anomalous photographs, without and with their maps."""
     readable = [photograph for photograph in summary.by_anomaly if photograph.is_readable]
     wanted = summary.options.overlays
     if wanted is None:
@@ -190,7 +192,9 @@ def write_overlays(detector: PatchDetector, summary: Summary, say: Callable[[str
     for batch in batches(detector, chosen):
         images = read(detector, [photograph.path for photograph in batch])
         maps = detector.anomaly_map(images)
-        painted = SimpleNamespace(anomaly_map=lambda _, maps=maps: maps)  # computed once
+        # Both kinds of pictures need the maps, which take long to compute: give `save_overlays` an
+        # object that returns the same maps twice.
+        painted = SimpleNamespace(anomaly_map=lambda _, maps=maps: maps)
         names = [photograph.picture.removesuffix(".png") for photograph in batch]
         for folder, masks, alpha in (
             (OVERLAYS, maps >= detector.mask_threshold_, 0.6),
@@ -220,5 +224,5 @@ def write_table(photographs: list[Photograph], path: Path) -> None:
 
 
 def _no_formula(path: str) -> str:
-    """Begin a path, which a spreadsheet would compute, in a way that names the same file."""
+    """Change a path that a spreadsheet would take for a formula; it still names the same file."""
     return f"./{path}" if path.startswith(_STARTS_OF_FORMULAS) else path

@@ -1,4 +1,4 @@
-"""Photographs scored some at a time, of which some may be damaged."""
+"""Scoring of photographs in batches; some of the files may be damaged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sklearn_g2d.datasets import load_images
 from sklearn_g2d.datasets._images import shown_size
 from sklearn_g2d.patches import PatchDetector
 
-# At most so many photographs, and so many intensities of them, are held at once.
+# Largest number of photographs, and of their intensities, in memory at once.
 _MOST_PHOTOGRAPHS, _MOST_VALUES = 32, 2**25
 
 _SECONDS_BETWEEN_LINES = 10
 
-# By so much the proportions may differ before a photograph counts as stretched.
+# A photograph counts as stretched if its proportions differ by a larger fraction than this.
 _TOLERANCE = 0.02
 
-# Pictures that are not read; Pillow would take some of them for small TIFF files.
+# Files of these kinds are not read, because Pillow would take some of them for small TIFF files.
 NOT_READ = (".heic", ".heif", ".avif", ".gif", ".jp2", ".dng", ".cr2", ".nef")
 
 _BYTES = (0.0, 255.0)
@@ -32,20 +32,20 @@ _BYTES = (0.0, 255.0)
 
 @dataclass
 class Photograph:
-    """One photograph, and what was found.
+    """One photograph, and its results.
 
     Parameters
     ----------
     path, name : Path, str
-        Where it is, and the same relative to its folder.
+        The path of the file, and its path relative to the folder.
     score, p_value : float or None
-        None if the file cannot be read.
+        Results; None if the file cannot be read.
     above_threshold : float
-        How far the anomaly lies above the threshold; infinite if the file cannot be read.
+        The anomaly minus the threshold; infinite if the file cannot be read.
     note : str
-        What to know about the file.
+        A sentence about a problem of the file; empty if there is none.
     picture : str
-        File name of its pictures, if there are any.
+        File name of its pictures; empty if there are none.
     """
 
     path: Path
@@ -58,30 +58,30 @@ class Photograph:
 
     @property
     def is_readable(self) -> bool:
-        """Whether there is a score."""
+        """Whether the file could be read and scored."""
         return self.score is not None
 
     @property
     def is_flagged(self) -> bool:
-        """Whether somebody has to look at it."""
+        """Whether a person has to look at it."""
         return self.above_threshold > 0
 
     @property
     def verdict(self) -> str:
-        """Say it in one word."""
+        """The result in one word."""
         if not self.is_readable:
             return "unreadable"
         return "anomalous" if self.is_flagged else "normal"
 
 
 def batches(detector: PatchDetector, things: list[Any]) -> list[list[Any]]:
-    """Divide photographs into parts that memory holds."""
+    """Divide photographs into batches that fit into memory."""
     n = int(np.clip(_MOST_VALUES // detector.n_features_in_, 1, _MOST_PHOTOGRAPHS))
     return [things[start : start + n] for start in range(0, len(things), n)]
 
 
 def read(detector: PatchDetector, paths: list[Path]) -> NDArray[Any]:
-    """Read photographs in the size and the channels that a detector was fitted with."""
+    """Read photographs with the size and the channels of the detector's `fit`."""
     for path in paths:
         if path.suffix.lower() in NOT_READ:
             raise ValueError(f"{path} is a picture of a kind that is not read: save it as PNG.")
@@ -90,25 +90,26 @@ def read(detector: PatchDetector, paths: list[Path]) -> NDArray[Any]:
     expected = _expected_dtype(detector)
     if expected is not None and images.dtype != expected:
         raise ValueError(
-            f"{paths[0]} has {8 * images.itemsize} bits a channel, but the good photographs have "
-            f"{8 * expected.itemsize}: save it as these are."
+            f"{paths[0]} has {8 * images.itemsize} bits per channel, but the good photographs have "
+            f"{8 * expected.itemsize}: save it with {8 * expected.itemsize} bits."
         )
     return images
 
 
 def check_intensities(detector: PatchDetector, model: Path) -> None:
-    """Refuse a model that was not fitted on photographs as files hold them."""
+    """Raise an error if a model was fitted on other intensities than those of image files."""
     low, high = getattr(detector.features_, "intensity_range_", _BYTES)
     if (low, high) != _BYTES and high <= _BYTES[1]:
         raise ValueError(
             f"--model {model} was fitted on intensities from {low:g} to {high:g}, which are not "
-            "those of photographs: fit it on what load_images gives."
+            "those of photographs: fit it on images of load_images."
         )
 
 
 def _expected_dtype(detector: PatchDetector) -> np.dtype[Any] | None:
     intensities = getattr(detector.features_, "intensity_range_", None)
-    if intensities is None:  # features of the user's
+    # The user's own features may not have this attribute.
+    if intensities is None:
         return None
     return np.dtype(np.uint8 if intensities == _BYTES else np.uint16)
 
@@ -116,27 +117,27 @@ def _expected_dtype(detector: PatchDetector) -> np.dtype[Any] | None:
 def score(
     detector: PatchDetector, paths: list[Path], folder: Path, say: Callable[[str], None], kind: str
 ) -> tuple[list[Photograph], float]:
-    """Score photographs, in their order.
+    """Score photographs in their order.
 
     Parameters
     ----------
     detector : PatchDetector
-        Fitted.
+        A fitted detector.
     paths : list of Path
-        Of photographs in the folder.
+        Paths of photographs in the folder.
     folder : Path
-        Which the photographs are named relative to.
+        The folder; names of photographs are relative to it.
     say : function
-        Is told how far it is.
+        A function that shows a message about the progress.
     kind : str
-        Word for these photographs.
+        A word for these photographs in messages.
 
     Returns
     -------
     photographs : list of Photograph
-        Those that cannot be read say why, and count as flagged.
+        Results. A file that cannot be read has a note about the reason, and counts as flagged.
     seconds : float
-        Reading included.
+        Time of reading and scoring.
     """
     say(f"Scoring {len(paths)} {kind} photographs from {folder} ...")
     photographs: list[Photograph] = []
@@ -157,7 +158,8 @@ def _score_batch(detector: PatchDetector, paths: list[Path], folder: Path) -> li
     readable: list[Photograph] = []
     try:
         images, readable = read(detector, paths), photographs
-    except (ValueError, OSError):  # one of them, or more
+    # At least one file cannot be read: read the files one by one to find out which.
+    except (ValueError, OSError):
         single = []
         for photograph in photographs:
             try:
@@ -188,7 +190,7 @@ def _note_of_shape(path: Path, target: tuple[int, ...]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say it in the unit that a reader would take."""
+    """Return a text for a time, in seconds, minutes or hours."""
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

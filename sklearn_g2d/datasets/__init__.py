@@ -1,4 +1,4 @@
-"""Images read from files, puzzles that are made of images, and clips of UCSD."""
+"""Images from files, puzzles made of images, and the video clips of UCSD."""
 
 from sklearn_g2d.datasets._images import load_images
 from sklearn_g2d.datasets._puzzles import make_puzzles

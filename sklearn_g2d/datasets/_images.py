@@ -1,4 +1,4 @@
-"""Photographs and other pictures, read from their files into one array."""
+"""Reading of photographs and other image files into one array."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp")
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
-# Each holds an image as it is in its file.
+# Each thread holds one image in its full size, so that more threads need more memory.
 _MOST_THREADS = 4
 
-# Tags of TIFF.
+# Tags of TIFF; the sides are width and height.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_SIDES = 256, 257  # width and height
+_SIDES = 256, 257
 
-_ORIENTATION = 274  # of Exif
+# A tag of Exif, which says how the camera was turned.
+_ORIENTATION = 274
 
 Size = int | tuple[int, int] | None
 
@@ -43,31 +44,31 @@ def load_images(
     channels: int = 3,
     memory_map: str | PathLike[str] | None = None,
 ) -> Bunch:
-    """Load the images of a folder, in the shape that detectors take.
+    """Load the images of a folder as an array that detectors take.
 
     PNG, JPEG, TIFF, BMP and WebP are read by Pillow: ``pip install 'sklearn_g2d[images]'``.
 
     Parameters
     ----------
     folder : str, path-like or iterable of these
-        A folder, whose images are taken in the order of their paths, those in sub-folders too.
-        Hidden files and folders, links to folders, and files that end in another way than .png,
-        .jpg, .jpeg, .jfif, .tif, .tiff, .bmp or .webp are passed over. Or a list of files, which
-        are taken in its order, whatever they end in.
+        A folder: its images and those in its sub-folders are read, in the order of their paths.
+        Hidden files and folders, links to folders, and files with another ending than .png, .jpg,
+        .jpeg, .jfif, .tif, .tiff, .bmp or .webp are skipped. Or a list of files, which are read in
+        the order of the list, with any ending.
     size : int or tuple of int, default=None
-        A pair is the height and width that all images are resized to. One number is the length of
+        A pair is the height and width to which all images are resized. One number is the length of
         the shorter side, and the proportions are kept. None keeps the size of the files.
     channels : {3, 1}, default=3
-        3 gives red, green and blue, which are equal for gray files; 1 gives gray.
+        3 gives red, green and blue, which are equal for gray files. 1 gives gray.
     memory_map : str or path-like, default=None
-        Name of a file that ends in ".npy", for images that memory does not hold together. They
-        are written there one by one, and replace a file of that name when all are written.
+        Name of a file that ends in ".npy", for images that do not fit into memory together. They
+        are written there one by one. An existing file is replaced after all images are written.
 
     Returns
     -------
     Bunch
         ``images``, an array of shape (n_images, channels, height, width): uint8, or uint16 if the
-        files are gray with 16 bits a pixel; a read-only memory map if `memory_map` is given.
+        files are gray with 16 bits per pixel; a read-only memory map if `memory_map` is given.
         ``paths``, a list of the files' ``pathlib.Path``, in the same order.
 
     Raises
@@ -75,21 +76,21 @@ def load_images(
     ImportError
         If Pillow is not installed.
     OSError
-        If a file or folder, also one within `folder`, is not there, or cannot be opened or
+        If a file or folder, also one inside `folder`, does not exist, or cannot be opened or
         written.
     TypeError
         If `folder` is neither a path nor a list of paths.
     ValueError
-        If there are no images, their sizes or numbers of bits differ, or one is damaged, has
-        several pages, has more pixels than Pillow's limit, or has pixels that are floats, signed
-        integers, integers of 32 bits, or colours of 16 bits. Or if a parameter is out of range.
+        If a parameter is out of range, there are no images, or their sizes or numbers of bits
+        differ. If an image is damaged, has several pages or more pixels than Pillow's limit, or
+        its pixels are floats, signed integers, integers of 32 bits, or colours of 16 bits.
 
     Notes
     -----
-    Photographs are turned as their Exif orientation says. Transparent pixels are laid over white.
-    Resizing averages over all pixels (bicubic, antialiased), and large JPEG files are decoded at
-    the next larger of the scales 1/8, 1/4, 1/2 that still leaves twice the size. Colour profiles
-    are not applied. Of a JPEG that holds several pictures (MPO) the first one is read.
+    Photographs are turned by their Exif orientation. Transparent pixels are put on white.
+    Resizing averages over all pixels (bicubic, antialiased). Large JPEG files are decoded at the
+    smallest of the scales 1/8, 1/4 and 1/2 that still gives twice the size. Colour profiles are
+    not applied. From a JPEG file with several pictures (MPO) the first picture is read.
 
     Examples
     --------
@@ -111,6 +112,7 @@ def load_images(
         raise ValueError(f"channels must be 3 (red, green, blue) or 1 (gray), got {channels!r}.")
     target = None if memory_map is None else _check_target(Path(memory_map))
     paths = find_images(folder)
+    # Closing the generator stops its threads, also after an error.
     with closing(_read_all(paths, wanted, channels)) as images:
         first = next(images)
         shape = (len(paths), *first.shape)
@@ -142,18 +144,19 @@ def _check_target(path: Path) -> Path:
         raise ValueError(f'memory_map must be the name of a file that ends in ".npy", got {path}.')
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} for memory_map. Make it first.")
-    return Path(os.path.realpath(path))  # what a link points to
+    # If the path is a link, replace the file behind it, not the link.
+    return Path(os.path.realpath(path))
 
 
 def find_images(folder: Any) -> list[Path]:
-    # Gives the paths of a folder's images in their order, or those of a list.
+    # Returns the sorted paths of a folder's images, or the paths of a list.
     if not isinstance(folder, str | PathLike):
         try:
             paths = [Path(path) for path in folder]
         except TypeError:
             raise TypeError(
-                "folder must be the path of a folder, or a list of paths of images and of nothing "
-                f"else; got {type(folder).__name__}."
+                "folder must be the path of a folder, or a list that holds only paths of images; "
+                f"got {type(folder).__name__}."
             ) from None
         if not paths:
             raise ValueError("The list of images is empty. Give at least one path.")
@@ -167,12 +170,12 @@ def find_images(folder: Any) -> list[Path]:
 
 
 def images_among(files: list[Path], root: Path) -> list[Path]:
-    # Gives those of a folder's files that are images by their names.
+    # Returns the files of a folder that are images by their names.
     paths = [path for path in files if path.suffix.lower() in _SUFFIXES]
     if not paths:
         raise ValueError(
-            f"{root} and its sub-folders hold no images. Files that end in {', '.join(_SUFFIXES)} "
-            "are looked for; hidden ones are passed over."
+            f"{root} and its sub-folders hold no images. Images are files that end in "
+            f"{', '.join(_SUFFIXES)}; hidden files are skipped."
             + (
                 f" Files of other kinds: {len(files)} ({endings(files)}); save pictures as PNG."
                 if files
@@ -183,12 +186,13 @@ def images_among(files: list[Path], root: Path) -> list[Path]:
 
 
 def endings(files: list[Path]) -> str:
-    # Names the kinds of files.
+    # Returns a text with the kinds of files.
     return ", ".join(sorted({path.suffix or path.name for path in files}))
 
 
 def visible_files(root: Path) -> list[Path]:
-    # Gives all that is in a folder and its sub-folders, or raises OSError for one that is locked.
+    # Returns the files in a folder and its sub-folders. By default `os.walk` skips a folder that
+    # cannot be read; here that must be an error.
     def refuse(error: OSError) -> None:
         raise error
 
@@ -200,7 +204,7 @@ def visible_files(root: Path) -> list[Path]:
 
 
 def _read_all(paths: list[Path], size: Size, channels: int) -> Generator[NDArray[Any], None, None]:
-    """Read images that have one shape and one dtype."""
+    """Yield images, and raise ValueError if their shapes or dtypes differ."""
     first: NDArray[Any] | None = None
     images = _in_threads(lambda path: _read(path, size, channels), paths)
     for path, image in zip(paths, images, strict=True):
@@ -208,8 +212,8 @@ def _read_all(paths: list[Path], size: Size, channels: int) -> Generator[NDArray
             first = image
         if image.dtype != first.dtype:
             raise ValueError(
-                f"{paths[0]} has {8 * first.itemsize} bits a channel, but {path} has "
-                f"{8 * image.itemsize}. Convert them to one kind, or load each kind by itself."
+                f"{paths[0]} has {8 * first.itemsize} bits per channel, but {path} has "
+                f"{8 * image.itemsize}. Convert them to one kind, or load each kind separately."
             )
         if image.shape != first.shape:
             (_, height, width), (_, *other) = first.shape, image.shape
@@ -226,7 +230,7 @@ def _read_all(paths: list[Path], size: Size, channels: int) -> Generator[NDArray
 def _in_threads(
     function: Callable[[Path], NDArray[Any]], paths: list[Path]
 ) -> Generator[NDArray[Any], None, None]:
-    """Give results in order, of which few wait at once."""
+    """Yield results in order, and compute only a few in advance, which saves memory."""
     n_threads = min(_MOST_THREADS, joblib.cpu_count())
     waiting: deque[Future[NDArray[Any]]] = deque()
     with ThreadPoolExecutor(n_threads) as threads:
@@ -244,7 +248,8 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Pass it alone, not in a list, or list its images.")
-    if path.exists() and not path.is_file():  # reading it might never end
+    # Reading a pipe or a device might never end.
+    if path.exists() and not path.is_file():
         raise ValueError(f"{path} is a pipe or a device, not a file. Leave it out.")
     content = path.read_bytes()
     problem: str | None
@@ -252,7 +257,9 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
         with Image.open(BytesIO(content), formats=_FORMATS) as image:
             problem = _problem(image, content)
             if problem is None:
-                is_turned = image.format == "TIFF"  # by Pillow, when it loads the pixels
+                # Pillow turns a TIFF image when it loads the pixels, and `draft` works for JPEG
+                # only. Other images are decoded small first and turned afterwards.
+                is_turned = image.format == "TIFF"
                 if is_turned:
                     image.load()
                 on_its_side = not is_turned and _is_on_its_side(image)
@@ -272,8 +279,8 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
         )
     except UnidentifiedImageError:
         problem = (
-            f"is empty, damaged, or in none of the formats {', '.join(_FORMATS)}, whatever its "
-            "name says. Convert it to PNG, or leave it out"
+            f"is empty, damaged, or in none of the formats {', '.join(_FORMATS)}, although its "
+            "name may say so. Convert it to PNG, or leave it out"
         )
     except Exception as error:
         reason = " ".join(str(error).split())
@@ -285,12 +292,12 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
 
 
 def shown_size(path: Path) -> tuple[int, int]:
-    # Gives the width and height of an image, upright, by the head of its file.
+    # Returns the width and height of an image after turning it, from the header of its file.
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
         tags = getattr(image, "tag_v2", {})
-        # Of a TIFF, the versions of Pillow differ in whether `size` is that of the turned image.
+        # For a TIFF, some versions of Pillow give the size before turning, and others after it.
         width, height = (
             tags.get(tag, length) for tag, length in zip(_SIDES, image.size, strict=True)
         )
@@ -302,31 +309,32 @@ def _is_on_its_side(image: Any) -> bool:
 
 
 def _problem(image: Any, content: bytes) -> str | None:
-    """Say why an image that Pillow opened is refused, by what the head of its file tells."""
+    """Return why an image that Pillow can open is refused, by the header of its file, or None."""
     n_pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if n_pages > 1:
-        return f"holds {n_pages} pages or frames. Save the one that you need as a file of its own"
+        return f"holds {n_pages} pages or frames. Save the one that you need as a separate file"
     tags = image.tag_v2 if image.format == "TIFF" else {}
     formats = tags.get(_SAMPLE_FORMAT, (1,))
     if 3 in formats or image.mode == "F":
         return (
-            "holds floats, whose black and white are unknown. Scale them to integers from 0 to "
-            "65535, and save these as a gray image of 16 bits, or read it by another package, "
-            "such as tifffile: detectors take arrays of floats"
+            "holds floats, and it is not known which values mean black and white. Scale them to "
+            "integers from 0 to 65535, and save these as a gray image of 16 bits; or read it by "
+            "another package, such as tifffile: detectors take arrays of floats"
         )
     if 2 in formats or (tags and image.mode == "I"):
         return "holds signed integers, or integers of 32 bits. Save them as 8 or 16 bits, unsigned"
+    # Pillow does not tell the bits of a PNG file; they are a byte of its header.
     bits = content[24] if image.format == "PNG" else max(tags.get(_BITS, (8,)))
     if bits > 8 and not image.mode.startswith("I"):
         return (
             f"has colours or transparency of {bits} bits, which Pillow would cut to 8. Save it "
-            "with 8 bits a channel, or in gray with 16 bits and no transparency"
+            "with 8 bits per channel, or in gray with 16 bits and no transparency"
         )
     return None
 
 
 def _target(shown: tuple[int, int], size: Size) -> tuple[int, int] | None:
-    """Give the width and height to resize to, from the width and height that are shown."""
+    """Return the new width and height for an image, from its width and height after turning."""
     if not isinstance(size, int):
         return None if size is None else size[::-1]
     width, height = (max(1, round(length * size / min(shown))) for length in shown)
@@ -343,8 +351,10 @@ def _as_array(image: Any, target: tuple[int, int] | None, channels: int) -> NDAr
 
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.uint16)
-        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # for which Pillow does nothing
+        # In such a TIFF file 0 means white. Pillow inverts only images of 8 bits.
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
             pixels = np.iinfo(np.uint16).max - pixels
+        # Pillow cannot resize images of 16 bits smoothly: convert them to floats.
         if target is not None:
             smooth = np.asarray(resized(Image.fromarray(pixels.astype(np.float32))))
             pixels = smooth.round().clip(0, np.iinfo(np.uint16).max).astype(np.uint16)
@@ -362,7 +372,7 @@ def _as_array(image: Any, target: tuple[int, int] | None, channels: int) -> NDAr
 def _write(
     target: Path, shape: tuple[int, ...], dtype: np.dtype[Any], images: Iterable[NDArray[Any]]
 ) -> None:
-    """Write a file of NumPy image by image, which has its name when it is complete."""
+    """Write a file of NumPy image by image; it gets its name after it is complete."""
     head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Puzzles that are made of images, some of them anomalous."""
+"""Puzzles made of small images; some of these are anomalous."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def make_puzzles(
     n_anomalous: int | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Put images together as the tiles of larger ones, some of them anomalous.
+    """Make large images from small ones as tiles, with some anomalous tiles.
 
-    With the digits of MNIST and "3" for the anomalous one this is the IR-MNIST of [1]_: a
-    detector learns puzzles without threes; then it has to find, and to locate, threes in others.
+    With the digits of MNIST, and "3" as the anomalous digit, this is the data set IR-MNIST of
+    [1]_. A detector learns puzzles without threes. Then it has to find the threes in other puzzles.
 
     Parameters
     ----------
     images : array-like of shape (n, height, width) or (n, channels, height, width)
-        The tiles to draw from, with replacement. Take other images for testing than for
-        training: otherwise a detector that remembers tiles will win.
+        The tiles to draw from, with replacement. Use different images for training and testing,
+        because otherwise a detector that only remembers tiles gets the best result.
     labels : array-like of shape (n,)
         Class of each image.
     anomalous_label : object
@@ -39,23 +39,23 @@ def make_puzzles(
     grid_shape : tuple of int, default=(11, 11)
         Rows and columns of tiles.
     n_anomalous : int, default=None
-        Anomalous tiles in each puzzle, at random places; 0 makes training data. None draws
-        every tile from all images, so that the anomalous ones have their natural frequency.
+        Number of anomalous tiles in each puzzle, at random places; 0 makes training data. None
+        draws each tile from all images, so that anomalous tiles are as frequent as in `images`.
     random_state : int, RandomState instance or None, default=None
-        Seed.
+        Seed of the drawing.
 
     Returns
     -------
     puzzles : ndarray of shape (n_samples, channels, rows * height, columns * width)
-        Of the images' dtype.
+        The puzzles, with the dtype of the images.
     tile_is_anomalous : ndarray of shape (n_samples, rows, columns)
         True where a tile is anomalous.
 
     Raises
     ------
     ValueError
-        If `images` has another shape, or not one image for each label, a number is out of range,
-        or normal or anomalous images are needed and there are none.
+        If `images` has another shape or another length than `labels`, a number is out of range, or
+        normal or anomalous images are needed and there are none.
 
     References
     ----------
@@ -96,7 +96,7 @@ def make_puzzles(
         )
     if n_anomalous != n_tiles and is_anomalous.all():
         raise ValueError(
-            f"All images have the anomalous label {anomalous_label!r}; give normal ones too."
+            f"All images have the anomalous label {anomalous_label!r}. Add normal images."
         )
     random_state = check_random_state(random_state)
     if n_anomalous is None:
@@ -106,11 +106,13 @@ def make_puzzles(
         pool = np.flatnonzero(~is_anomalous if n_anomalous < n_tiles else is_anomalous)
         drawn = random_state.choice(pool, (n_samples, n_tiles))
         if n_anomalous:
+            # Sorting random numbers gives a random order of the places, for all puzzles at once.
             places = random_state.random_sample((n_samples, n_tiles)).argsort(axis=1)
             anomalous = random_state.choice(np.flatnonzero(is_anomalous), (n_samples, n_anomalous))
             np.put_along_axis(drawn, places[:, :n_anomalous], anomalous, axis=1)
     drawn = drawn.reshape(n_samples, rows, columns)
     _, channels, height, width = tiles.shape
+    # From (n, rows, columns, channels, height, width): put the pixels of a tile beside its place.
     puzzles = tiles[drawn].transpose(0, 3, 1, 4, 2, 5)
     return (
         puzzles.reshape(n_samples, channels, rows * height, columns * width),

@@ -1,4 +1,4 @@
-"""Clips of UCSD, read from the folders that hold them."""
+"""Reading of the video clips of UCSD from their folders."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sklearn_g2d.utils.opencv import import_opencv
 def load_ucsd(folder: str | PathLike[str], *, reduce: int = 1) -> Bunch:
     """Load UCSD Ped1 or Ped2 from the folders that its authors published.
 
-    Training clips hold pedestrians only; in test clips everything else is anomalous [1]_. The
-    layout is ``Train/Train001/001.tif``, ``Test/Test001/001.tif`` and, where the anomalous pixels
+    Training clips show pedestrians only. In test clips everything else is anomalous [1]_. The
+    layout is ``Train/Train001/001.tif``, ``Test/Test001/001.tif`` and, if the anomalous pixels
     are known, ``Test/Test001_gt/001.bmp``, with any number of clips. OpenCV reads the images:
     ``pip install 'sklearn_g2d[video]'``.
 
@@ -40,8 +40,8 @@ def load_ucsd(folder: str | PathLike[str], *, reduce: int = 1) -> Bunch:
     ImportError
         If OpenCV is not installed.
     ValueError
-        If there are no clips, an image cannot be read or differs in size, a clip has not one mask
-        for each frame, or `reduce` is not a positive integer.
+        If there are no clips, an image cannot be read or has another size, the numbers of a clip's
+        frames and masks differ, or `reduce` is not a positive integer.
 
     References
     ----------
@@ -87,17 +87,19 @@ def _read_images(
 ) -> NDArray[np.uint8]:
     """Read the gray images of a folder, in the order of their names."""
     cv2 = import_opencv("Images of clips")
-    # macOS leaves files such as ._001.tif behind.
+    # macOS adds hidden files such as ._001.tif to folders.
     paths = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not paths:
         raise ValueError(f"{folder} holds no images {pattern}.")
     images: list[NDArray[np.uint8]] = []
     for path in paths:
+        # On Windows `cv2.imread` fails for paths with letters such as é: read the file here.
         content = np.fromfile(path, dtype=np.uint8)
         image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if len(content) else None
         if image is None:
             raise ValueError(f"{path} is empty, damaged or no image. Unpack the data set again.")
-        if binary:  # so that a pixel stays set when a part of it was
+        # A reduced pixel of a mask must be set if any of its parts is set.
+        if binary:
             image = np.where(image > 0, 255, 0).astype(np.uint8)
         if reduce > 1:
             height, width = (length // reduce for length in image.shape)

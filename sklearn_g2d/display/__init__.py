@@ -1,8 +1,8 @@
-"""Plots of detectors, in the manner of scikit-learn's display classes.
+"""Plots of detectors, used like scikit-learn's display classes.
 
 scikit-learn's own curves refuse outlier detectors. As in `sklearn_g2d.metrics`, labels
-are +1 and -1, 0 and 1, booleans, or any with `pos_label`; scores are **higher for more
-normal** rows, and the outliers are the class that a curve is about. matplotlib is imported
+are +1 and -1, 0 and 1, booleans, or any two with `pos_label`. Scores are **higher for more
+normal** rows, and the outliers are the positive class of a curve. matplotlib is imported
 at the first plot only: ``pip install sklearn_g2d[plot]``.
 """
 

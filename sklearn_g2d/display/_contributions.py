@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ContributionDisplay:  # numpydoc ignore=PR02
-    """Bars of what each column contributes to the distance from one row to its neighbours.
+    """Bars of the columns' contributions to the distance from one row to its neighbours.
 
-    The largest come first. Use `from_estimator` or `from_predictions` to make one.
+    The largest contributions come first. Use `from_estimator` or `from_predictions` to make one.
 
     Parameters
     ----------
     contributions : ndarray of shape (n_columns,)
-        Contributions to one row, **higher = farther from normal**, none negative.
+        Contributions to one row, **higher = farther from normal**, not negative.
     column_names : sequence of str
         Names of the columns.
     name : str, default=None
@@ -35,12 +35,12 @@ class ContributionDisplay:  # numpydoc ignore=PR02
     Attributes
     ----------
     bars_ : BarContainer
-        One bar for each column, the largest first, and perhaps one for all others.
+        One bar for each column, the largest first; the last one may be the sum of all others.
     ax_, figure_ : matplotlib Axes and Figure
 
     See Also
     --------
-    sklearn_g2d.inspection.column_contributions : Gives the contributions of many rows.
+    sklearn_g2d.inspection.column_contributions : Returns the contributions to many rows.
 
     Examples
     --------
@@ -71,11 +71,11 @@ class ContributionDisplay:  # numpydoc ignore=PR02
         Parameters
         ----------
         estimator : G2DOutlierDetector or Pipeline
-            Fitted, as `sklearn_g2d.inspection.column_contributions` takes it.
+            A fitted estimator that `sklearn_g2d.inspection.column_contributions` accepts.
         X : array-like or data frame of shape (1, n_features)
             The row.
         name : str, default=None
-            Title of the plot; None takes the estimator's class.
+            Title of the plot; None means the name of the estimator's class.
         ax, **kwargs : as in `plot`
 
         Returns
@@ -87,17 +87,18 @@ class ContributionDisplay:  # numpydoc ignore=PR02
         NotFittedError, TypeError
             As in `sklearn_g2d.inspection.column_contributions`.
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         ValueError
-            If `X` holds another number of rows, or as in
+            If `X` does not hold exactly one row, or as in
             `sklearn_g2d.inspection.column_contributions`.
         """
+        # Raise an error about a missing matplotlib before a long computation.
         import_pyplot()
         shape = np.shape(X)
         if len(shape) != 2 or shape[0] != 1:
             raise ValueError(
                 f"X must be one row, of shape (1, n_features), got shape {shape}. Pass X[[i]], or "
-                "X.iloc[[i]] of a data frame."
+                "X.iloc[[i]] for a data frame."
             )
         why = column_contributions(estimator, X)
         return cls.from_predictions(
@@ -123,10 +124,10 @@ class ContributionDisplay:  # numpydoc ignore=PR02
         Parameters
         ----------
         contributions : array-like of shape (n_columns,)
-            Contributions to one row, none negative: a row of what
-            `G2DOutlierDetector.explain` gives.
+            Contributions to one row, not negative: a row of the result of
+            `G2DOutlierDetector.explain`.
         column_names : sequence of str, default=None
-            Names of the columns; None stands for "x0", "x1" and so on.
+            Names of the columns; None means "x0", "x1" and so on.
         name : str, default=None
             Title of the plot.
         ax, **kwargs : as in `plot`
@@ -138,10 +139,10 @@ class ContributionDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         ValueError
             If a contribution is negative or not finite, if there is more than one row of them, or
-            if there are more or fewer names than columns.
+            if the numbers of names and columns differ.
         """
         shape = np.shape(contributions)
         if len(shape) != 1:
@@ -169,8 +170,8 @@ class ContributionDisplay:  # numpydoc ignore=PR02
         ----------
         ax : matplotlib Axes, default=None, which makes a figure
         n_columns : int, default=10
-            Columns that get a bar of their own, the largest ones; one gray bar is the sum of all
-            others.
+            Number of columns with a bar of their own, the largest ones. One gray bar is the sum of
+            all others.
         **kwargs : passed to ``Axes.barh``
 
         Returns
@@ -180,7 +181,7 @@ class ContributionDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         """
         order = np.argsort(-self.contributions, kind="stable")
         shown, others = order[:n_columns], order[n_columns:]
@@ -196,7 +197,8 @@ class ContributionDisplay:  # numpydoc ignore=PR02
         places = np.arange(len(widths))
         self.bars_ = self.ax_.barh(places, widths, **{"color": colors, **kwargs})
         self.ax_.set_yticks(places, labels)
-        # The largest on top; what is drawn again stays that way.
+        # Put the largest bar on top by fixed limits. Inverting the axis would turn it back when a
+        # second plot uses the same axes.
         self.ax_.set_ylim(len(widths) - 0.5, -0.5)
         self.ax_.set_xlabel("contribution to the squared distance")
         return self

@@ -1,4 +1,4 @@
-"""Axes of matplotlib, which is imported at the first plot only, and images as it draws them."""
+"""Axes of matplotlib, with its import at the first plot, and images in its format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def import_pyplot() -> Any:
 
 
 def new_axes(ax: Axes | None, title: str | None = None, **figure: Any) -> tuple[Axes, Any]:
-    # Gives `ax`, or the axes of a new figure, and the figure that they belong to.
+    # Returns `ax`, or the axes of a new figure, and the figure of these axes.
     plt = import_pyplot()
     if ax is None:
         _, ax = plt.subplots(**figure)
@@ -33,19 +33,19 @@ def new_axes(ax: Axes | None, title: str | None = None, **figure: Any) -> tuple[
 
 
 def as_pictures(images: NDArray[Any]) -> NDArray[Any]:
-    """Move the channels of images to where matplotlib has them, and scale all alike to [0, 1].
+    """Move the channels of images to the last axis, and scale all images by one range to [0, 1].
 
     Parameters
     ----------
     images : ndarray of shape (..., channels, height, width)
-        Of any range. Three channels are colours; of other numbers the mean is gray.
+        Images of any range. Three channels are colours; for other numbers the mean is gray.
 
     Returns
     -------
     ndarray of shape (..., height, width, 3) or (..., height, width)
-        In colour or in gray. Images that are all of one value are black.
+        Images in colour or in gray. If all values are equal, the images are black.
     """
-    # Bytes would wrap around in the difference of the ends of their range.
+    # Convert bytes to floats, because differences of bytes overflow.
     images = np.asarray(images, dtype=np.result_type(images, np.float32))
     pictures = np.moveaxis(images, -3, -1) if images.shape[-3] == 3 else images.mean(axis=-3)
     low, high = pictures.min(), pictures.max()

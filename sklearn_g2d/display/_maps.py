@@ -1,4 +1,4 @@
-"""Pictures of anomaly maps: where in an image, or in a row of a table, the anomaly is."""
+"""Pictures of anomaly maps, which show the place of an anomaly in an image or a row."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _MAX_IMAGES = 20
-_MAX_FEATURE_NAMES = 60  # more would run into each other
+# More names would overlap.
+_MAX_FEATURE_NAMES = 60
 _PANEL_WIDTH = 1.9  # inches
 
-# The true outline lies below, and is broad enough to be seen where both agree.
+# The true outline is drawn first. It is so wide that it can be seen where both outlines agree.
 _OUTLINES: dict[str, dict[str, Any]] = {
     "true": {"color": "deepskyblue", "linewidth": 4.0},
     "predicted": {"color": "red", "linewidth": 1.5},
@@ -37,11 +38,11 @@ _OUTLINES: dict[str, dict[str, Any]] = {
 class AnomalyMapDisplay:  # numpydoc ignore=PR02
     """Anomaly maps of images, or of the rows of a table.
 
-    For each image a row of panels: the image, the inpainted image, the map over the image,
+    Each image has a row of panels: the image, the inpainted image, the map over the image,
     and the image with the outlines of its masks. All images share one range of brightness,
-    and all maps one scale of colours, so that both can be compared. A table is one heat map
-    of rows by features. Use `from_estimator` or `from_predictions` to make one, and
-    `save_overlays` for pictures of many images, as files.
+    and all maps share one colour scale, so that they can be compared. A table is one heat map
+    of rows and features. Use `from_estimator` or `from_predictions` to make one, and
+    `save_overlays` to write files of many images.
 
     Parameters
     ----------
@@ -50,18 +51,18 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
     value_range : tuple of float
         Values at the ends of the colour scale.
     images : ndarray of shape (n_samples, channels, height, width), default=None
-        Images that the maps are of; None for a table. Three channels are drawn in colour,
-        of other numbers the mean in gray.
+        Images of the maps; None for a table. Three channels are drawn in colour; for other
+        numbers the mean is drawn in gray.
     inpainted, predicted_masks, masks, feature_names, name : as in `from_predictions`
-        Masks are arrays of bool.
+        Masks must be arrays of bool.
 
     Attributes
     ----------
     pictures_ : dict of list of AxesImage
-        The pictures that were drawn, by image: "image", "inpainted" and "map". A table has one
-        "map".
+        The pictures "image", "inpainted" and "map", with one entry for each image. A table has
+        one "map".
     outlines_ : dict of list of LineCollection
-        Outlines of the masks, by image: "predicted" and "true".
+        Outlines of the masks "predicted" and "true", with one entry for each image.
     colorbar_ : matplotlib Colorbar of all maps
     axes_ : ndarray of Axes of shape (n_samples, n_panels), for a table (1, 1)
     ax_, figure_ : matplotlib Axes and Figure
@@ -101,22 +102,22 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Plot where a fitted detector finds images or rows anomalous.
+        """Plot the anomaly maps of a fitted detector.
 
         Parameters
         ----------
         estimator : AVIDDetector or PatchDetector
-            Fitted, with ``anomaly_map``, ``predict_mask`` and ``map_range_``; with ``inpaint``, if
-            inpainted images are to be shown.
+            A fitted detector with ``anomaly_map``, ``predict_mask`` and ``map_range_``. If it has
+            ``inpaint``, inpainted images are drawn, too.
         X : array-like of shape (n_samples, channels, height, width) or (n_samples, n_features)
             At most 20 images, or rows of a table.
         masks : array-like of the shape of the maps, default=None
-            Not 0 where an image is truly anomalous; None leaves the outlines out.
+            True masks: not 0 where an image is anomalous. None draws no outlines of them.
         value_range : tuple of float, default=None
-            Values at the ends of the colour scale; None takes the estimator's
+            Values at the ends of the colour scale; None means the estimator's
             ``map_range_``, so that the colours of different plots can be compared.
         feature_names, name, ax, **kwargs : as in `from_predictions`
-            The default `name` is the estimator's class.
+            The default `name` is the name of the estimator's class.
 
         Returns
         -------
@@ -125,19 +126,20 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         NotFittedError
-            Before `fit`.
+            If the detector is not fitted.
         ImportError, ValueError
             As in `from_predictions`.
         """
+        # Raise an error about a missing matplotlib before a long computation.
         import_pyplot()
         check_is_fitted(estimator, "map_range_")
         shape = np.shape(X)
-        # Rows of pixels are images if the detector was told so.
+        # Rows of pixels are images if the detector knows their shape.
         image_shape = shape[1:] if len(shape) == 4 else getattr(estimator, "image_shape_", None)
         images: Any = X
         inpainted: NDArray[Any] | None = None
         if image_shape is not None:
-            _check_number(shape[0])  # before the detector starts to work
+            _check_number(shape[0])
             images = np.reshape(np.asarray(X), (-1, *image_shape))
             if hasattr(estimator, "inpaint"):
                 inpainted = np.reshape(estimator.inpaint(X), images.shape)
@@ -175,19 +177,20 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         ----------
         images : array-like of shape (n_samples, channels, height, width) or \
                 (n_samples, n_features)
-            At most 20 images, of any range; or a table, whose values are not drawn.
+            At most 20 images of any range; or a table, whose values are not drawn.
         maps : array-like of shape (n_samples, height, width) or (n_samples, n_features)
             Values of ``anomaly_map``, higher = more anomalous.
         inpainted : array-like of the shape of `images`, default=None
-            The images as the detector fills them in; None leaves the panels out, and a table has
-            none.
+            The images that the inpainter returns. None draws no such panels; for a table it is
+            ignored.
         predicted_masks : array-like of the shape of `maps`, default=None
-            Not 0 where the detector flags; None leaves the outlines out.
+            Predicted masks: not 0 where the detector finds an anomaly. None draws no outlines of
+            them.
         masks : array-like of the shape of `maps`, default=None
-            Not 0 where an image is truly anomalous; None leaves the outlines out.
+            True masks: not 0 where an image is anomalous. None draws no outlines of them.
         value_range : tuple of float, default=None
-            Values at the ends of the colour scale; None takes the least and the greatest
-            value of all maps.
+            Values at the ends of the colour scale; None means the smallest and the largest value of
+            all maps.
         feature_names : sequence of str, default=None
             Names of the columns of a table; None takes them from a data frame.
         name : str, default=None
@@ -201,7 +204,7 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         ValueError
             If the shapes disagree, a value is not finite, `value_range` is not two ascending
             numbers, or there are more than 20 images.
@@ -247,33 +250,33 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         """Write each image, with its anomaly map over it, to a PNG file.
 
         The map is transparent where the image is normal. Colours have the same meaning in all
-        files, also in those of other calls: thousands of images can be written in batches.
+        files, also in files of other calls, so that thousands of images can be written in batches.
 
         Parameters
         ----------
         estimator : AVIDDetector or PatchDetector
-            Fitted, or any detector with ``anomaly_map`` and, unless `value_range` is given,
-            ``map_range_``.
+            A fitted detector, or another object with ``anomaly_map`` and, unless `value_range` is
+            given, ``map_range_``.
         X : array-like of shape (n_samples, channels, height, width)
-            Images, or rows of pixels if the detector knows their shape. Bytes are drawn as they
-            are, an image of other numbers from its lowest to its highest value. Three channels
-            are drawn in colour, of other numbers the mean in gray.
+            Images, or rows of pixels if the detector knows their shape. Bytes are drawn without
+            scaling, and an image of other numbers from its lowest to its highest value. Three
+            channels are drawn in colour; for other numbers the mean is drawn in gray.
         folder : str or path-like
-            Where the files are written; it is made if it is not there. Files of the same names
-            are replaced.
+            Folder of the files; it is made if it does not exist. Files of the same names are
+            replaced.
         names : sequence of str or path-like
             A name for each image, such as the ``paths`` of `load_images`. "good/7.jpg" is written
-            to "good_7.jpg.png": no name depends on other images.
+            to "good_7.jpg.png": a name does not depend on other images.
         masks : array-like of shape (n_samples, height, width), default=None
-            Not 0 within the outlines to be drawn, such as where an image is truly anomalous;
-            None draws none.
+            Masks, for example of true anomalies, with values that are not 0 inside the outlines.
+            None draws no outlines.
         value_range : tuple of float, default=None
-            Values at the ends of the colour scale; None takes the estimator's ``map_range_``.
+            Values at the ends of the colour scale; None means the estimator's ``map_range_``.
             The lower half of the scale is transparent.
         cmap : str or Colormap of matplotlib, default="viridis"
             The colour scale. Most colour-blind readers can read the default.
         alpha : float, default=0.6
-            How much the map covers the image at the upper end of the scale, from 0 to 1.
+            Opacity of the map at the upper end of the scale, from 0 to 1.
 
         Returns
         -------
@@ -283,16 +286,16 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         NotFittedError
-            Before `fit`.
+            If the detector is not fitted.
         OSError
             If a file cannot be written.
         TypeError
             If the estimator has no ``anomaly_map``.
         ValueError
-            If X holds no images, there is not one name and one mask for each, two names lead to
-            the same file, or `value_range` or `alpha` is out of range.
+            If X holds no images, the number of names or masks differs from that of images, two
+            names lead to the same file, or `value_range` or `alpha` is out of range.
 
         Examples
         --------
@@ -333,6 +336,7 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         if len(names) != len(images):
             raise ValueError(f"There are {len(names)} names for {len(images)} images.")
         paths = [Path(folder, name) for name in file_names(names)]
+        # Check everything before the detector computes maps, which takes long.
         outlined = [None] * len(images) if masks is None else np.asarray(masks)
         shape = len(images), *images.shape[2:]
         if masks is not None and np.shape(masks) != shape:
@@ -359,11 +363,10 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         Parameters
         ----------
         ax : matplotlib Axes, default=None, which makes a figure
-            Panels of images divide its place, which must be part of a grid, as those of
+            Panels of images divide its area. It must be part of a grid, as the axes of
             ``plt.subplots`` are.
         alpha : float, default=None
-            How much a map covers its image, from 0 to 1; None means 0.6 over images and 1
-            in a table.
+            Opacity of a map, from 0 to 1; None means 0.6 over images and 1 in a table.
         **kwargs : passed to ``Axes.imshow`` for each map
 
         Returns
@@ -373,11 +376,11 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         ValueError
-            If `ax` is not part of a grid, and there are images to draw.
+            If there are images to draw, and `ax` is not part of a grid.
         """
-        # All maps share this object, so that they stay alike when a user changes a limit.
+        # All maps share this object, so that a user who changes a limit changes it for all.
         norm = import_pyplot().Normalize(*self.value_range)
         style: dict[str, Any] = {"cmap": "viridis", "norm": norm, "alpha": alpha} | kwargs
         self.pictures_: dict[str, list[AxesImage]] = {}
@@ -386,10 +389,11 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
             aspect = 20.0
             self._plot_table(ax, style)
         else:
-            # The bar is as broad beside many panels as beside one.
+            # With this aspect the bar has the same width beside many panels as beside one.
             n_images, _, height, width = self.images.shape
             aspect = n_images * height / width / 0.08
             self._plot_images(self.images, ax, style | ({"alpha": 0.6} if alpha is None else {}))
+        # Pointed ends of the bar show that some values are outside of the scale.
         low, high = self.value_range
         clipped = 2 * bool(self.maps.max() > high) + bool(self.maps.min() < low)
         self.colorbar_ = self.figure_.colorbar(
@@ -407,22 +411,23 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         if self.inpainted is not None:
             shown["inpainted"] = self.inpainted
         pictures = dict(zip(shown, as_pictures(np.stack(list(shown.values()))), strict=True))
+        # Under a map the image is gray, because its colours would mix with those of the map.
         gray = pictures["image"]
         if gray.ndim == 4:
-            gray = gray.mean(axis=-1)  # or its colours could be taken for those of the map
-        # As pale as the ground of the colour bar, so that colours look alike on both.
+            gray = gray.mean(axis=-1)
+        # It is pale like the background of the colour bar, so that colours look the same on both.
         gray = 0.5 + 0.5 * gray
         kinds = list(self.outlines_)
         panels = {**pictures, "map": gray} | ({"masks": pictures["image"]} if kinds else {})
         n_images, _, height, width = images.shape
-        # As high as the panels, with a line for their titles, for the name and for the legend.
+        # The figure is as high as the panels and the lines of text: titles, name and legend.
         lines = 1 + (self.name is not None) + (len(kinds) > 1)
         panels_height = _PANEL_WIDTH * height / width * n_images
         size = (_PANEL_WIDTH * len(panels) + 1.0, panels_height + 0.25 * lines)
         if ax is not None and ax.get_subplotspec() is None:
             raise ValueError(
-                "Panels of images need an ax that is part of a grid, as those of plt.subplots "
-                "are. Leave ax out to have a figure made."
+                "Panels of images need an ax that is part of a grid, as the axes of plt.subplots "
+                "are. Leave ax out to make a new figure."
             )
         self.ax_, self.figure_ = new_axes(ax, figsize=size, layout="constrained")
         self.ax_.set_axis_off()
@@ -445,7 +450,8 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         if len(kinds) > 1:
             self._add_legend(self.axes_[-1, -1], loc="upper right", bbox_to_anchor=(1.0, 0.0))
         if self.name is not None:
-            # On a line of its own above the titles of the panels, in any layout of the figure.
+            # Add the name to the title of the first panel, one line higher. A title of the figure
+            # would overlap with panel titles in some layouts.
             self.axes_[0, 0].set_title(f"{self.name}\n", loc="left", fontweight="bold")
 
     def _plot_table(self, ax: Axes | None, style: dict[str, Any]) -> None:
@@ -468,13 +474,15 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
             self.ax_.set_title(self.name, loc="left" if self.outlines_ else "center")
 
     def _kinds_of_masks(self) -> dict[str, NDArray[np.bool_]]:
+        # The order is that of drawing: predicted outlines are on top.
         masks = {"true": self.masks, "predicted": self.predicted_masks}
         return {kind: mask for kind, mask in masks.items() if mask is not None}
 
     def _outline(self, ax: Axes, row: int | None = None) -> None:
         from matplotlib.collections import LineCollection
 
-        # Lines along the border of the picture would be cut in half, or covered by its frame.
+        # Without these settings, lines along the border of the picture would be cut in half, or
+        # covered by its frame.
         style: dict[str, Any] = {"capstyle": "projecting", "clip_on": False, "zorder": 3}
         for kind, masks in self._kinds_of_masks().items():
             edges = _edges(masks if row is None else masks[row])
@@ -488,7 +496,7 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
 def _edges(mask: NDArray[np.bool_]) -> list[Any]:
     """List the sides of pixels where a mask begins or ends, in coordinates of ``imshow``.
 
-    A contour would cut corners, and stay open where the mask reaches the border.
+    A contour line would cut corners, and would be open where the mask reaches the border.
     """
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
@@ -501,7 +509,7 @@ def _edges(mask: NDArray[np.bool_]) -> list[Any]:
 def _check_number(n_images: int) -> None:
     if n_images > _MAX_IMAGES:
         raise ValueError(
-            f"There are {n_images} images, of which at most {_MAX_IMAGES} fit into a figure. "
+            f"There are {n_images} images, but at most {_MAX_IMAGES} fit into a figure. "
             f"Choose some, such as X[:{_MAX_IMAGES}]."
         )
 
@@ -518,7 +526,7 @@ def _check_shapes(images: tuple[int, ...], maps: tuple[int, ...]) -> None:
         last = len(images) == 4 and maps == images[:3]
         hint = " Are the channels last? Then pass np.moveaxis(images, -1, 1)." if last else ""
         raise ValueError(
-            f"maps has shape {maps}, but images of shape {images} ask for {wanted}.{hint}"
+            f"maps has shape {maps}, but images of shape {images} need maps of {wanted}.{hint}"
         )
 
 
@@ -531,7 +539,7 @@ def _check_value_range(value_range: Any, maps: NDArray[np.float64]) -> tuple[flo
     if value_range is None:
         return float(maps.min()), float(maps.max())
     ends = np.asarray(value_range, dtype=np.float64)
-    # The range of a detector whose maps are constant is one value: that is no mistake.
+    # Two equal ends are allowed, because a detector with constant maps has such a range.
     if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] > ends[1]:
         raise ValueError(f"value_range must be two numbers (low, high), got {value_range!r}.")
     return float(ends[0]), float(ends[1])

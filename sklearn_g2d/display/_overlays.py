@@ -1,4 +1,4 @@
-"""Images with their anomaly maps over them, as files, without a figure for each."""
+"""Files of images with anomaly maps over them, made without figures, which would be slow."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from scipy.ndimage import maximum_filter
 
 from sklearn_g2d.display._drawing import as_pictures
 
-# Of the colour scale; the last is that of values at its upper end, and above.
+# Number of colours in the scale. The last one is for values at its upper end and above.
 _N_LEVELS = 256
 
-# Images whose shorter side has so many pixels have outlines of one more.
+# Outlines get one pixel wider for each multiple of this number in the image's shorter side.
 _PIXELS_PER_LINE = 250
 
 
 def file_names(names: Iterable[Any]) -> list[str]:
-    # A name depends on its path alone, so that files of several calls do not replace each other.
+    # Each name depends only on its own path, so that files of several calls for one set of images
+    # do not replace each other.
     found: dict[str, Any] = {}
     for name in names:
         path = PurePath(str(name))
         written = "_".join(part for part in path.parts if part not in (path.anchor, "..")) + ".png"
         if written in found:
             raise ValueError(
-                f"{found[written]} and {name} would both be written to {written}: give every "
-                "image a name of its own."
+                f"{found[written]} and {name} would both be written to {written}. Give each image "
+                "its own name."
             )
         found[written] = name
     return list(found)
 
 
 class Painter:
-    """Paints maps over images.
+    """Draws maps over images.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ class Painter:
     value_range : tuple of float
         Values at the ends of the colour scale. Its lower half is transparent.
     alpha : float
-        How much a map covers its image at the upper end.
+        Opacity of a map at the upper end of the scale, from 0 to 1.
     outline_color : tuple of float
         Red, green and blue of outlines, from 0 to 1.
     """
@@ -56,7 +57,8 @@ class Painter:
         alpha: float,
         outline_color: tuple[float, ...],
     ) -> None:
-        # Squared, because many normal places lie just above the middle of the scale.
+        # The square makes values just above the middle of the scale nearly transparent, because
+        # many normal places have such values.
         covers = alpha * np.linspace(-1.0, 1.0, _N_LEVELS).clip(0.0)[:, np.newaxis] ** 2
         self._keeps = (1.0 - covers).astype(np.float32)
         self._adds = (255.0 * covers * colors).astype(np.float32)
@@ -66,15 +68,15 @@ class Painter:
     def paint(
         self, image: NDArray[Any], anomaly_map: NDArray[np.float64], mask: NDArray[Any] | None
     ) -> NDArray[np.uint8]:
-        """Paint a map, and the outline of a mask, over one image.
+        """Draw a map, and the outline of a mask, over one image.
 
         Parameters
         ----------
         image : ndarray of shape (channels, height, width)
-            Bytes are drawn as they are, others from their lowest to their highest value.
+            Bytes are drawn without scaling, other numbers from their lowest to their highest value.
         anomaly_map : ndarray of shape (height, width)
         mask : ndarray of shape (height, width) or None
-            Not 0 within the outline.
+            Values inside the outline are not 0.
 
         Returns
         -------
@@ -92,12 +94,14 @@ class Painter:
         if mask is not None:
             is_inside = np.asarray(mask).astype(bool)
             width = 1 + min(is_inside.shape) // _PIXELS_PER_LINE
-            # Around the mask: it must not hide what is small.
+            # The outline is outside of the mask, so that it does not hide a small anomaly.
             painted[maximum_filter(is_inside, 2 * width + 1) & ~is_inside] = self._outline
         return painted
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    from PIL import Image  # which matplotlib needs, too
+    # matplotlib needs Pillow, so that it is installed if plots work.
+    from PIL import Image
 
-    Image.fromarray(picture).save(path, compress_level=1)  # fast rather than small
+    # Level 1 is much faster than the default, and files are only a little larger.
+    Image.fromarray(picture).save(path, compress_level=1)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _ScoreDisplay(ABC):
-    """A display that is computed from the scores of an estimator, or from given ones."""
+    """Base of displays that are computed from an estimator's scores, or from given scores."""
 
     name: str | None = None
 
@@ -51,28 +51,29 @@ class _ScoreDisplay(ABC):
         Parameters
         ----------
         estimator : outlier detector
-            Fitted, with ``decision_function``; a pipeline that ends in a detector has it too.
+            A fitted detector, or a Pipeline that ends in one, with ``decision_function``.
         X : array-like of shape (n_samples, n_features)
             Rows to score.
         y : array-like of shape (n_samples,), default=None
             Labels, as `y_true` in `from_predictions`.
         sample_weight, pos_label : as in `from_predictions`
         name : str, default=None
-            As in `from_predictions`; None takes the estimator's class.
+            As in `from_predictions`; None means the name of the estimator's class.
         ax, **kwargs : as in `plot`
 
         Returns
         -------
         display
-            Of this class, drawn.
+            An instance of this class, drawn.
 
         Raises
         ------
         ImportError, ValueError
             As in `from_predictions`.
         TypeError
-            For a detector of PyOD, or a classifier whose scores have another sign.
+            If the estimator is a detector of PyOD, or a classifier whose scores have another sign.
         """
+        # Raise an error about a missing matplotlib before a long computation.
         import_pyplot()
         _check_signs(estimator, pos_label)
         name = type(estimator).__name__ if name is None else name
@@ -97,15 +98,15 @@ class _ScoreDisplay(ABC):
         Parameters
         ----------
         y_true : array-like of shape (n_samples,) or None
-            Labels, as `sklearn_g2d.metrics` takes them: -1, True, or the 1 of 0 and 1, is an
-            outlier. A curve needs both kinds; None makes one histogram.
+            Labels, as `sklearn_g2d.metrics` takes them. Outliers are -1 (among +1 and -1), 1 (among
+            0 and 1) or True. A curve needs both kinds. With None there is one histogram.
         y_score : array-like of shape (n_samples,)
-            Values of ``decision_function``, negative = outlier; for curves any scores that are
+            Values of ``decision_function``, negative = outlier. Curves need only scores that are
             higher for more normal rows.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows, not negative; None weighs all alike.
         pos_label : bool, int, float or str, default=None
-            Label of the outliers; None for labels whose meaning is known.
+            Label of the outliers. It is not needed for +1 and -1, 0 and 1, and booleans.
         name : str, default=None
             Title of histograms, or a curve's name in the legend.
         ax, **kwargs : as in `plot`
@@ -113,15 +114,15 @@ class _ScoreDisplay(ABC):
         Returns
         -------
         display
-            Of this class, drawn.
+            An instance of this class, drawn.
 
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         ValueError
-            If the labels have no known meaning, a score is not finite, the lengths differ, or a
-            curve lacks inliers or outliers.
+            If the meaning of the labels is unknown, a score is not finite, the lengths differ, or
+            there are no inliers or no outliers for a curve.
         """
         parts = cls._compute(y_true, y_score, sample_weight, pos_label)
         return cls(name=name, **parts).plot(ax=ax, **kwargs)
@@ -191,14 +192,14 @@ class ScoreDistributionDisplay(_ScoreDisplay):  # numpydoc ignore=PR02
     def plot(self, ax: Axes | None = None, *, bins: Any = 30, **kwargs: Any) -> Self:
         """Draw the histograms.
 
-        Each has area 1, because outliers are usually too few to be seen otherwise;
-        ``density=False`` draws numbers of rows.
+        Each histogram has the area 1, because outliers are usually too few to be visible
+        otherwise. ``density=False`` draws numbers of rows.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None, which makes a figure
         bins : int, str or array-like, default=30
-            As in `numpy.histogram_bin_edges`; the histograms share their bins.
+            Bins of both histograms, as in `numpy.histogram_bin_edges`.
         **kwargs : passed to ``Axes.hist``
 
         Returns
@@ -207,6 +208,7 @@ class ScoreDistributionDisplay(_ScoreDisplay):  # numpydoc ignore=PR02
         """
         self.ax_, self.figure_ = new_axes(ax, self.name)
         kwargs = {"density": True, "alpha": 0.6, **kwargs}
+        # Compute the edges from all rows, so that the two histograms can be compared.
         edges = np.histogram_bin_edges(self.y_score, bins=bins)
         weight = np.ones(len(self.y_score)) if self.sample_weight is None else self.sample_weight
         self.bars_ = []
@@ -234,7 +236,8 @@ class _OutlierCurveDisplay(_ScoreDisplay):
     """A curve over thresholds, drawn by a display of scikit-learn."""
 
     _ylabel: ClassVar[str]
-    _summary: ClassVar[tuple[str, str]]  # a measure for the legend, and the attribute that has it
+    # The name of a measure in the legend, and the attribute with its value.
+    _summary: ClassVar[tuple[str, str]]
 
     def plot(self, ax: Axes | None = None, *, name: str | None = None, **kwargs: Any) -> Self:
         """Draw the curve.
@@ -243,7 +246,7 @@ class _OutlierCurveDisplay(_ScoreDisplay):
         ----------
         ax : matplotlib Axes, default=None, which makes a figure
         name : str, default=None
-            Name in the legend; None takes the attribute `name`.
+            Name in the legend; None means the attribute `name`.
         **kwargs : passed to ``Axes.plot``
 
         Returns
@@ -266,7 +269,7 @@ class _OutlierCurveDisplay(_ScoreDisplay):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OutlierRocCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
-    """ROC curve of finding the outliers.
+    """ROC curve, with the outliers as positives.
 
     Use `from_estimator` or `from_predictions` to make one.
 
@@ -277,8 +280,8 @@ class OutlierRocCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
     tpr : ndarray of shape (n_thresholds,)
         Detection rate: fraction of the outliers that is flagged.
     roc_auc : float, default=None
-        Area under the curve, as `sklearn_g2d.metrics.outlier_roc_auc_score` gives it; None leaves
-        it out of the legend.
+        Area under the curve, by `sklearn_g2d.metrics.outlier_roc_auc_score`. With None it is not
+        in the legend.
     name : str, default=None
         Name in the legend.
 
@@ -307,6 +310,7 @@ class OutlierRocCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
     ) -> dict[str, Any]:
         outlier, score, weight = _check_outlier_scores(y_true, y_score, sample_weight, pos_label)
         fpr, tpr, _ = roc_curve(outlier, score, sample_weight=weight)
+        # `outlier` holds booleans, so that the metric needs no `pos_label`.
         auc = outlier_roc_auc_score(outlier, y_score, sample_weight=weight)
         return {"fpr": fpr, "tpr": tpr, "roc_auc": auc}
 
@@ -317,10 +321,10 @@ class OutlierRocCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OutlierDetCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
-    """Detection-error trade-off (DET) curve of finding the outliers.
+    """Detection-error trade-off (DET) curve, with the outliers as positives.
 
-    Both axes have the scale of normal deviates, which spreads the small error rates that
-    a ROC curve crowds into a corner. Use `from_estimator` or `from_predictions` to make one.
+    Both axes have the scale of normal deviates. It shows small error rates clearly, which are in
+    a corner of a ROC curve. Use `from_estimator` or `from_predictions` to make one.
 
     Parameters
     ----------
@@ -329,8 +333,8 @@ class OutlierDetCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
     fnr : ndarray of shape (n_thresholds,)
         Miss rate: fraction of the outliers that is not flagged.
     eer : float, default=None
-        Error rate in [0, 1] where both are equal, as `sklearn_g2d.metrics.equal_error_rate` gives
-        it; None leaves it out of the legend.
+        Error rate in [0, 1] where both are equal, by `sklearn_g2d.metrics.equal_error_rate`. With
+        None it is not in the legend.
     name : str, default=None
         Name in the legend.
 
@@ -366,5 +370,6 @@ class OutlierDetCurveDisplay(_OutlierCurveDisplay):  # numpydoc ignore=PR02
     def _draw(self, style: dict[str, Any]) -> Any:
         line = DetCurveDisplay(fpr=self.fpr, fnr=self.fnr).plot(ax=self.ax_, **style).line_
         if self.ax_.get_legend():
-            self.ax_.legend(loc="upper right")  # curves reach into scikit-learn's corner
+            # scikit-learn puts the legend into a corner that curves may cross.
+            self.ax_.legend(loc="upper right")
         return line

@@ -1,4 +1,4 @@
-"""Plots of a fit: its losses, and samples of the generator from its first step to its last."""
+"""Plots of a fit: its losses, and samples of the generators that were kept in training."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sklearn_g2d.g2d import Snapshot
 
+# A few extreme pixels must not determine the brightness of all images.
 _BRIGHTNESS_QUANTILES = 0.01, 0.99
 
 _LOSS_COLORS = ("tab:blue", "tab:gray", "tab:purple", "tab:brown")
@@ -26,15 +27,15 @@ _ROLE_COLORS = {"far": "tab:red", "boundary": "tab:orange", "normal": "tab:green
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class LossCurveDisplay:  # numpydoc ignore=PR02
-    """Losses of a training; of a generator and its critic with the generators that were kept.
+    """Losses in training; with a generator and a critic, kept generators are marked.
 
     Use `from_estimator` to make one.
 
     Parameters
     ----------
     history : mapping of str to ndarray of shape (n_steps,)
-        Losses by step. Where there are a "generator_loss" and a "critic_loss" these are drawn,
-        otherwise all: without a `WassersteinGAN` those of the classifier alone.
+        Losses by step. If there are a "generator_loss" and a "critic_loss", these are drawn,
+        otherwise all losses: without a `WassersteinGAN` those of the classifier only.
     snapshots : sequence of Snapshot, default=()
         Generators to mark, each with its step, loss and role.
     name : str, default=None
@@ -47,7 +48,7 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
     markers_ : dict of PathCollection
         Marked snapshots by role: "far", "boundary" or "normal".
     texts_ : list of Annotation
-        The steps, beside the markers, in the order of `snapshots`.
+        Numbers of steps beside the markers, in the order of `snapshots`.
     ax_, figure_ : matplotlib Axes and Figure
 
     Examples
@@ -76,9 +77,9 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
         Parameters
         ----------
         estimator : G2DOutlierDetector or AVIDDetector
-            Fitted, with `history_` and perhaps `snapshots_`.
+            A fitted detector with `history_`; its `snapshots_` are marked, if it has any.
         name : str, default=None
-            Title of the plot; None takes the estimator's class.
+            Title of the plot; None means the name of the estimator's class.
         ax, **kwargs : as in `plot`
 
         Returns
@@ -88,7 +89,7 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         NotFittedError
-            Before `fit`.
+            If the estimator is not fitted.
         ImportError, ValueError
             As in `plot`.
         """
@@ -113,7 +114,7 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         ValueError
             If the history holds no loss.
         """
@@ -121,7 +122,7 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
         if not losses:
             raise ValueError(
                 f"The history holds no loss, only {sorted(self.history)}. Fit with a "
-                "NetworkClassifier or a WassersteinGAN, or an AVIDDetector, and with max_steps of "
+                "NetworkClassifier or a WassersteinGAN, or fit an AVIDDetector, with max_steps of "
                 "at least 1."
             )
         of_gan = {k: losses[k] for k in ("generator_loss", "critic_loss") if k in losses}
@@ -135,13 +136,14 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
         self.texts_: list[Any] = []
         if of_gan:
             self._mark_snapshots(first_loss=float(next(iter(of_gan.values()))[0]))
-        self.ax_.margins(y=0.15)  # leaves room for the labels of markers
+        # Leave room for the labels of markers.
+        self.ax_.margins(y=0.15)
         self.ax_.set(xlabel="generator step" if of_gan else "step", ylabel="loss")
         self.ax_.legend()
         return self
 
     def _mark_snapshots(self, first_loss: float) -> None:
-        # The generator before the first step has no loss of its own.
+        # A generator that was kept before the first step has no loss: draw it at the first loss.
         points = [(s.step, s.loss if np.isfinite(s.loss) else first_loss) for s in self.snapshots]
         for role, color in _ROLE_COLORS.items():
             chosen = [p for p, s in zip(points, self.snapshots, strict=True) if s.role == role]
@@ -159,17 +161,17 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SnapshotSamplesDisplay:  # numpydoc ignore=PR02
-    """Images that the kept generators make, from the first one to the last.
+    """Generated images of the kept generators, from the first one to the last.
 
-    A row of images for each snapshot, from "far" through "boundary" to "normal", as in
-    Fig. 1 and 4 of the paper of G2D. All share one range of brightness, that of 98 % of the last
+    Each snapshot has one row of images, from "far" over "boundary" to "normal", as in Fig. 1 and 4
+    of the paper of G2D. All images share one range of brightness, which covers 98 % of the last
     snapshot's pixels; values outside it are black or white. Use `from_estimator` to make one.
 
     Parameters
     ----------
     samples : ndarray of shape (n_snapshots, n_samples, channels, height, width)
-        Generated images. One channel is drawn in gray, three in colour, of other numbers
-        the mean.
+        Generated images. One channel is drawn in gray, and three in colour; for other numbers
+        the mean is drawn.
     snapshots : sequence of Snapshot
         The generators, each with its step and role.
     name : str, default=None
@@ -215,14 +217,14 @@ class SnapshotSamplesDisplay:  # numpydoc ignore=PR02
         Parameters
         ----------
         estimator : G2DOutlierDetector
-            Fitted on images with a `WassersteinGAN`, by features that can be turned back into
-            images, such as ``features="passthrough"``.
+            A detector that was fitted on images with a `WassersteinGAN`. Its features must have
+            an inverse, as ``features="passthrough"`` has.
         n_samples : int, default=10
-            Images for each snapshot.
+            Number of images for each snapshot.
         random_state : int, RandomState instance or None, default=None
-            Seed of the samples; None takes the estimator's own.
+            Seed of the samples; None means the estimator's own seed.
         name : str, default=None
-            Title of the plot; None takes the estimator's class.
+            Title of the plot; None means the name of the estimator's class.
         ax, **kwargs : as in `plot`
 
         Returns
@@ -232,12 +234,12 @@ class SnapshotSamplesDisplay:  # numpydoc ignore=PR02
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
         NotFittedError
-            Before `fit`.
+            If the detector is not fitted.
         ValueError
-            If the detector has no snapshots, was fitted on a table, or its features cannot be
-            inverted.
+            If the detector has no snapshots, was fitted on a table, or its features have no
+            inverse.
         """
         check_is_fitted(estimator)
         title = type(estimator).__name__
@@ -250,7 +252,7 @@ class SnapshotSamplesDisplay:  # numpydoc ignore=PR02
         if estimator.image_shape_ is None:
             raise ValueError(
                 "Samples of a detector that was fitted on a table are not pictures. Fit it on "
-                "images, or draw the rows of sample_outliers as you draw your own."
+                "images, or plot the rows of sample_outliers like the rows of your table."
             )
         samples = [
             estimator.sample_outliers(n_samples, snapshots=[s], random_state=random_state)
@@ -274,10 +276,11 @@ class SnapshotSamplesDisplay:  # numpydoc ignore=PR02
         self
         """
         self.ax_, self.figure_ = new_axes(ax, self.name, layout="constrained")
-        # Early generators reach so far that the last one's images would all look gray.
+        # Images of early generators have extreme values. With their range, the images of the last
+        # generator would look gray.
         low, high = np.quantile(self.samples[-1], _BRIGHTNESS_QUANTILES)
         images = as_pictures(self.samples.clip(low, high))
-        # A frame of one pixel keeps the images apart.
+        # A border of one pixel separates the images.
         pad = [(0, 0), (0, 0), (1, 0), (1, 0), (0, 0)][: images.ndim]
         framed = np.pad(images, pad, constant_values=1.0)
         picture = np.concatenate(np.concatenate(framed, axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""Transformers that the detectors put in front of their networks, usable alone."""
+"""Transformers that the detectors apply before their networks; they can also be used alone."""
 
 from sklearn_g2d.features._gradients import OrientedGradients
 from sklearn_g2d.features._min_max import ColumnMinMaxScaler, GlobalMinMaxScaler

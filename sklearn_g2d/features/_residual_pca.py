@@ -1,4 +1,4 @@
-"""Principal components, and how far a row lies from their span."""
+"""Principal components, and the distance of a row from their span."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from sklearn_g2d.utils.arrays import PRODUCT_ROWS, namespace, product
 _AUTO_COMPONENTS = 64
 _ROWS_FOR_EACH = 10
 
-# Beyond these, sums of squares may be infinite.
+# Above these values, sums of squares may be infinite.
 _MAX_IN_FLOAT32, _MAX_IN_FLOAT64 = 1e15, 1e150
 
-# New rows may lie farther out; the squares of their deviations have to be finite.
+# New rows may have larger values. They are clipped, so that the squares of their deviations are
+# finite.
 _LIMIT = 1e100
 
 
 @dataclass(eq=False, repr=False)
 class ResidualPCA(ClassNamePrefixFeaturesOutMixin, RowTransformer):
-    """Principal components, and the length of the residual that they leave out of a row.
+    """Principal components, and the length of the residual, which is the rest of a row.
 
-    An anomaly may lie outside the span of normal data, where its components show nothing;
-    the last column does (process control calls its square the Q statistic [1]_). Distances
-    between normal rows are almost kept, and no distance grows. The inverse gives rows without a
-    residual.
+    An outlier may lie outside the span of normal data. Its components do not show this, but the
+    last column, the length of the residual, does; process control calls its square the Q statistic
+    [1]_. Distances between normal rows change little, and no distance becomes larger. The inverse
+    returns rows without their residual.
 
     Parameters
     ----------
     n_components : int or "auto", default="auto"
-        Number of components; with n rows of d columns at most min(n - 1, d) are used. "auto"
-        takes 64, but all of them where there are at most 640 rows: components of few rows fit
-        these very rows, so that new rows would leave longer residuals.
+        Number of components; with n rows and d columns, at most min(n - 1, d) are used. "auto"
+        means 64, or all components if there are at most 640 rows: components of few rows fit
+        only these rows, so that new normal rows would have longer residuals.
 
     Attributes
     ----------
     pca_ : PCA
-        The components, not whitened: all columns have the rows' own unit.
+        The components. They are not whitened: all columns have the unit of the rows.
     n_components_, n_features_in_ : int
-        Number of components in use, and of columns.
+        Number of components in use, and number of columns.
 
     References
     ----------
@@ -87,14 +88,15 @@ class ResidualPCA(ClassNamePrefixFeaturesOutMixin, RowTransformer):
             few = len(X) <= _ROWS_FOR_EACH * _AUTO_COMPONENTS
             n_components = len(X) if few else _AUTO_COMPONENTS
         self.n_components_ = min(int(n_components), len(X) - 1, X.shape[1])
-        # Imported here, because it imports all linear models: half of what this package would
-        # add to the time of importing PyTorch.
+        # Import PCA here, because it imports all linear models, which would double the time that
+        # this package adds to the import of PyTorch.
         from sklearn.decomposition import PCA
 
-        # The seed is for the randomised solver alone, which large data takes; with it, equal
-        # rows give equal components.
+        # Only the randomised solver, which PCA uses for large data, needs the seed. With it,
+        # equal rows give equal components.
         self.pca_ = PCA(self.n_components_, random_state=0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # shares of a variance of zero
+        # If the variance is 0, PCA divides by it to get fractions of it.
+        with np.errstate(divide="ignore", invalid="ignore"):
             self.pca_.fit(X)
 
     def _constants(self) -> dict[str, ArrayLike]:
@@ -103,6 +105,8 @@ class ResidualPCA(ClassNamePrefixFeaturesOutMixin, RowTransformer):
 
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
         xp = namespace(X)
+        # The axes are orthonormal, so that Pythagoras gives the length of the residual. Rounding
+        # can make its square negative.
         centred = xp.clip(X - c["mean"], -c["limit"], c["limit"])
         components = product(centred, c["axes"])
         squared = xp.square(centred).sum(axis=1) - xp.square(components).sum(axis=1)
@@ -110,7 +114,8 @@ class ResidualPCA(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         return xp.concatenate([components, residual[:, None]], axis=1)
 
     def _invert(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self.pca_.inverse_transform(X[:, :-1])  # the residual's direction is unknown
+        # The length of a residual does not tell its direction: leave it out.
+        return self.pca_.inverse_transform(X[:, :-1])
 
     @property
     def _n_features_out(self) -> int:

@@ -1,4 +1,4 @@
-"""What transformers of rows share: validation, and one computation for scores and graphs."""
+"""Base classes of transformers: validation, and one computation for scores and graphs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from sklearn_g2d.utils.surroundings import shielded
 
 
 class RowTransformer(TransformerMixin, BaseEstimator):
-    """Transformer that computes by one pure method, of arrays or of a graph's tensors."""
+    """Transformer that computes in one pure method, which takes arrays or tensors of a graph."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
-    # Types in which rows are taken, the fewest of them, and rows that are transformed at once.
+    # Accepted dtypes (others are converted to the first), smallest number of rows in `fit`, and
+    # number of rows that are transformed at once (None for all).
     _dtypes: ClassVar[tuple[type, ...]] = (np.float64, np.float32, np.uint8)
     _min_rows: ClassVar[int] = 1
     _batch_rows: int | None = None
@@ -34,11 +35,11 @@ class RowTransformer(TransformerMixin, BaseEstimator):
 
     @abstractmethod
     def _constants(self) -> dict[str, ArrayLike]:
-        """Give what the fit left behind."""
+        """Return the fitted values that `_compute` needs, by name."""
 
     @abstractmethod
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
-        """Transform rows by these constants, all of them arrays or all of them tensors."""
+        """Transform rows by the constants `c`; rows and constants are all arrays or all tensors."""
 
     @shielded()
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -47,8 +48,8 @@ class RowTransformer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Or images, if the class describes such. Values that are too large to compute with are
-            a ValueError.
+            Rows, or images if the class transforms images. Values that are too large for the
+            computation raise ValueError.
         y : ignored
 
         Returns
@@ -61,7 +62,7 @@ class RowTransformer(TransformerMixin, BaseEstimator):
 
     @shielded()
     def transform(self, X: ArrayLike) -> NDArray[Any]:
-        """Transform rows; the class says to what.
+        """Transform rows as the class describes.
 
         Parameters
         ----------
@@ -76,7 +77,8 @@ class RowTransformer(TransformerMixin, BaseEstimator):
 
     def _transform(self, rows: NDArray[Any]) -> NDArray[Any]:
         c = self._constants()
-        with np.errstate(over="ignore"):  # infinity is clipped or bounded like any other value
+        # A value that overflows becomes infinite, and is then clipped or bounded like others.
+        with np.errstate(over="ignore"):
             if self._batch_rows is None:
                 return self._compute(rows, c)
             batches = gen_batches(len(rows), self._batch_rows)
@@ -84,7 +86,7 @@ class RowTransformer(TransformerMixin, BaseEstimator):
 
     @available_if(lambda self: hasattr(self, "_invert"))
     def inverse_transform(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Undo `transform`, as far as what it gives tells the rows.
+        """Undo `transform`, except for information that it has removed.
 
         Parameters
         ----------
@@ -98,17 +100,18 @@ class RowTransformer(TransformerMixin, BaseEstimator):
         return self._invert(check_array(plain(X), dtype=np.float64))
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-        """Check the rows of `fit`, or others, of which there may be fewer."""
+        """Check rows. Only `fit` needs at least `_min_rows` of them."""
         n = self._min_rows if reset else 1
         return validate(self, X, reset=reset, dtype=self._dtypes, ensure_min_samples=n)
 
 
 class ImageTransformer(ClassNamePrefixFeaturesOutMixin, RowTransformer):
-    """Transformer of images, or of rows of their pixels, whose shape `image_shape` says."""
+    """Transformer of images, or of rows of pixels if `image_shape` gives their shape."""
 
     image_shape: Sequence[int] | None
     image_shape_: ImageShape
-    _smallest = 1  # side of an image
+    # Smallest side of an image, in pixels.
+    _smallest = 1
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
         return validate_images(self, X, reset=reset, dtype=self._dtypes, smallest=self._smallest)

@@ -27,26 +27,28 @@ class SquashingScaler(OneToOneFeatureMixin, RowTransformer):
     """Standardise columns, then bound them smoothly.
 
     z = (x - mean) / scale becomes z / sqrt(1 + (z / bound)^2). This is nearly z for ordinary
-    values and never beyond +-bound, so that one wild cell cannot outweigh the rest of a row.
+    values and always within +-bound, so that one extreme cell cannot outweigh the rest of a row.
 
     Parameters
     ----------
     bound : float, default=8.0
-        Largest magnitude of the output, in standard deviations; infinity only standardises.
+        Largest magnitude of the output, in standard deviations. With infinity, columns are only
+        standardised.
     range_weight : float in [0, 1], default=0.25
-        Columns are divided by ``std ** (1 - range_weight) * range ** range_weight``, then all by
-        one factor that makes their mean square 1. Above 0, a column whose outer values are rare,
-        such as a flag that is almost never set, weighs less. Ignored by `common_scale`.
+        Columns are divided by ``std ** (1 - range_weight) * range ** range_weight``, and then all
+        by one factor, so that their mean square is 1. Above 0, a column with rare extreme values,
+        such as a flag that is almost never set, gets less weight. Ignored if `common_scale` is
+        True.
     common_scale : bool, default=False
-        Whether all columns are divided by one number instead, the root of their mean variance, as
-        coordinates of one space have to be.
+        Whether to divide all columns by the same number, the root of their mean variance. Use it
+        for coordinates of one space.
 
     Attributes
     ----------
     mean_, var_ : ndarray of shape (n_features,)
-        Mean and variance of every column; a memory map is read in blocks for them.
+        Mean and variance of each column. A memory map is read in blocks to compute them.
     scale_ : ndarray of shape (n_features,)
-        Number by which a column is divided; 1 for a constant column.
+        Divisor of each column; 1 for a constant column.
     bound_, n_features_in_ : float, int
         The parameter `bound` in `fit`, and the number of columns.
 
@@ -81,7 +83,7 @@ class SquashingScaler(OneToOneFeatureMixin, RowTransformer):
                 "large to compute a variance from. Rescale or remove this column."
             )
         self.mean_, self.var_, self.bound_ = scaler.mean_, scaler.var_, float(self.bound)
-        # The deviations of a constant, or nearly constant, column are rounding errors.
+        # In a constant, or nearly constant, column the deviations are only rounding errors.
         std = np.maximum(scaler.scale_, 1e-13 * np.abs(self.mean_))
         self.scale_ = std.copy()
         width = np.ptp(X, axis=0).astype(np.float64)
@@ -99,14 +101,15 @@ class SquashingScaler(OneToOneFeatureMixin, RowTransformer):
 
     def _compute(self, X: Any, c: dict[str, Any]) -> Any:
         xp = namespace(X)
+        # The subtraction makes a copy, so that the division may be done in place.
         z = X - c["mean"]
         z /= c["scale"]
         z = xp.clip(z, -c["limit"], c["limit"])
         return z / xp.hypot(c["one"], z / c["bound"])
 
     def _invert(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        # At the bound itself the inverse is infinite; stay as far out as data can be.
+        # At the bound the inverse is infinite: limit it to 1000 times the bound.
         inside = np.maximum(1 - np.square(X / self.bound_), 1e-6)
-        # Rounding may carry a cell beside the largest number beyond it.
+        # Rounding can make a cell near the largest float64 number infinite.
         with np.errstate(over="ignore"):
             return np.nan_to_num(X / np.sqrt(inside) * self.scale_ + self.mean_)

@@ -1,4 +1,4 @@
-"""The default generator of outliers: a cloud around the data, without a network."""
+"""The default generator of outliers: a random cloud around the data, without a network."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ from sklearn_g2d.g2d._generators import Space
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.arrays import Floats
 
-# Points of either half that are to lie as close as normal rows do: fewer are too far away for the
-# classifier to learn from, and more cannot be told from normal rows. And how it is found: the
-# spreads to look between, steps of bisection, and points drawn for it.
+# This fraction of the points should lie as close to normal rows as normal rows do. With fewer the
+# cloud is too far away for the classifier to learn from; with more it cannot be told from normal
+# rows.
 _FRACTION_INSIDE = 0.1
+# The spread is found by bisection: its limits, the number of steps, and the number of points.
 _SPREADS, _BISECTIONS, _N_DRAWN = (0.7, 2.0), 6, 300
 
 
 @dataclass(eq=False, repr=False)
 class GaussianCloud(BaseEstimator):
-    """Outliers from a Gaussian cloud around the normal rows, wider than they are.
+    """Outliers from a Gaussian cloud around the normal rows that is wider than these rows.
 
-    Half of the points are drawn with the same deviation in every direction, the other half with the
-    covariance of the normal rows, which keeps correlations. The cloud takes the place of the
-    paper's half-trained generators, because training them improved no benchmark.
+    One half of the points has the same standard deviation in each direction. The other half has the
+    covariance of the normal rows, which keeps correlations. The cloud replaces the half-trained
+    generators of the paper, because training them improved no benchmark.
 
     Parameters
     ----------
     spread : "auto" or float, default="auto"
-        Standard deviation of the cloud in units of that of the normal rows. "auto" finds one
-        between .7 and 2 for each half, at which a tenth of the points lie as close as normal rows.
+        Standard deviation of the cloud in units of that of the normal rows. "auto" finds a value
+        between .7 and 2 for each half: a tenth of the points then lies as close to normal rows as
+        normal rows do.
     tail : float, default=1.6
-        Points are moved outwards by the factor ``exp(tail * u**2)``, where u is uniform in (0, 1),
-        so that some lie far outside; 0 gives a plain Gaussian cloud.
+        Each point is moved outwards by the factor ``exp(tail * u**2)`` with u uniform in (0, 1), so
+        that some points lie far outside. 0 gives a plain Gaussian cloud.
 
     Attributes
     ----------
     spread_ : tuple of two floats
-        Of the round half, and of that with the covariance of the normal rows.
+        Spread of the round half, and of the half with the covariance of the normal rows.
     center_ : ndarray of shape (n_features,)
         Mean of the normal rows.
     root_ : ndarray of shape (n_directions, n_features)
-        Root of their covariance: its product with its transpose is the covariance.
+        Root of the covariance of the normal rows: ``root_.T @ root_`` is the covariance.
     scale_ : float
-        Root of their mean variance.
+        Root of the mean variance of the normal rows.
     bound_ : float
-        Magnitude that no coordinate exceeds.
+        Largest magnitude of a coordinate.
 
     Examples
     --------
@@ -74,7 +76,8 @@ class GaussianCloud(BaseEstimator):
         self.center_ = points.mean(axis=0)
         centred = points - self.center_
         self.scale_ = float(np.sqrt(np.square(centred).mean())) or 1.0
-        # Thin, so that wide tables cost no more than their rows.
+        # Unlike a covariance matrix, this decomposition stays small for a table with many columns
+        # and few rows.
         _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
         self.root_ = (lengths / np.sqrt(max(1, len(points) - 1)))[:, None] * axes
         self.bound_ = space.bound
@@ -92,7 +95,7 @@ class GaussianCloud(BaseEstimator):
         )
 
     def _draw_offsets(self, sizes: tuple[int, int], rng: torch.Generator) -> tuple[Floats, Floats]:
-        """Draw points of both halves, of spread 1 around 0."""
+        """Draw points of both halves, with the spread 1 around 0."""
         options: dict[str, Any] = {"generator": rng, "device": rng.device, "dtype": torch.float64}
 
         def noise(n: int, n_directions: int) -> Floats:
@@ -104,12 +107,14 @@ class GaussianCloud(BaseEstimator):
         return round_half, noise(sizes[1], len(self.root_)) @ self.root_
 
     def _place(self, offsets: Floats, spread: float) -> Floats:
-        """Put a half around the normal rows, within the bound."""
+        """Move the points of a half around the normal rows, within the bound."""
         points = self.center_ + spread * offsets
+        # The scaler bounds normal rows in the same way.
         return points / np.hypot(1, points / self.bound_)
 
     def _calibrate(self, offsets: Floats, fraction_inside: Callable[[Floats], float]) -> float:
-        """Find the spread at which a tenth of the points lie as close as normal points do."""
+        """Find the spread with which a tenth of the points lies as close as normal points do."""
+        # Each step uses the same offsets, because new draws would disturb the bisection.
         low, high = _SPREADS
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2

@@ -48,24 +48,27 @@ from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.search import NeighborSearch
 from sklearn_g2d.utils.surroundings import shielded
 
-# Rows that training and the neighbour search see; more are drawn from at random, so that
-# neither fitting nor scoring a row slows down as tables grow.
+# Number of rows for training and for the neighbour search. They are drawn from larger tables, so
+# that the times of a fit and of scoring a row do not grow with the table.
 MAX_TRAINING_ROWS = 10_000
 
-# Below so many rows the classifier learns little: its profile is shorter, since distances to
-# neighbours far down a short list change with each row, and the distances themselves count, too.
+# Below this number of rows the classifier learns little. The profile is shorter, because distances
+# to the last neighbours of a few rows change with each row. Scores also depend directly on
+# distances.
 _FEW_ROWS = 50
 
-# Folds that are held out when the preprocessing is refitted for the threshold (of few rows each row
-# alone), which pays for small tables only: a row of many hardly moves the means. Cells that may be
-# refitted in all, and rows that tell how the others' description changes.
+# For the threshold of a small table the preprocessing is refitted without each of so many folds, or
+# without each row if there are few. In a large table a fold hardly changes the means: above so many
+# rows, or cells in all fits, this is left out.
 _PREPROCESSING_FOLDS, _MAX_REFITTED_ROWS, _MAX_REFITTED_CELLS = 20, 1000, 2**23
+# Number of other rows that show how the description of rows changes in a refit.
 _ROWS_THAT_TELL = 200
 
-# Channels from which convolutions gain by bfloat16 (docs/results).
+# With at least so many channels, convolutions are faster in bfloat16 (docs/results).
 _MIN_BFLOAT16_CHANNELS = 64
 
-# A point lies among the normal ones if its last neighbour is as near as theirs mostly are.
+# A point lies among the normal rows if the distance to its last neighbour is below this quantile
+# of the distances of normal rows.
 _INSIDE_QUANTILE = 0.95
 
 
@@ -73,11 +76,11 @@ _INSIDE_QUANTILE = 0.95
 class G2DOutlierDetector(NetworkDetector):
     """Novelty detection by a classifier of normal rows against generated outliers.
 
-    A generator makes outliers around the normal rows, and a binary classifier that learns one
-    against the other detects alone [1]_. In the paper the generators are the half-trained ones of
-    a Wasserstein GAN. Here the generator is a cloud by default, because training it improved no
-    benchmark, and the classifier judges a row by its distances to the nearest normal rows;
-    `from_paper` gives the method as published.
+    A generator makes outliers around the normal rows. A binary classifier learns to tell normal
+    rows from these outliers; it alone is the detector [1]_. The paper uses half-trained generators
+    of a Wasserstein GAN. Here the default generator is a random cloud, because training a generator
+    improved no benchmark, and the classifier judges a row by its distances to the nearest normal
+    rows. `from_paper` gives the published method.
 
     Scores are **higher for more normal** rows, and `predict` gives **+1 for inliers and -1 for
     outliers**, as everywhere in scikit-learn. (PyOD's signs are the opposite.)
@@ -85,86 +88,88 @@ class G2DOutlierDetector(NetworkDetector):
     Parameters
     ----------
     features : transformer, callable or "passthrough", default=None
-        None takes the columns of a table as they are, as "passthrough" does with pixels, too, and
-        describes images by ``make_pipeline(OrientedGradients(), ResidualPCA())``. A transformer is
-        fitted on the training rows, or on images if its tag ``three_d_array`` says so; a callable,
-        such as a pretrained network, maps images (or rows) to an array with a row for each.
+        With None, columns of a table are used unchanged, as with "passthrough", and images get
+        ``make_pipeline(OrientedGradients(), ResidualPCA())``. A transformer is fitted on the
+        training rows, or on images if it has the tag ``three_d_array``. A callable, such as a
+        pretrained network, maps images (or rows) to an array with one row for each of them.
     scaler : transformer, default=None
-        None is ``SquashingScaler()`` on tables, and on images, whose features are coordinates of
-        one space, ``SquashingScaler(bound=inf, range_weight=0, common_scale=True)``.
+        None means ``SquashingScaler()`` on tables. On images, whose features are coordinates of
+        one space, it means ``SquashingScaler(bound=inf, range_weight=0, common_scale=True)``.
     generator : GaussianCloud, WassersteinGAN or estimator, default=None
-        Makes the outliers. None is ``GaussianCloud()``. Any estimator with `fit` and `sample`, such
-        as ``KernelDensity``, can take its place.
+        The generator of outliers. None means ``GaussianCloud()``. It can also be any estimator with
+        `fit` and `sample`, such as ``KernelDensity``.
     n_neighbors : int, default=20
-        Length of the `NeighborProfile` by which the classifier judges a row; 0 shows it the row
+        Length of the `NeighborProfile`, the input of the classifier. With 0 the input is the row
         itself, as published.
     measure : {"auto", "distance", "reconstruction"}, default="auto"
-        Of the profile. "auto" is "reconstruction" on images, else "distance". Ignored if
-        `n_neighbors` is 0.
+        Measure of the profile. "auto" means "reconstruction" on images, and "distance" on tables.
+        Ignored if `n_neighbors` is 0.
     n_generated : float, default=2.0
-        Generated rows in units of the training rows, the paper's mk / n.
+        Number of generated rows divided by the number of training rows, the paper's mk / n.
     classifier : NetworkClassifier or scikit-learn classifier, default=None
-        Tells normal from generated rows, the paper's D. None is ``NetworkClassifier()``. Of a
-        classifier with ``predict_proba`` one clone for each of four folds is trained.
+        The classifier of normal against generated rows, which the paper calls the detector. None
+        means ``NetworkClassifier()``. A classifier of scikit-learn needs ``predict_proba``; one
+        clone of it is trained for each of four folds.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        A float says that outliers are among the training rows, and flags that fraction of them.
-        "auto" says nothing of the kind, and leaves the line to `threshold`.
+        A number says that this fraction of the training rows are outliers, and sets the threshold
+        so that this fraction is flagged. With "auto" the parameter `threshold` decides.
     threshold : {"conformal", "probability"}, default="conformal"
-        "conformal" promises about 5 % false alarms on new normal rows, judged by scores of rows
-        that were held out; "probability" is the classifier's .5, as published. Ignored if
+        "conformal" gives about 5 % false alarms on new normal rows, by the scores of held-out
+        rows. "probability" is a classifier's probability of .5, as published. Ignored if
         `contamination` is a number.
     support_fraction : "auto" or float in [0.5, 1], default="auto"
-        Fraction of the training rows to learn from, the most central ones; thresholds regard all.
-        "auto" takes .6 where `contamination` is a number, which says that outliers are among them.
-        Otherwise it leaves out only rows that are remote and yet in company, as a cluster of
-        outliers is, and single rows so far out that they would set the scale of all others.
+        Fraction of the training rows to learn from, the most central ones. The threshold depends
+        on all rows. "auto" means .6 if `contamination` is a number, because then there are outliers
+        among the training rows. Otherwise it leaves out only clusters of outliers, that is, remote
+        rows with others near to them, and single rows so remote that they would determine the scale
+        of all others.
     image_shape : tuple of int, default=None
-        Channels, height and width, if the rows given to `fit` are pixels of images; arrays of shape
-        (n_samples, channels, height, width) need not say so.
+        Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of shape
+        (n_samples, channels, height, width) do not need it.
     device : str, default="auto"
-        Device of training: "auto" takes CUDA, then MPS, then the CPU.
+        Device of training. "auto" means CUDA, else MPS, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Of the networks in training. "auto" takes bfloat16 for convolutional networks of 64 channels
-        or more where the processor multiplies in it. Scoring never uses it.
+        Precision of the networks in training. "auto" means bfloat16 for convolutional networks of
+        64 channels or more if the processor multiplies in it. Scoring never uses bfloat16.
     warm_start : bool, default=False
-        Whether `fit` trains the networks of a `WassersteinGAN` from the previous call for
-        `max_steps` further steps, instead of starting anew.
+        Whether `fit` continues the training of a `WassersteinGAN` from the previous call, for
+        `max_steps` more steps, instead of training new networks.
     verbose : int, default=0
-        Above 0, the end of each stage is logged to the logger "sklearn_g2d" at level INFO, and the
-        progress of `PretrainedFeatures` where it takes long.
+        Above 0, the logger "sklearn_g2d" reports the end of each stage at level INFO, and the
+        progress of `PretrainedFeatures` if it takes long.
     random_state : int, RandomState instance or None, default=None
-        Seed of `fit`, also of parts whose own is None, and, by default, of sampling.
+        Seed of `fit`, of parts that have no seed, and, by default, of sampling.
 
     Attributes
     ----------
     features_, scaler_, generator_, classifier_ : estimator
-        The parts in use, fitted; `features_` may be "passthrough" or a function. Clones of a
-        scikit-learn classifier are in ``classifier_.members_``.
+        The fitted parts; `features_` may be "passthrough" or a function. Clones of a scikit-learn
+        classifier are in ``classifier_.members_``.
     profile_ : NeighborProfile or None
-        Fitted on the normal rows; None if `n_neighbors` is 0.
+        The profile, fitted on the normal rows; None if `n_neighbors` is 0.
     measure_ : str
-        What `measure` came to.
+        The measure in use.
     offset_ : float
         Threshold: ``decision_function(X) = score_samples(X) - offset_``.
     snapshots_ : list of Snapshot
-        Of a `WassersteinGAN` only: the generators kept, in order of training.
+        Generators that were kept, in order of training; only with a `WassersteinGAN`.
     history_ : dict of ndarray
-        Losses by step, of the parts that are trained; perhaps "generator_retries" or
-        "classifier_retries", the steps from which training was taken up again at half the rates.
+        Losses of trained parts by step. If training diverged, "generator_retries" or
+        "classifier_retries" are the steps from which it was repeated with half the learning rates.
     n_iter_ : int
-        Generator steps taken; 0 of generators that are not trained.
+        Number of generator steps; 0 for generators without training.
     training_scores_ : ndarray of shape (n_samples,)
         Scores of the training rows in their order, **higher = more normal**, by classifiers that
-        did not see them: to rank the rows of an unlabelled table. Not kept of more than 10,000
-        rows under ``contamination="auto"``.
+        did not see them. Use them to rank the rows of an unlabelled table. With
+        ``contamination="auto"`` they exist for at most 10,000 rows.
     calibration_scores_ : ndarray
-        Sorted scores of held-out normal rows, on which `p_values` rest.
+        Sorted scores of held-out normal rows, which `p_values` compares with.
     device_ : str
-        Device that training ran on.
+        Device of training.
     image_shape_ : tuple of int, or None
         Channels, height and width of the images in `fit`; None after a table.
     n_features_in_, feature_names_in_ : int, ndarray of str
-        Number of columns, or of intensities of an image, and names of columns that had any.
+        Number of columns, or of intensities of an image, and names of columns if they have names.
 
     References
     ----------
@@ -225,19 +230,21 @@ class G2DOutlierDetector(NetworkDetector):
 
     @classmethod
     def from_paper(cls, data: Literal["tables", "images"] = "tables", **changes: Any) -> Self:
-        """Build the detector as published, with every setting in sight.
+        """Build the published method, with all settings visible as parameters.
 
         Parameters
         ----------
         data : {"tables", "images"}, default="tables"
-            The paper treats images only (Fig. 3, at a sixteenth of the authors' 256 channels); on
-            tables layers with as many units, at an eighth, take the place of its convolutions.
+            "images" gives the networks of Fig. 3, with a sixteenth of the authors' 256 channels.
+            The paper has no tables: "tables" replaces its convolutions by layers with an eighth as
+            many units.
         **changes
-            Passed to `set_params`, as ``generator__max_steps=20``.
+            Parameters for `set_params`, such as ``generator__max_steps=20``.
 
         Returns
         -------
         G2DOutlierDetector
+            A detector that is not fitted.
 
         Examples
         --------
@@ -291,6 +298,7 @@ class G2DOutlierDetector(NetworkDetector):
 
         self.features_, self.scaler_ = build("features"), build("scaler")
         self.generator_, self.classifier_ = build("generator"), build("classifier")
+        # A classifier of scikit-learn has no `fit_in`: the wrapper trains its clones.
         if not hasattr(self.classifier_, "fit_in"):
             self.classifier_ = FoldedClassifier(self.classifier_)
         by_data: Any = "reconstruction" if of_images else "distance"
@@ -310,6 +318,7 @@ class G2DOutlierDetector(NetworkDetector):
         return any(getattr(n, "channels", 0) >= _MIN_BFLOAT16_CHANNELS for n in self._networks())
 
     def _networks(self) -> list[Any]:
+        # Only our own parts with `fit_in` have networks as parameters.
         parts = [p for p in (self.generator_, self.classifier_) if hasattr(p, "fit_in")]
         settings = [item for part in parts for item in part.get_params(deep=False).items()]
         return [value for name, value in settings if name.endswith("network")]
@@ -321,11 +330,11 @@ class G2DOutlierDetector(NetworkDetector):
     def _fit(self, X: NDArray[Any], session: Session) -> None:
         rows, positions = self._training_rows(X, session)
         if len(rows) < 3 and self.scaler is None:
-            # Each column by itself would hold the same two values.
+            # If columns of two rows are scaled separately, all of them hold the same two values.
             self.scaler_.common_scale = True
         points, described, is_central = self._fit_preprocessing(rows)
 
-        # The irregularity generator I and its critic C: sections 3.1 and 3.3 of the paper.
+        # The generator and its critic: sections 3.1 and 3.3 of the paper.
         bound = float(getattr(self.scaler_, "bound_", math.inf))
         inside = self._make_fraction_inside(points, described)
         space = Space(self._shape_of(points), bound, inside)
@@ -336,7 +345,7 @@ class G2DOutlierDetector(NetworkDetector):
         n_generated = max(1, round(self.n_generated * len(points)))
         generated = draw(self.generator_, n_generated, session.runtime.rng)
 
-        # The detector network D, which learns normal against generated: section 3.2, Eq. 1.
+        # The paper's detector, a classifier of normal against generated rows: section 3.2, Eq. 1.
         described_generated = self._describe(generated)
         self._learn_range(described, described_generated)
         as_new = self._describe_as_new(rows[is_central], described)
@@ -347,33 +356,36 @@ class G2DOutlierDetector(NetworkDetector):
         held_out_scores = self._limit(held_out_scores - penalty, described, described_generated)
         self.history_ = getattr(self.generator_, "history_", {}) | self.classifier_.history_
         self.n_iter_ = getattr(self.generator_, "n_steps_", 0)
+        # No member saw the rows that are not central, so that their scores need no folds.
         scores = np.empty(len(rows))
         scores[is_central] = held_out_scores
         if not is_central.all():
             scores[~is_central] = self._score_validated(rows[~is_central])
         self._set_threshold(X, scores, positions)
+        # Scores are log-odds, and the paper's threshold is the probability .5.
         if self.threshold == "probability" and self.contamination == "auto":
-            self.offset_ = 0.0  # log-odds of the paper's alpha, .5
+            self.offset_ = 0.0
 
     def _training_rows(
         self, X: NDArray[Any], session: Session
     ) -> tuple[NDArray[Any], NDArray[np.intp] | None]:
-        """Give the rows to fit with, and where they are in `X`, or None if in other processes."""
+        """Return the rows for `fit`, and their positions in `X`, or None with several processes."""
         rows = self._pooled(X, MAX_TRAINING_ROWS, session.random_state)
         positions = np.arange(len(rows))
         if len(rows) > MAX_TRAINING_ROWS:
             chosen = session.random_state.choice(len(rows), MAX_TRAINING_ROWS, replace=False)
             positions = np.sort(chosen)
             rows = take(rows, positions)
-        # Sums depend on the memory layout in their last digits, and training amplifies them.
+        # The last digits of sums depend on the memory layout, and training amplifies the
+        # differences.
         rows = np.ascontiguousarray(as_known_dtype(rows))
         return rows, positions if parallel.n_processes() == 1 else None
 
     def _fit_preprocessing(self, X: NDArray[Any]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
         """Fit features, scaler and profile.
 
-        Returns the rows to learn from as the generator sees them (n_central, n_features) and as
-        the classifier does (n_central, n_values), and which rows they are (n_samples,).
+        Return the rows to learn from in the generator's space (n_central, n_features), as input of
+        the classifier (n_central, n_values), and the mask of these rows (n_samples,).
         """
         rows = featurize(self.features_, X, self.image_shape_, fit=True)
         points = self._scale(rows, fit=True)
@@ -381,6 +393,7 @@ class G2DOutlierDetector(NetworkDetector):
         is_central = central_rows(
             search, resolve_fraction(self.support_fraction, self.contamination)
         )
+        # Outliers have moved the scales: fit the scaler again without them.
         if not is_central.all():
             rows = rows[is_central]
             points = self._scale(rows, fit=True)
@@ -392,23 +405,25 @@ class G2DOutlierDetector(NetworkDetector):
         return points, self.profile_.fit_to_search(search), is_central
 
     def _n_neighbors_of(self, n: int) -> int:
-        """Give the neighbours in use among `n` rows, and among those that are not held out."""
+        """Return the number of neighbours for `n` rows, small enough for a refit without a fold."""
         if n < _FEW_ROWS:
             return min(self.n_neighbors, max(1, n // 8))
         return min(self.n_neighbors, n - -(-n // _PREPROCESSING_FOLDS) - 1)
 
     def _describe_as_new(self, rows: NDArray[Any], described: Floats) -> Floats:
-        """Describe training rows by features, scaler and neighbours that did not know them.
+        """Describe training rows by features, scaler and neighbours that were fitted without them.
 
-        The rows of a small table move the scales and the components that they are judged by, so
-        that a new row looks farther away than any of them. Without it the other rows look farther
-        away, too. A held-out row is moved back by that much, since all rows judge a new one.
+        Each row of a small table changes the scales and components that it is judged by, so that
+        new rows look farther away than training rows. Therefore a held-out row is described by a
+        refit without it. In such a refit, with fewer rows, the other rows look farther away, too.
+        The held-out row is moved back by this shift, because a new row is judged by all rows.
         """
         n = len(rows)
         n_folds = n if n <= _FEW_ROWS else _PREPROCESSING_FOLDS
         n_folds = min(n_folds, _MAX_REFITTED_CELLS // rows.size)
-        # Functions are not fitted, and without a profile refitted components would mean something
-        # else to the classifier. The features of images hardly depend on single ones.
+        # There is nothing to refit for a function. Without a profile the classifier sees
+        # components, and refitted ones have another meaning. Features of images hardly depend on
+        # single images.
         is_table = self.image_shape_ is None and not callable(self.features_)
         if (
             self.profile_ is None
@@ -419,8 +434,9 @@ class G2DOutlierDetector(NetworkDetector):
             return described
         as_new, shift, further = (np.empty_like(described) for _ in range(3))
         folds = np.arange(n) % n_folds
-        # Without two of fewer than 12 rows too little is left to go by; and features, such as a PCA
-        # of n - 1 components, may need n - 1 rows.
+        # A refit without two rows needs at least 12 rows, because otherwise too few are left. It
+        # also needs tables without features: a PCA of n - 1 components, for example, needs n - 1
+        # rows.
         is_small = 12 <= n_folds == n < _FEW_ROWS and isinstance(self.features_, str)
         for fold in range(n_folds):
             unseen = folds == fold
@@ -432,12 +448,13 @@ class G2DOutlierDetector(NetworkDetector):
                 without_next = ~unseen & (folds != (fold + 1) % n_folds)
                 further[unseen] = self._refit_description(rows[without_next])(rows[unseen])
         if is_small:
-            # Rows that the scales were fitted on show too little of the mean shift of new ones.
+            # Rows that were in the refit shift less than new rows do. Correct the mean shift by
+            # that of held-out rows when one more fold is left out.
             shift += (further - as_new).mean(axis=0) - shift.mean(axis=0)
         return as_new - shift
 
     def _refit_description(self, rows: NDArray[Any]) -> Callable[[NDArray[Any]], Floats]:
-        """Give what maps rows to what the classifier sees, fitted on other training rows."""
+        """Return a function from rows to the classifier's input, fitted on other training rows."""
         assert self.profile_ is not None
         other = copy.copy(self)
         other.features_, other.scaler_ = clone(self.features_, safe=False), clone(self.scaler_)
@@ -448,9 +465,11 @@ class G2DOutlierDetector(NetworkDetector):
         )
 
     def _make_fraction_inside(self, points: Floats, described: Floats) -> Callable[[Floats], float]:
-        """Make the function that tells how many of some samples lie as close as normal points."""
+        """Return the function `Space.fraction_inside`."""
 
-        @cache  # for all snapshots, and only if a generator asks
+        # The profile is needed only if a generator calls the function, and then once for all
+        # snapshots.
+        @cache
         def limit() -> tuple[NeighborProfile, float]:
             profile, own = self.profile_, described
             if profile is None:
@@ -465,7 +484,7 @@ class G2DOutlierDetector(NetworkDetector):
         return fraction_inside
 
     def _shape_of(self, points: Floats) -> Shape:
-        """Give the shape of a sample of points; pixels that stayed pixels are images."""
+        """Return the shape of a point: that of an image if points are pixels."""
         if self.image_shape_ is not None and points.shape[1] == math.prod(self.image_shape_):
             return self.image_shape_
         return (points.shape[1],)
@@ -473,30 +492,30 @@ class G2DOutlierDetector(NetworkDetector):
     # Scoring
 
     def _describe(self, points: Floats) -> Floats:
-        """Map points to what the classifier sees."""
+        """Map points to the classifier's input."""
         return points if self.profile_ is None else self.profile_.transform(points)
 
     def _learn_range(self, described: Floats, generated: Floats) -> None:
-        """Learn how far out the classifier has seen rows, and what distances weigh besides it."""
+        """Learn the farthest input that the classifier has seen, and the weight of distances."""
         self._farthest = np.maximum(described.max(axis=0), generated.max(axis=0))
         self._distance_weight = max(0.0, _FEW_ROWS / len(described) - 1)
 
     def _extrapolate(self, described: Floats) -> tuple[Floats, Floats | float]:
-        """Give what the classifier judges, and what to subtract from its scores (n_samples,).
+        """Return the classifier's input, and a penalty to subtract from its scores (n_samples,).
 
-        Beyond what it saw in training a network goes on in any direction; there scores fall with
-        the distance.
+        Far from the training data the scores of a network may rise or fall. There the input is cut
+        off, and the penalty lets scores fall with the distance.
         """
         if self.profile_ is None:
             return described, 0.0
         return extrapolate(described, self._farthest, self._distance_weight)
 
     def _limit(self, scores: Floats, described: Floats, generated: Floats) -> Floats:
-        """Raise held-out scores to that of the farthest place seen: nothing beyond is normal.
+        """Raise held-out scores to at least the score of the farthest input seen in training.
 
-        Without a row the scales of few others may put it anywhere, so that of few rows nothing is
-        normal beyond most generated ones. A classifier of the user's that finds such a place normal
-        gives no limit.
+        No row beyond this input is normal. The scales of a few other rows may move a held-out row
+        to any distance; therefore with few rows the limit is the score of an input beyond 90 % of
+        the generated rows. If the user's classifier finds this input normal, there is no limit.
         """
         if self.profile_ is None:
             return scores
@@ -510,7 +529,7 @@ class G2DOutlierDetector(NetworkDetector):
     def _score_described(self, described: Floats) -> Floats:
         inside, penalty = self._extrapolate(described)
         odds = self.classifier_.log_odds(inside)
-        # A mean over rows of memory, whose sums take the same order for one sample and for many.
+        # NumPy sums contiguous rows in an order that does not depend on the number of samples.
         return np.ascontiguousarray(odds.T).mean(axis=1) - penalty
 
     def _source_of_scores(self) -> str:
@@ -518,13 +537,13 @@ class G2DOutlierDetector(NetworkDetector):
         return f"the classifier {type(getattr(part, 'classifier', part)).__name__}"
 
     def _scale(self, rows: NDArray[Any], fit: bool = False) -> Floats:
-        """Map rows of features to points, by the scaler, which is fitted on them first if asked."""
+        """Map rows of features to points by the scaler; `fit` fits it on these rows first."""
         scaler = self.scaler_.fit(rows) if fit else self.scaler_
         points = np.asarray(scaler.transform(rows), dtype=np.float64)
         if points.ndim != 2 or len(points) != len(rows):
             raise ValueError(
                 f"The scaler {type(scaler).__name__} returned shape {points.shape} for {len(rows)} "
-                "rows; it must return a row for each."
+                "rows; it must return one row for each."
             )
         return points
 
@@ -534,10 +553,10 @@ class G2DOutlierDetector(NetworkDetector):
         return self._score_described(self._describe(points))
 
     def predict_proba(self, X: ArrayLike) -> Floats:
-        """Give the classifier's probabilities, normal against generated.
+        """Return the classifier's probabilities of generated and normal rows.
 
-        They compare a row with the *generated* outliers and are no frequencies of real ones; for a
-        promised rate of false alarms use `calibrate` or `p_values`.
+        They compare a row with *generated* outliers, and are not frequencies of real outliers. For
+        a guaranteed rate of false alarms use `calibrate` or `p_values`.
 
         Parameters
         ----------
@@ -553,19 +572,19 @@ class G2DOutlierDetector(NetworkDetector):
 
     @shielded()
     def explain(self, X: ArrayLike) -> Floats:
-        """Give each column's contribution to the squared distance from rows to their neighbours.
+        """Return each column's contribution to the squared distance from rows to their neighbours.
 
         The classifier judges a row of a table by its distances to its `n_neighbors` nearest normal
         rows. The contribution of a column is its squared difference, ``(x - neighbour) ** 2``, in
-        the units of `scaler_`, averaged over these neighbours. So the row sums,
-        ``explain(X).sum(axis=1)``, are the mean squared distances to the neighbours. As in
-        `profile_`, a training row that equals the row in question is left out, and one that is
-        nearer than training rows mostly are to each other is left out in part, so that training
-        rows are explained like new ones.
+        the units of `scaler_`, averaged over these neighbours. So the sums
+        ``explain(X).sum(axis=1)`` are the mean squared distances to the neighbours. As in
+        `profile_`, a training row that equals the row in question is left out. A training row that
+        is nearer than most training rows are to each other is left out in part. So training rows
+        are explained like new rows.
 
-        They explain how far a row lies and not its score, which also depends on how far normal
-        rows lie from each other. `sklearn_g2d.inspection.column_contributions` explains by the
-        columns of a Pipeline, and `sklearn_g2d.display.ContributionDisplay` draws one row.
+        Contributions explain the distance of a row and not its score, which also depends on the
+        distances between normal rows. `sklearn_g2d.inspection.column_contributions` explains by
+        the columns of a Pipeline, and `sklearn_g2d.display.ContributionDisplay` draws one row.
 
         Parameters
         ----------
@@ -574,15 +593,15 @@ class G2DOutlierDetector(NetworkDetector):
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            **Not negative; higher = farther from normal**. Columns are in the order of `fit`; one
-            that `features` leaves out contributes 0.
+            **Not negative; higher = farther from normal**. Columns are in the order of `fit`. A
+            column that `features` leaves out contributes 0.
 
         Raises
         ------
         ValueError
-            If the classifier sees no distances to neighbours (images, ``n_neighbors=0``,
-            ``measure="reconstruction"``), or if `features` or `scaler` mix columns; also as in
-            `score_samples`.
+            If the classifier does not judge distances to neighbours (images, ``n_neighbors=0``,
+            ``measure="reconstruction"``), or if `features` or `scaler` mix columns. Also for the
+            reasons that `score_samples` lists.
         """
         check_is_fitted(self)
         labels, columns = self._labels_of_points(), range(self.n_features_in_)
@@ -596,7 +615,7 @@ class G2DOutlierDetector(NetworkDetector):
         return self._by_batch(explain_batch, self._validate(X, reset=False))
 
     def _labels_of_points(self) -> list[Label]:
-        """Say of which column each coordinate of the points is made, or that there is none."""
+        """Return the column that each coordinate of points comes from, or raise ValueError."""
         if self.image_shape_ is not None:
             raise ValueError(
                 "explain is for tables, and this detector was fitted on images. To see where an "
@@ -615,7 +634,7 @@ class G2DOutlierDetector(NetworkDetector):
                 raise ValueError(
                     f"explain needs columns that are kept apart, but {type(part).__name__} mixes "
                     "them. Put it before the detector, in a Pipeline, and call "
-                    "sklearn_g2d.inspection.column_contributions, which lists what it makes."
+                    "sklearn_g2d.inspection.column_contributions, which lists its new columns."
                 )
         return labels
 
@@ -623,7 +642,7 @@ class G2DOutlierDetector(NetworkDetector):
 
     @property
     def snapshots_(self) -> list[Snapshot]:
-        """Give the generators kept by a `WassersteinGAN`, in order of training.
+        """Return the generators that a `WassersteinGAN` kept, in order of training.
 
         Returns
         -------
@@ -640,24 +659,24 @@ class G2DOutlierDetector(NetworkDetector):
         snapshots: Sequence[Snapshot] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> Floats:
-        """Generate outliers, rows or images, as the classifier was trained on.
+        """Generate outliers, rows or images, like those in the training of the classifier.
 
-        Features that cannot be turned back into rows, as oriented gradients cannot, are a
-        ValueError.
+        Features without an inverse, such as oriented gradients, raise ValueError.
 
         Parameters
         ----------
         n_samples : int, default=1
+            Number of outliers.
         snapshots : sequence of Snapshot, default=None
-            Generators of a `WassersteinGAN` to draw from, equally; None takes all of `snapshots_`
-            that make outliers.
+            Generators of a `WassersteinGAN`; equally many samples are drawn from each. None means
+            all `snapshots_` that make outliers.
         random_state : int, RandomState instance or None, default=None
-            Seed; None takes the estimator's own.
+            Seed; None means the estimator's own seed.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            In the units of the training data.
+            Outliers in the units of the training data.
         """
         check_is_fitted(self)
         _check_n_samples(n_samples)
@@ -670,22 +689,23 @@ class G2DOutlierDetector(NetworkDetector):
     def sample_normals(
         self, n_samples: int = 1, *, random_state: int | np.random.RandomState | None = None
     ) -> Floats:
-        """Generate rows or images that resemble normal ones, to augment a small data set.
+        """Generate rows or images that resemble normal ones, for example to enlarge a data set.
 
-        They are rows of the last generator of a `WassersteinGAN` that the detector accepts as
-        inliers; fewer than one in a hundred are a RuntimeError. A generator has to mature for that:
-        set its `max_steps` to a few thousand.
+        They are samples of the last generator of a `WassersteinGAN` that the detector finds
+        normal. If fewer than one in a hundred samples are, a RuntimeError is raised. The generator
+        needs enough training for this: set its `max_steps` to a few thousand.
 
         Parameters
         ----------
         n_samples : int, default=1
+            Number of rows or images.
         random_state : int, RandomState instance or None, default=None
-            Seed; None takes the estimator's own.
+            Seed; None means the estimator's own seed.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            In the units of the training data.
+            Samples in the units of the training data.
         """
         check_is_fitted(self)
         _check_n_samples(n_samples)
@@ -695,8 +715,8 @@ class G2DOutlierDetector(NetworkDetector):
         if len(accepted) < n_samples:
             raise RuntimeError(
                 f"Only {len(accepted)} of {len(drawn)} rows of the generator after "
-                f"{self.n_iter_} steps are like normal ones. Fit with a larger max_steps, or "
-                "continue by warm_start=True, and sample again."
+                f"{self.n_iter_} steps are like normal rows. Fit with a larger max_steps, or "
+                "continue with warm_start=True, and sample again."
             )
         return accepted[:n_samples]
 

@@ -1,4 +1,4 @@
-"""Rows of features by the features part, and back."""
+"""Conversion of rows or images to rows of features by the part `features`, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from sklearn_g2d.utils.parts import fit_part
 
 PASSTHROUGH = "passthrough"
 
-# Images that a function is given at once: what networks are used to.
+# Batch size for a function of the user, usually a network: all images at once may need too much
+# memory.
 _FUNCTION_BATCH = 256
 
 
@@ -24,7 +25,8 @@ def featurize(
 ) -> NDArray[Any]:
     """Map rows (n_samples, n_values), of a table or of pixels, to features (n_samples, n_features).
 
-    `features` is a transformer, perhaps to be fitted before, a function, or "passthrough".
+    `features` is a transformer, which is fitted first if `fit` says so, a function, or
+    "passthrough".
     """
     if isinstance(features, str):
         return X
@@ -44,14 +46,15 @@ def unfeaturize(features: Any, rows: Floats) -> Floats:
     if not hasattr(features, "inverse_transform"):
         name = getattr(features, "__name__", type(features).__name__)
         raise ValueError(
-            f"The features, of {name}, have no inverse_transform, so that generated points cannot "
-            'be turned into rows. Use features="passthrough", or a transformer that has it.'
+            f"The features {name} have no inverse_transform, so that generated points cannot be "
+            'turned into rows. Use features="passthrough", or a transformer with an inverse.'
         )
     return np.asarray(features.inverse_transform(rows)).reshape(len(rows), -1)
 
 
 def _inputs(features: Any, X: NDArray[Any], image_shape: ImageShape | None) -> NDArray[Any]:
-    """Shape rows as the features take them."""
+    """Return rows, or images if the features take images."""
+    # The first step of a Pipeline decides. A function always gets images if there are any.
     first = features
     while isinstance(first, Pipeline):
         first = first.steps[0][1]
@@ -66,7 +69,7 @@ def _as_rows(features: Any, n_samples: int) -> NDArray[Any]:
     if len(rows.shape) == 0 or len(rows) != n_samples:
         raise ValueError(
             f"features returned an array of shape {rows.shape} for {n_samples} samples; it must "
-            "return a row of features for each."
+            "return one row of features for each sample."
         )
     rows = rows.reshape(n_samples, -1)
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():

@@ -1,4 +1,4 @@
-"""What a generator of outliers is given, and how samples are drawn from any of them."""
+"""The space in which generators of outliers work, and drawing samples from any generator."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sklearn_g2d.utils.arrays import Floats
 
 @dataclass(frozen=True)
 class Space:
-    """Where generated points lie: between the scaler and the neighbour profile.
+    """The space of generated points: the output of the scaler, before the neighbour profile.
 
-    `shape` is that of a point, and `bound` the magnitude, perhaps infinite, that no coordinate
-    exceeds. `fraction_inside` maps points (n, n_features) to the fraction of them that lie as close
-    as normal points do.
+    `shape` is the shape of a point. `bound` is the largest magnitude of a coordinate, which may be
+    infinite. `fraction_inside` maps points (n, n_features) to the fraction of them that lies as
+    close to normal points as normal points do.
     """
 
     shape: Shape
@@ -29,13 +29,16 @@ class Space:
 
 
 def draw(generator: Any, n: int, rng: torch.Generator, **kwargs: Any) -> Floats:
-    """Draw points (n, n_features) by the `draw` of our generators, or the `sample` of others."""
+    """Draw points (n, n_features) by `draw` of our generators, or `sample` of other generators."""
     if hasattr(generator, "draw"):
         return generator.draw(n, rng, **kwargs)
+    # Estimators of scikit-learn differ: KernelDensity.sample takes a seed, and
+    # GaussianMixture.sample has its own.
     seed = int(torch.randint(2**31 - 1, (1,), generator=rng, device=rng.device))
     takes_seed = "random_state" in inspect.signature(generator.sample).parameters
     samples = generator.sample(n, random_state=seed) if takes_seed else generator.sample(n)
-    if isinstance(samples, tuple):  # mixtures return their components, too
+    # Mixtures return points and the numbers of their components.
+    if isinstance(samples, tuple):
         samples = samples[0]
     samples = np.asarray(samples, dtype=np.float64)
     if samples.ndim != 2 or len(samples) != n:

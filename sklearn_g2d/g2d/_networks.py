@@ -1,7 +1,7 @@
-"""Networks of the generator I, the critic C and the detector D, and how to ask for them.
+"""Networks of the generator, the critic and the classifier, and the classes that ask for them.
 
-`ConvGenerator` and `ConvNetwork` are what a user passes; they build modules whose tensors have a
-leading axis of ensemble members.
+A user passes `ConvGenerator`, `RowGenerator` or `ConvNetwork`. These build modules for a whole
+ensemble: the first axis of their tensors is that of the members.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from sklearn_g2d.training.ensemble import (
     weights_of,
 )
 
-# Samples of the batch that tells batch norm its statistics.
+# Size of the batch that gives batch norm its statistics.
 _CALIBRATION_SAMPLES = 512
 
-Shape = tuple[int, ...]  # of a sample: (n_features,), or (channels, height, width)
+# The shape of a sample: (n_features,), or (channels, height, width).
+Shape = tuple[int, ...]
 
 
 @dataclass(eq=False, repr=False)
 class ConvGenerator(BaseEstimator):
     """Transposed convolutions with batch norm, ReLU and tanh, the generator of the paper's Fig. 3.
 
-    For `WassersteinGAN` on images in [-1, 1], as `GlobalMinMaxScaler` gives them.
+    Use it in a `WassersteinGAN` on images in [-1, 1], with the scaler `GlobalMinMaxScaler`.
 
     Parameters
     ----------
     channels : int, default=16
-        Channels of the last hidden layer; each layer before has twice as many. The authors have
-        256, which wants a GPU.
+        Number of channels of the last hidden layer. Each earlier layer has twice as many as the
+        next one. The authors use 256, which needs a GPU.
     deviation : float, default=2.0
-        Standard deviation of the untrained network's values before tanh. PyTorch's initial weights
-        give the authors' network 1.9 on colour images and 3.3 on grey ones.
+        Standard deviation of the untrained network's values before tanh. The authors' network with
+        PyTorch's initial weights has 1.9 on colour images and 3.3 on gray ones.
 
     Examples
     --------
@@ -75,16 +76,17 @@ class ConvGenerator(BaseEstimator):
 
 @dataclass(eq=False, repr=False)
 class RowGenerator(BaseEstimator):
-    """The generator of the paper's Fig. 3 carried over to rows: batch norm, ReLU and tanh.
+    """The generator of the paper's Fig. 3 for rows instead of images: batch norm, ReLU and tanh.
 
-    For `WassersteinGAN` on rows in [-1, 1], as `ColumnMinMaxScaler` gives them.
+    Use it in a `WassersteinGAN` on rows in [-1, 1], with the scaler `ColumnMinMaxScaler`.
 
     Parameters
     ----------
     hidden_layer_sizes : tuple of int, default=(128, 64, 32)
-        Widths of the hidden layers; the authors' convolutions have 1024, 512 and 256 channels.
+        Widths of the hidden layers. The authors' convolutions have 1024, 512 and 256 channels.
     deviation : float, default=2.0
-        As of `ConvGenerator`: rows of the untrained network lie all around those of a table.
+        As in `ConvGenerator`. With the default, generated rows of the untrained network lie on all
+        sides of the rows of a table.
 
     Examples
     --------
@@ -103,7 +105,7 @@ class RowGenerator(BaseEstimator):
     def build(
         self, n_members: int, latent_dim: int, shape: Shape, rng: torch.Generator
     ) -> RowGeneratorModule:
-        """Build generators of rows with as many values as a shape has."""
+        """Build generators of rows, with one value for each element of a sample."""
         self._validate_params()
         hidden = tuple(self.hidden_layer_sizes)
         module = RowGeneratorModule(n_members, math.prod(shape), latent_dim, hidden, rng)
@@ -117,8 +119,8 @@ class ConvNetwork(BaseEstimator):
     Parameters
     ----------
     channels : int, default=16
-        Channels of the first layer; each layer after has twice as many. The authors have 256,
-        which wants a GPU.
+        Number of channels of the first layer. Each later layer has twice as many as the one before.
+        The authors use 256, which needs a GPU.
 
     Examples
     --------
@@ -135,21 +137,21 @@ class ConvNetwork(BaseEstimator):
     def build(
         self, n_members: int, shape: Shape, n_outputs: int, rng: torch.Generator
     ) -> ConvNetworkModule:
-        """Build networks that map images of a shape to `n_outputs` numbers."""
+        """Build networks that map images to `n_outputs` numbers."""
         self._validate_params()
         shape = _image_shape(self, shape)
         return ConvNetworkModule(n_members, shape, self.channels, n_outputs, rng)
 
 
 class OwnGenerators(OwnNetworks):
-    """Generators of the user's."""
+    """The user's generators."""
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """Draw `n` samples from every member: (n_members, n, n_values)."""
+        """Draw `n` samples from each member: (n_members, n, n_values)."""
         return self(_noise(self.n_members, n, *self.input_shape, rng=rng))
 
 
-# What parts take for a network.
+# Values that parts accept as a network.
 GENERATOR_CONSTRAINT: list[Any] = [
     *(StrOptions({"perceptron"}), ConvGenerator, RowGenerator, callable)
 ]
@@ -159,7 +161,7 @@ NETWORK_CONSTRAINT: list[Any] = [StrOptions({"perceptron"}), ConvNetwork, callab
 def build_generator(
     part: Any, X: Tensor, latent_dim: int, shape: Shape, bound: float, rng: torch.Generator
 ) -> Any:
-    """Build a part's generators of samples of a shape, around rows X (n, n_features)."""
+    """Build the generators of a part, around rows X (n, n_features)."""
     network = part.generator_network
     if network == "perceptron":
         generator = PerceptronGenerator(
@@ -189,7 +191,7 @@ def build_generator(
 def build_network(
     part: Any, network: Any, shape: Shape, n_outputs: int, rng: torch.Generator
 ) -> EnsembleMLP | ConvNetworkModule | OwnNetworks:
-    """Build a part's critics (one output) or classifiers (two) of samples of a shape.
+    """Build the critics (one output) or classifiers (two outputs) of a part.
 
     They map rows (n_members, n, n_values) to (n_members, n, n_outputs).
     """
@@ -212,10 +214,10 @@ def build_network(
 def _image_shape(network: Any, shape: Shape) -> Shape:
     if len(shape) != 3:
         raise ValueError(
-            f"{type(network).__name__} needs images, but the samples that it is given have shape "
-            f"{shape}. Fit on an array (n_samples, channels, height, width) with "
-            'features="passthrough" and, for a classifier, n_neighbors=0, which shows it the '
-            'images themselves; or use "perceptron" instead of it.'
+            f"{type(network).__name__} needs images, but its samples have shape {shape}. Fit on an "
+            'array (n_samples, channels, height, width) with features="passthrough" and, for a '
+            "classifier, with n_neighbors=0, so that it gets the images themselves; or use "
+            '"perceptron" instead.'
         )
     return shape
 
@@ -225,14 +227,14 @@ def _noise(*shape: int, rng: torch.Generator) -> Tensor:
 
 
 class PerceptronGenerator(StorableModule):
-    """Generators that map Gaussian noise to rows: a perceptron beside a linear skip.
+    """Generators that map Gaussian noise to rows: a perceptron plus a linear skip connection.
 
-    A freshly initialised perceptron puts its samples next to the mean of the data, where they
-    would teach a classifier that the centre is anomalous. The skip connection, set by `cover`,
-    starts as a cloud around the data instead; the paper's generator has none.
+    The samples of an untrained perceptron lie close to the mean of the data, and a classifier
+    would learn from them that the centre is anomalous. With the skip connection, which `cover`
+    sets, the samples start as a cloud around the data. The paper's generator does not have it.
 
-    Noise vectors are stretched by exp(tail * u**2), u uniform in (0, 1), so that some samples lie
-    far outside. Samples are squashed into +-bound as `SquashingScaler` does.
+    Noise vectors are multiplied by exp(tail * u**2) with u uniform in (0, 1), so that some samples
+    lie far outside. Samples are bounded to +-bound by the function of `SquashingScaler`.
     """
 
     def __init__(
@@ -265,7 +267,7 @@ class PerceptronGenerator(StorableModule):
         return x / torch.hypot(x.new_ones(()), x / self.bound)
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """Draw `n` rows from every member: (n_members, n, n_features)."""
+        """Draw `n` rows from each member: (n_members, n, n_features)."""
         z = _noise(self.n_members, n, self.latent_dim, rng=rng)
         if self.tail:
             shape = self.n_members, n, 1
@@ -275,14 +277,15 @@ class PerceptronGenerator(StorableModule):
 
     @torch.no_grad()
     def cover(self, X: Tensor, spread: float, rng: torch.Generator) -> None:
-        """Set the skip so that samples surround the rows `X` of shape (n, n_features).
+        """Set the skip connection so that samples surround the rows `X` of shape (n, n_features).
 
-        The cloud of every other member is isotropic, of standard deviation `spread`; the
-        others' have `spread` times the data's covariance root, which keeps correlations.
+        Even members make a round cloud with the standard deviation `spread`. Odd members make a
+        cloud with `spread` times the root of the data's covariance, which keeps correlations.
         """
         if self.skip is None:
             return
         even, odd = self.skip[::2], self.skip[1::2]
+        # With fewer noise values than columns a round cloud needs random directions.
         rank = min(self.latent_dim, self.n_features)
         if self.latent_dim >= self.n_features:
             even[:, :rank] = spread * torch.eye(rank, device=X.device, dtype=torch.float32)
@@ -290,9 +293,11 @@ class PerceptronGenerator(StorableModule):
             noise = _noise(*even.shape, rng=rng)
             even.copy_(noise * spread / math.sqrt(self.latent_dim))
         covariance = torch.cov(X.T.cpu()).reshape(X.shape[1], X.shape[1])
-        variances, axes = torch.linalg.eigh(covariance)  # not there on every device
+        # The covariance is on the CPU, because some devices have no `eigh`.
+        variances, axes = torch.linalg.eigh(covariance)
         roots = (variances.clamp(min=0).sqrt() * axes).T.to(X.device)
-        # The largest variances come last, and first should noise be short of dimensions.
+        # `eigh` gives the largest variances last. Turn the order, so that they are kept if there
+        # are fewer noise values than columns.
         odd[:, :rank] = spread * roots.flip(0)[:rank]
 
 
@@ -329,25 +334,25 @@ class RowGeneratorModule(StorableModule):
         return torch.stack([member(noise) for member, noise in zip(self.members, z, strict=True)])
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """Draw `n` rows from every member: (n_members, n, n_features)."""
+        """Draw `n` rows from each member: (n_members, n, n_features)."""
         return self(_noise(self.n_members, n, self.latent_dim, rng=rng))
 
 
 def _widened(generator: Any, deviation: float) -> Any:
-    """Give untrained generators values of a standard deviation before their tanh."""
+    """Scale untrained generators to a given standard deviation of values before their tanh."""
     for member in generator.members:
-        # Each value is a sum of `fan in` terms: initial weights, of mean square 1 / (3 fan in),
-        # times what batch norm and ReLU give, of mean square 1/2.
+        # Each value is a sum of `fan in` products. Initial weights have the mean square
+        # 1 / (3 fan in), and outputs of batch norm and ReLU 1 / 2, so that the sum has 1 / 6.
         member[-2].weight.data *= deviation * math.sqrt(6)
     return generator
 
 
 @torch.no_grad()
 def calibrated_weights(generator: Any) -> dict[str, NDArray[Any]]:
-    """Copy weights, with the statistics of a large batch in the place of running averages.
+    """Copy weights, with the statistics of a large batch instead of running averages.
 
-    These lag behind the weights, and are those of no batch at all before the first step, so that
-    samples would come out as one flat grey.
+    Running averages lag behind the weights. Before the first step they come from no batch at all,
+    so that samples would be flat gray images.
     """
     norms = [m for m in generator.modules() if isinstance(m, _BatchNorm)]
     if not norms:
@@ -357,9 +362,10 @@ def calibrated_weights(generator: Any) -> dict[str, NDArray[Any]]:
     generator.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean of what it sees
+        # With None batch norm takes the plain mean of all its batches.
+        norm.momentum = None
         norm.train()
-    # A seed of its own, so that nothing that is drawn later depends on who looks on.
+    # Use a separate random generator: taking a snapshot must not change later draws of training.
     device = next(generator.parameters()).device
     generator.sample(_CALIBRATION_SAMPLES, torch.Generator(device).manual_seed(0))
     weights = weights_of(generator)
@@ -372,21 +378,21 @@ def calibrated_weights(generator: Any) -> dict[str, NDArray[Any]]:
 
 
 def n_halvings(size: Sequence[int]) -> int:
-    """Count the stride-2 layers: three, as the authors have for 32 x 32, or what fits."""
+    """Return the number of layers of stride 2: three, as in the paper, or fewer in small images."""
     if min(size) < 2:
         raise ValueError(
-            f"Convolutional networks take images of at least 2 x 2 pixels, got {size[0]} x "
-            f"{size[1]}. Use the perceptrons."
+            f"Convolutional networks need images of at least 2 x 2 pixels, got {size[0]} x "
+            f'{size[1]}. Use "perceptron" instead.'
         )
     return max(1, min(3, int(math.log2(min(size))) - 1))
 
 
 class ConvGeneratorModule(StorableModule):
-    """Generators that map Gaussian noise to images in [-1, 1], given as rows of pixels.
+    """Generators that map Gaussian noise to images in [-1, 1], as rows of pixels.
 
-    Transposed convolutions with batch norm and ReLU, then tanh. The first spans the smallest map,
-    an eighth of the image (more of a small one) rounded up; what the last one makes beyond the
-    image's size is cut off.
+    They consist of transposed convolutions with batch norm and ReLU, and then tanh. The first
+    convolution makes the smallest map, with an eighth of the image's sides (more for a small
+    image), rounded up. The result may be larger than the image, and is cut to its size.
     """
 
     def __init__(
@@ -428,15 +434,15 @@ class ConvGeneratorModule(StorableModule):
         return torch.stack(images)[..., top : top + height, left : left + width].flatten(2)
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """Draw `n` images from every member: (n_members, n, n_pixels)."""
+        """Draw `n` images from each member: (n_members, n, n_pixels)."""
         return self(_noise(self.n_members, n, self.latent_dim, rng=rng))
 
 
 class ConvNetworkModule(StorableModule):
-    """Critics or classifiers of images, given as rows of pixels.
+    """Critics or classifiers of images in rows of pixels.
 
-    Convolutions of stride 2 with affine instance norm and LeakyReLU, then one convolution that
-    spans the smallest map.
+    They consist of convolutions of stride 2 with affine instance norm and LeakyReLU, and then one
+    convolution as large as the smallest map.
     """
 
     def __init__(
@@ -460,7 +466,8 @@ class ConvNetworkModule(StorableModule):
             layers: list[nn.Module] = []
             for n_in, n_out in zip([n_colors, *widths[:-1]], widths, strict=True):
                 layers += [_down(n_in, n_out)]
-                if max(size) > 3:  # else a map of one pixel is left, which has no variance
+                # A smaller image ends as a map of one pixel, which has no variance for the norm.
+                if max(size) > 3:
                     layers += [nn.InstanceNorm2d(n_out, affine=True, dtype=torch.float32)]
                 layers += [nn.LeakyReLU(0.2)]
             head = nn.Conv2d(widths[-1], n_outputs, smallest, **UNBUILT)

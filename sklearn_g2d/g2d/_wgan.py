@@ -1,4 +1,4 @@
-"""The paper's generator I and critic C: a Wasserstein GAN, and the snapshots of its training."""
+"""The paper's generator and critic: a Wasserstein GAN, and the snapshots of its training."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Losses, State, Trainer
 from sklearn_g2d.utils.arrays import Floats
 
-# Parameters by which networks differ.
+# Parameters that determine the architecture of the networks. They must not change between fits
+# with warm_start=True.
 _ARCHITECTURE = (
     *("n_members", "latent_dim", "hidden_layer_sizes", "spread", "tail"),
     *("generator_network", "critic_network"),
 )
 
-# Most epochs, because a generator is kept after each, and small tables are soon passed over.
+# Largest number of epochs. A generator is kept after each, and an epoch of a small table has few
+# steps.
 _MAX_EPOCHS = 100
 
-# Samples of a snapshot that tell its role.
+# Number of samples of a snapshot for finding its role.
 _ROLE_SAMPLES = 512
 
 
@@ -44,61 +46,63 @@ _ROLE_SAMPLES = 512
 class WassersteinGAN(BaseEstimator):
     """Outliers from the half-trained generators of a Wasserstein GAN [1]_.
 
-    A generator I is trained against a critic C on normal rows (Eq. 3 of the paper). Snapshots of
-    it, taken while its samples are still far from normal or at their boundary, make the outliers
-    (section 3.3). The published settings are those of ``G2DOutlierDetector.from_paper``.
+    A generator is trained against a critic on normal rows (Eq. 3 of the paper). Its snapshots make
+    the outliers: they are taken while its samples are still far from the normal rows or at their
+    boundary (section 3.3). ``G2DOutlierDetector.from_paper`` has the published settings.
 
     Parameters
     ----------
     max_steps, batch_size : int, default=150 and 64
-        Training steps of the generator, of which 0 leave it untrained, and rows in a step.
+        Number of training steps of the generator (0 leaves it untrained), and of rows in a step.
     n_critic : int, default=1
-        Critic steps before each generator step.
+        Number of critic steps before each generator step.
     gradient_penalty : float, default=10.0
-        Weight of the penalty that keeps the critic's gradient near norm 1 [2]_.
+        Weight of the penalty that keeps the norm of the critic's gradient near 1 [2]_.
     optimizer, schedule : str or callable, default="adam" and "constant"
-        As of `NetworkClassifier`, for both networks.
+        As in `NetworkClassifier`, for both networks.
     learning_rate : float, default=1e-3
-        Of both networks.
+        Learning rate of both networks.
     betas : tuple of float, default=(0.5, 0.999)
-        Of Adam and AdamW; ignored by other optimisers.
+        Parameters of Adam and AdamW; ignored by other optimisers.
     n_members : int, default=8
-        Generators, each with its critic, trained side by side.
+        Number of generators. Each has its own critic, and all are trained in parallel.
     latent_dim : int or "auto", default="auto"
-        Length of the noise vector. "auto" is the number of columns, at least 16 and at most 200.
+        Length of the noise vector. "auto" is the number of columns, but at least 16 and at most
+        200.
     hidden_layer_sizes : tuple of int, default=(64, 64)
-        Of the perceptrons; ignored by other networks.
+        Hidden layers of the perceptrons; ignored by other networks.
     spread : float, default=2.0
-        The untrained generator begins as a Gaussian cloud around the data with so many times their
-        standard deviation, by a linear connection beside the perceptron; 0 leaves the connection
-        out, as published. Ignored by other networks.
+        A linear connection beside the perceptron makes the untrained generator a Gaussian cloud
+        around the data, with `spread` times their standard deviation. 0 leaves the connection out,
+        as published. Ignored by other networks.
     tail : float, default=1.6
-        Noise vectors are stretched by ``exp(tail * u**2)``, where u is uniform in (0, 1); ignored
-        by other networks.
+        Noise vectors are multiplied by ``exp(tail * u**2)`` with u uniform in (0, 1). Ignored by
+        other networks.
     snapshots : {"geometric", "loss"} or callable, default="geometric"
-        Which generators make outliers. "geometric": after no step and after `max_steps` times 1,
-        1/2, 1/4, ..., except those whose samples already lie among the normal rows. "loss" (as
-        published): evenly from the epochs in which the generator's loss has still to fall. A
-        callable is given one `Snapshot` for each epoch and returns those to use.
+        Choice of the generators that make outliers. "geometric" takes those before the first step
+        and after `max_steps` times 1, 1/2, 1/4 and so on, without those whose samples already lie
+        among the normal rows. "loss" (as published) takes them evenly from the epochs in which the
+        generator's loss still falls. A callable gets one `Snapshot` for each epoch and returns
+        those to use.
     n_snapshots : int, default=6
-        Number of snapshots, the paper's k. Ignored where `snapshots` is a callable.
+        Number of snapshots, the paper's k. Ignored if `snapshots` is a callable.
     epoch_steps : int or "auto", default="auto"
-        Steps in an epoch. "auto" is as many as show the critic all rows once, but at least a
-        hundredth of `max_steps`. Ignored where `snapshots` is "geometric".
+        Number of steps in an epoch. With "auto" the critic sees all rows once in an epoch, but an
+        epoch has at least a hundredth of `max_steps`. Ignored if `snapshots` is "geometric".
     generator_network : "perceptron", ConvGenerator, RowGenerator or callable, default="perceptron"
-        A callable is given `latent_dim` and the shape of a sample, (n_features,) or (channels,
-        height, width), and returns a ``torch.nn.Module`` that maps noise (n, latent_dim) to
-        samples ``(n, *shape)``.
+        A callable gets `latent_dim` and the shape of a sample, (n_features,) or (channels, height,
+        width), and returns a ``torch.nn.Module`` that maps noise (n, latent_dim) to samples
+        ``(n, *shape)``.
     critic_network : "perceptron", ConvNetwork or callable, default="perceptron"
-        A callable is given the shape of a sample and the number of outputs, 1, and returns a
+        A callable gets the shape of a sample and the number of outputs, 1, and returns a
         ``torch.nn.Module`` that maps samples ``(n, *shape)`` to (n, 1).
 
     Attributes
     ----------
     snapshots_ : list of Snapshot
-        The generators kept, in order of training.
+        The generators that were kept, in order of training.
     n_steps_, latent_dim_ : int
-        Generator steps taken, and the length of the noise vector.
+        Number of generator steps so far, and the length of the noise vector.
     history_ : dict of ndarray
         "critic_loss" and "generator_loss" (Eq. 3) by step.
 
@@ -158,7 +162,7 @@ class WassersteinGAN(BaseEstimator):
     }
 
     def fit_in(self, points: Floats, session: Session, space: Space) -> None:
-        """Train on normal points (n_samples, n_features) of a space, and choose the snapshots."""
+        """Train on normal points (n_samples, n_features), and choose the snapshots."""
         self._validate_params()
         X = session.runtime.tensor(points)
         if session.earlier is None:
@@ -172,6 +176,7 @@ class WassersteinGAN(BaseEstimator):
             remedy="Lower max_steps, or move gradient_penalty towards 10.",
             current=lambda: {"generator_": self._current()},
         )
+        # Keep the final generator, too, if the last epoch is not complete.
         n_new = self.n_steps_ - self._kept[-1].step
         if n_new:
             self.keep(losses["generator_loss"][-n_new:].mean())
@@ -185,10 +190,13 @@ class WassersteinGAN(BaseEstimator):
     def draw(
         self, n: int, rng: torch.Generator, snapshots: Sequence[Snapshot] | None = None
     ) -> Floats:
-        """Draw points (n, n_features), equally from snapshots, by default all of outliers."""
+        """Draw points (n, n_features), equally many from each snapshot.
+
+        The default is all snapshots that make outliers.
+        """
         chosen = irregular(self.snapshots_) if snapshots is None else snapshots
-        # Batch norm takes calibrated statistics, not those of the batch, because a sample's value
-        # must not depend on the others, and a single sample must be possible.
+        # In `eval` mode batch norm uses the statistics of `calibrated_weights`. Those of the batch
+        # would make a sample depend on the others, and do not exist for a single sample.
         generator = copy.deepcopy(self._generator).eval()
         n_each = math.ceil(n / (len(chosen) * generator.n_members))
         drawn = []
@@ -202,16 +210,17 @@ class WassersteinGAN(BaseEstimator):
         return rows[order].cpu().double().numpy()
 
     def keep(self, loss: Tensor | float) -> None:
-        """Keep the generator as it is now, unless that has been done."""
+        """Keep a snapshot of the generator, unless there is one of this step."""
         if not self._kept or self._kept[-1].step < self.n_steps_:
             self._kept.append(self._snapshot(loss))
 
     def _snapshot(self, loss: Tensor | float) -> Snapshot:
+        # `select` replaces the role after training.
         weights = networks.calibrated_weights(self._generator)
         return Snapshot(self.n_steps_, float(loss), "far", weights)
 
     def _current(self) -> WassersteinGAN:
-        """Give a fitted copy whose only snapshot is the generator at this step of its training."""
+        """Return a fitted copy with one snapshot, the generator at this step of its training."""
         current = copy.copy(self)
         current.snapshots_ = [self._snapshot(math.nan)]
         return current
@@ -232,7 +241,7 @@ class WassersteinGAN(BaseEstimator):
         self.keep(math.nan)
 
     def _continue(self, earlier: WassersteinGAN, space: Space) -> None:
-        """Go on from copies of another's networks, so that a failure leaves the other as it is."""
+        """Continue with copies of another's networks; after an error the other is unchanged."""
         for name, now in self._describe(space).items():
             before = earlier._architecture[name]
             if before != now:
@@ -245,7 +254,7 @@ class WassersteinGAN(BaseEstimator):
         self._architecture = earlier._architecture
 
     def _describe(self, space: Space) -> dict[str, Any]:
-        """Name everything that the networks' architecture depends on."""
+        """Return all values that determine the networks' architecture, by name."""
         own = {name: _identity(getattr(self, name)) for name in _ARCHITECTURE}
         return own | {"shape of a sample": space.shape, "bound of the scaler": space.bound}
 
@@ -253,9 +262,9 @@ class WassersteinGAN(BaseEstimator):
 class WGANTrainer(Trainer):
     """Adversarial training of a generator and a critic on normal rows, Eq. 3.
 
-    A step is one of the generator. Of its mean losses, "generator_loss" is Eq. 3 of the paper,
-    "critic_loss" what the critic minimises. `gan` has settings and networks, and keeps its
-    snapshots after the steps of their schedule.
+    A step is a step of the generator. Its losses are means over the ensemble: "generator_loss" is
+    Eq. 3 of the paper, and "critic_loss" is the loss that the critic minimises. `gan` holds the
+    settings, the networks and the snapshots.
     """
 
     def __init__(self, gan: WassersteinGAN, X: Tensor, runtime: Runtime) -> None:
@@ -268,13 +277,15 @@ class WGANTrainer(Trainer):
             for n in (self.generator, self.critic)
         )
         self._first_step = gan.n_steps_
-        self._since_kept: list[Tensor] = []  # losses of the epoch so far
+        # Losses since the last snapshot, for the mean loss of the next one.
+        self._since_kept: list[Tensor] = []
         epoch: Any = gan.epoch_steps
         if epoch == "auto":
             epoch = round(len(X) / (gan.batch_size * gan.n_critic))
             epoch = max(1, epoch, gan.max_steps // _MAX_EPOCHS)
         self._kept_after = steps_to_keep(gan.snapshots, gan.max_steps, gan.n_snapshots, epoch)
-        self.generator.train()  # batch norm as in a batch; sampling has another mode
+        # In training batch norm uses the statistics of the batch; `draw` uses other ones.
+        self.generator.train()
         super().__init__(
             {"generator": self.generator, "critic": self.critic},
             (self.generator_optimizer, self.critic_optimizer),
@@ -282,7 +293,7 @@ class WGANTrainer(Trainer):
         )
 
     def step(self) -> Losses:
-        """Train one step, and keep a snapshot if it is time."""
+        """Train one step, and keep a snapshot after the steps of the schedule."""
         losses = super().step()
         self.gan.n_steps_ += 1
         self._since_kept.append(losses["generator_loss"])
@@ -292,14 +303,14 @@ class WGANTrainer(Trainer):
         return losses
 
     def state_dict(self) -> State:
-        """Copy all that further steps depend on, but for the data and the settings."""
+        """Copy everything that further steps depend on, except the data and the settings."""
         return super().state_dict() | {
             "snapshots": [dict(vars(s)) for s in self.gan._kept],
             "since_kept": list(self._since_kept),
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go back, or on, to a state, which may be loaded again afterwards."""
+        """Load a state of this training. Later steps do not change it: it can be loaded again."""
         super().load_state_dict(state)
         self.gan.n_steps_ = self._first_step + self.n_steps
         self.gan._kept = [Snapshot(**snapshot) for snapshot in state["snapshots"]]
@@ -322,22 +333,26 @@ class WGANTrainer(Trainer):
         with self.runtime.autocast():
             with torch.no_grad():
                 generated = self.generator.sample(n, rng)
-            # Eq. 3: how much higher the critic scores real rows than generated ones, an
-            # estimate of the Wasserstein distance, and so the generator's loss.
+            # Eq. 3: the critic's mean score of real rows minus that of generated rows. It
+            # estimates the Wasserstein distance, which is the generator's loss.
             distance = (self.critic(real) - self.critic(generated)).float().mean((1, 2))
+        # The penalty of Gulrajani et al.: at random points between real and generated rows, the
+        # critic's gradient should have the norm 1.
         fraction = torch.rand(
             real.shape[:2], generator=rng, device=X.device, dtype=torch.float32
         ).unsqueeze(2)
         with self.runtime.autocast():
             slope = self.critic.input_gradient(torch.lerp(generated.float(), real, fraction))
-        # The root of an exact zero has no gradient, hence the epsilon inside.
+        # The epsilon is needed because the root has no finite gradient at zero.
         norm = (slope.float().square().sum(2) + 1e-12).sqrt()
         penalty = (norm - 1).square().mean(1)
         loss = self.gan.gradient_penalty * penalty - distance
-        self._update(self.critic_optimizer, loss.sum())  # members train as if alone
+        # Members share no weights, so that each trains on its own term of the sum.
+        self._update(self.critic_optimizer, loss.sum())
         return {"critic_loss": loss.detach().mean(), "generator_loss": distance.detach().mean()}
 
     def _generator_step(self) -> None:
+        # Real rows do not depend on the generator: their term of Eq. 3 has no gradient here.
         with self.runtime.autocast():
             generated = self.generator.sample(self.batch_size, self.runtime.rng)
             loss = -self.critic(generated).float().mean((1, 2))
@@ -345,9 +360,10 @@ class WGANTrainer(Trainer):
 
 
 def _identity(value: Any) -> Any:
-    """Give what tells one setting from another: itself, or how an object is shown."""
+    """Return a value that can be compared between fits: the setting itself, or its `repr`."""
     if isinstance(value, list | tuple):
         return tuple(value)
     if isinstance(value, FunctionType | Real | str):
         return value
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # places in memory
+    # Addresses in memory differ between equal objects.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

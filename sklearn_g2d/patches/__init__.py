@@ -1,4 +1,4 @@
-"""Images judged by their patches: which are anomalous, and where."""
+"""Detection of anomalous images, and of the places in them, by patches."""
 
 from sklearn_g2d.patches._detector import PatchDetector
 from sklearn_g2d.patches._neighbors import PatchNeighbors

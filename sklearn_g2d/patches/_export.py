@@ -1,4 +1,4 @@
-"""Fitted `PatchDetector`s as modules, which `sklearn_g2d.export` writes as ONNX graphs."""
+"""Modules that compute like a fitted `PatchDetector`, for export to ONNX graphs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sklearn_g2d.utils.parts import unfrozen
 
 
 class LevelGraph(Constants):
-    """Judges the cells of one layer's maps (n, n_features, height, width).
+    """A module that judges the cells of one layer's maps (n, n_features, height, width).
 
     Parameters
     ----------
     level : LevelDetector
-        Fitted.
+        A fitted detector of one layer.
     mean, deviation : float
-        Of the anomalies of held-out images.
+        Mean and standard deviation of the anomalies of held-out images.
     """
 
     def __init__(self, level: LevelDetector, mean: float, deviation: float) -> None:
@@ -52,12 +52,14 @@ class LevelGraph(Constants):
         self.by_place = level.references_ is not None
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Give anomalies (n, height, width), in units of held-out images."""
+        """Return anomalies (n, height, width), in units of held-out images."""
+        # By place, each place is a batch of its own; otherwise all cells are one batch.
         cells = (maps.movedim(1, 3).to(self.center.dtype) - self.center) @ self.matrix
         by_image = cells.flatten(1, 2)
         rows = by_image.movedim(1, 0) if self.by_place else by_image.flatten(0, 1)[None]
         nearest = (self.lengths - 2 * rows @ self.references).argmin(2)
-        # The product tells which is nearest; the difference, how near, in every digit.
+        # Products are fast, but their rounding makes small distances inexact. They only find the
+        # nearest reference, and its distance is computed from the difference.
         columns = nearest[:, None].expand(-1, rows.shape[2], -1)
         found = self.references.gather(2, columns).transpose(1, 2)
         distances = (rows.double() - found).square().sum(2).sqrt()
@@ -66,18 +68,19 @@ class LevelGraph(Constants):
 
 
 class PatchGraph(nn.Module):
-    """Everything between images and the scores and maps of a detector: what is exported.
+    """The whole computation from images to scores and maps.
 
     Parameters
     ----------
     features : transformer with `_compute_maps`
-        Fitted.
+        Fitted features.
     levels : sequence of LevelGraph
-        One for each of its maps.
+        One for each layer of the features.
     resizing : sequence of nn.Module
-        Bring each level's anomalies to the size of the finest, and those to that of an image.
+        Modules that resize the anomalies of each layer to the finest grid, and a last one that
+        resizes this grid to an image.
     n_top : int
-        Places whose mean makes the score.
+        Number of places in the mean that is the score.
     offset : float
         The detector's threshold.
     """

@@ -1,4 +1,4 @@
-"""What is normal in the maps of one layer: cells compared with others, or with their own place."""
+"""Detectors of anomalous cells in the maps of one layer of features."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from sklearn_g2d.utils.parts import clone_part, fit_part
 
 Maps = NDArray[np.float32]  # (n_images, height, width, n_features)
 
-# Of cells that any detector of rows is fitted on.
+# Largest number of cells for the fit of an estimator.
 _MAX_ROWS = 20_000
 
-# Always one number of images at once, which decides on the last digits of products.
+# The number of images in a product changes its last digits: use the same number always.
 _IMAGES_AT_ONCE = 4
 
-# Images that features without batches of their own are given at once.
+# Batch size for the user's features, which may not divide images into batches themselves.
 _OWN_IMAGES_AT_ONCE = 8
 
-# Cells and references by which it is decided whether places can be compared.
+# Numbers of cells and of references for the decision whether to compare places.
 _N_ASKED, _N_ANSWERS = 2000, 6000
 
-# Distance at the own place, in units of that elsewhere, from which on places are not compared: of
-# parts in one position it was .5 to .85, of textures and of parts that turn, 1 and more.
+# Places are compared if the nearest cell at the same place is clearly nearer than that elsewhere:
+# if the ratio of distances is below this. It was .5 to .85 for parts in one position, and 1 or more
+# for textures and for parts that turn.
 _CLEARLY_NEARER = 0.9
 
 
@@ -42,11 +43,11 @@ class LevelDetector(BaseEstimator):
     Parameters
     ----------
     estimator : outlier detector with `score_samples`
-        A clone is fitted on cells, at most `_MAX_ROWS` of them.
+        A clone of it is fitted on at most `_MAX_ROWS` cells.
     per_location : bool
-        Whether cells are compared with those at the same place of other images. A `PatchNeighbors`
-        then takes only these for references. Other estimators are given the differences from the
-        mean of the place.
+        Whether cells are compared with cells at the same place of other images. Then
+        `PatchNeighbors` uses only these cells as references, and other estimators get the
+        differences from the mean of the place.
     """
 
     def __init__(self, estimator: Any, per_location: bool) -> None:
@@ -59,6 +60,7 @@ class LevelDetector(BaseEstimator):
         self.center_ = maps.mean(axis=0) if self.per_location else np.zeros(n_features, np.float32)
         self.estimator_: Any = None
         self.references_: Any = None
+        # All places share one whitening, because the images at one place are too few for their own.
         if self.per_location and isinstance(self.estimator, PatchNeighbors):
             self.estimator._validate_params()
             rows = (maps - self.center_).reshape(-1, n_features)
@@ -78,7 +80,7 @@ class LevelDetector(BaseEstimator):
         return self
 
     def anomalies(self, maps: Maps) -> Floats:
-        """Say how anomalous cells are: (n_images, height, width), **higher = more anomalous**."""
+        """Return the anomaly of cells (n_images, height, width): **higher = more anomalous**."""
         if self.references_ is None:
             rows = (maps - self.center_).reshape(-1, maps.shape[-1])
             return -np.asarray(self.estimator_.score_samples(rows)).reshape(maps.shape[:-1])
@@ -86,23 +88,25 @@ class LevelDetector(BaseEstimator):
         return np.concatenate([self._from_places(maps[batch]) for batch in batches])
 
     def _from_places(self, maps: Maps) -> Floats:
-        """Give the distances of cells from the nearest reference of their place."""
+        """Return the distances of cells to the nearest reference of their place."""
         n, height, width, n_features = maps.shape
         filled = np.pad(maps - self.center_, ((0, _IMAGES_AT_ONCE - n), *[(0, 0)] * 3))
         rows = (filled.reshape(-1, n_features) @ self.matrix_).reshape(
             _IMAGES_AT_ONCE, -1, n_features
         )
-        rows = np.ascontiguousarray(rows.transpose(1, 0, 2))  # by place
+        # Now the first axis is that of places.
+        rows = np.ascontiguousarray(rows.transpose(1, 0, 2))
         products = rows @ self.references_.transpose(0, 2, 1)
         nearest = np.argmin(self.lengths_[:, None] - 2 * products, axis=2)
-        # The product tells which is nearest; the difference, how near, in every digit.
+        # Products are fast, but their rounding makes small distances inexact. They only find the
+        # nearest reference, and its distance is computed from the difference.
         found = np.take_along_axis(self.references_, nearest[:, :, None], axis=1)
         squared = np.square(rows.astype(np.float64) - found).sum(axis=2)
         return np.sqrt(squared).T[:n].reshape(n, height, width)
 
 
 def iter_levels(features: Any, rows: NDArray[Any], image_shape: ImageShape) -> Iterator[list[Maps]]:
-    """Give the maps of all layers of images in rows, some at a time, features last."""
+    """Yield the maps of all layers batch by batch, with the features on the last axis."""
     if hasattr(features, "iter_levels"):
         by_batch = features.iter_levels(rows.reshape(-1, *image_shape))
     else:
@@ -114,7 +118,7 @@ def iter_levels(features: Any, rows: NDArray[Any], image_shape: ImageShape) -> I
         if not all(np.isfinite(maps).all() for maps in levels):
             raise ValueError(
                 f"Maps of {type(features).__name__} are NaN or infinite. Choose other features, or "
-                "check what yours return."
+                "correct your own features."
             )
         yield [np.ascontiguousarray(maps.transpose(0, 2, 3, 1)) for maps in levels]
 
@@ -135,11 +139,11 @@ def own_place_is_nearer(
     held_out: NDArray[np.intp],
     random_state: np.random.RandomState,
 ) -> bool:
-    """Decide whether cells find nearer ones at their own place than among those of other places.
+    """Return whether cells are clearly nearer to cells of their own place than of other places.
 
-    Cells of the images `held_out` look for the nearest cell of the images `known`: at their place,
-    of which there are few, and among thousands drawn from other places. It must be clearly nearer
-    there on average. No label is needed.
+    For cells of the images `held_out`, this finds the nearest cell of the images `known`: among the
+    few cells at the same place, and among thousands of cells drawn from other places. The mean
+    distances of both are compared. No label is needed.
     """
     ratios = []
     for maps in levels:
@@ -151,6 +155,7 @@ def own_place_is_nearer(
         elsewhere = cells[known[others // cells.shape[1]], other_place]
         asked = cells[image, place]
         squared = euclidean_distances(asked, elsewhere, squared=True)
+        # Draws from the same place do not count as other places.
         squared[place[:, None] == other_place] = np.inf
         anywhere = np.sqrt(squared.min(axis=1)).mean()
         at_place = np.mean(

@@ -1,4 +1,4 @@
-"""How far rows lie from the nearest of some normal rows."""
+"""A detector of rows by the distance to the nearest normal row."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ from sklearn_g2d.utils.inputs import validate
 from sklearn_g2d.utils.search import NeighborSearch
 from sklearn_g2d.utils.surroundings import shielded
 
-# Rows that references are chosen from, and the fraction of references that cover what is rare. The
-# rest lie where most rows do, which the covering ones alone can leave without a near reference.
+# Number of rows from which references are chosen, and the fraction of references that cover rare
+# rows. The other references are drawn at random and so lie where most rows are; without them
+# frequent rows may have no near reference.
 MAX_CANDIDATES, _COVERING = 10_000, 0.75
 
 
 class PatchNeighbors(BaseEstimator):
     """Score rows by the distance to the nearest normal row, as PatchCore [1]_ does.
 
-    Rows are whitened first, so that a column, or a combination of columns, in which normal rows
-    hardly differ counts as much as any other.
+    Rows are whitened first. Then a column, or a combination of columns, counts as much as any
+    other, even if normal rows hardly differ in it.
 
     Parameters
     ----------
     n_references : int, default=3000
-        Rows that new ones are compared with. More of them know more rare normal rows, and take
-        longer. Three quarters are chosen, by the greedy k-center algorithm [1]_, so that each of
-        10,000 rows drawn from `fit` has one nearby; the others are drawn at random, so that what is
-        common is known best. Where a `PatchDetector` compares places with themselves, as many of
-        each place are drawn at random.
+        Number of rows that new rows are compared with. More references include more rare normal
+        rows, and need more time. The greedy k-center algorithm [1]_ chooses three quarters, so that
+        each of 10,000 rows drawn from `fit` has a near reference. The others are drawn at random,
+        so that frequent rows have many. If a `PatchDetector` compares each place with itself, this
+        is the number of references for each place, all drawn at random.
     whitening : float, default=0.1
-        What is added to the variance in every direction before it is brought to 1, in units of the
-        mean variance. Large values leave rows nearly as they are.
+        This number, in units of the mean variance, is added to the variance in each direction
+        before the direction is scaled to variance 1. With large values rows change little.
     random_state : int, RandomState instance or None, default=None
         Seed of the choice of references.
 
     Attributes
     ----------
     mean_ : ndarray of shape (n_features,)
-        Of the rows in `fit`.
+        Mean of the rows in `fit`.
     whitening_matrix_ : ndarray of shape (n_features, n_features)
-        By which centred rows are multiplied.
+        Matrix by which centred rows are multiplied.
     references_ : ndarray of shape (n_references, n_features)
-        Whitened rows of `fit`.
+        The chosen rows of `fit`, whitened.
     n_features_in_ : int
-        Columns of the rows in `fit`.
+        Number of columns of the rows in `fit`.
 
     References
     ----------
@@ -86,7 +87,7 @@ class PatchNeighbors(BaseEstimator):
 
     @shielded()
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Learn to whiten rows, and draw the references.
+        """Compute the whitening, and choose the references.
 
         Parameters
         ----------
@@ -105,6 +106,7 @@ class PatchNeighbors(BaseEstimator):
         self.whitening_matrix_ = whitening_matrix(rows - self.mean_, self.whitening)
         candidates = random_state.permutation(len(rows))[:MAX_CANDIDATES]
         self.references_ = _choose(self._whitened(rows[candidates]), self.n_references)
+        # The cached search of an earlier fit has other references.
         self.__dict__.pop("_search", None)
         return self
 
@@ -119,8 +121,8 @@ class PatchNeighbors(BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples,)
-            float64: minus the distance to the nearest reference, in standard deviations. Equal
-            rows have equal scores, in every bit.
+            Minus the distance to the nearest reference, as float64, in standard deviations. Equal
+            rows get equal scores, in every bit.
         """
         check_is_fitted(self)
         rows = validate(self, X, reset=False, dtype=np.float64)
@@ -142,26 +144,28 @@ class PatchNeighbors(BaseEstimator):
 
 
 def whitening_matrix(centred: NDArray[Any], ridge: float) -> Floats:
-    """Give the matrix that brings centred rows to unit variance in every direction.
+    """Return the matrix that gives centred rows a variance of 1 in each direction.
 
     `ridge`, in units of the mean variance, is added to the variance of each direction.
     """
     covariance = centred.T.astype(np.float64) @ centred / len(centred)
     added = ridge * np.trace(covariance) / len(covariance)
+    # Equal rows have no variance: adding 1 keeps the matrix finite.
     covariance[np.diag_indices_from(covariance)] += added or 1.0
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors / np.sqrt(values))
 
 
 def _choose(rows: Floats, n: int) -> Floats:
-    """Choose `n` of shuffled rows: most so that every row has one nearby, others at random."""
+    """Choose `n` of shuffled rows: most so that each row is near to one of them, some at random."""
     if len(rows) <= n:
         return rows
     centred = (rows - rows.mean(axis=0)).astype(np.float32)
     lengths = np.einsum("ij,ij->i", centred, centred)
     n_any = n - int(_COVERING * n)
     chosen = list(range(n_any))
-    # Squared distances from the nearest that is chosen; those chosen are not asked again.
+    # Keep the squared distance of each row to the nearest chosen row, and add the farthest row in
+    # turn. The value -1 prevents that a row is chosen twice.
     distances = (lengths[:, None] + lengths[:n_any] - 2 * centred @ centred[:n_any].T).min(axis=1)
     distances[:n_any] = -1
     for _ in range(n - n_any):

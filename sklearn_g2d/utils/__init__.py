@@ -1,1 +1,1 @@
-"""Small helpers that know neither methods nor detectors."""
+"""Small helpers that do not depend on methods or detectors."""

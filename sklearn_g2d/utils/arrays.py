@@ -1,4 +1,4 @@
-"""Arithmetic written once, for NumPy arrays that are scored and for tensors of a graph."""
+"""Functions for NumPy arrays and tensors, so that scoring and exported graphs share their code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 
-# Few enough for a single row to cost little more than alone, and for the processor's cache.
+# The number is small, so that a single row, padded to this number, costs little more than alone,
+# and so that the block fits into the processor's cache.
 PRODUCT_ROWS = 64
 
 
 def namespace(x: Any) -> Any:
-    """Give the module whose functions take `x`: `torch` for a tensor, else `numpy`."""
+    """Return the module whose functions take `x`: `torch` for a tensor, else `numpy`."""
     return torch if isinstance(x, Tensor) else np
 
 
@@ -36,9 +37,10 @@ def float32(x: Any) -> Any:
 
 
 def product(x: Any, matrix: Any) -> Any:
-    """Multiply rows by a matrix, at most `PRODUCT_ROWS` of an array at once.
+    """Multiply rows by a matrix; an array may have at most `PRODUCT_ROWS` rows.
 
-    The last digits of a product depend on its number of rows, which is therefore always the same.
+    The last digits of a product depend on its number of rows. Therefore an array is padded, and the
+    number is always the same.
     """
     if isinstance(x, Tensor):
         return x @ matrix
@@ -52,10 +54,11 @@ def take_along(x: Any, indices: Any, axis: int) -> Any:
 
 
 def extrapolate(distances: Any, farthest: Any, weight: Any) -> tuple[Any, Any]:
-    """Divide distances (n, n_values) into what a classifier judges and a penalty (n,).
+    """Split distances (n, n_values) into the input of a classifier and a penalty (n,).
 
-    It judges them up to the `farthest` that it has seen. The mean of what is beyond, and of all
-    distances times `weight`, is to be subtracted from its score.
+    The input is cut off at the `farthest` distances of training, because a classifier cannot judge
+    larger ones. The penalty, to be subtracted from its score, is the mean of the parts that were
+    cut off and of all distances times `weight`.
     """
     inside = namespace(distances).minimum(distances, farthest)
     return inside, (weight * distances + (distances - inside)).mean(1)
@@ -63,5 +66,6 @@ def extrapolate(distances: Any, farthest: Any, weight: Any) -> tuple[Any, Any]:
 
 def mean_of_highest(grids: Floats, n: int) -> Floats:
     """Average the `n` highest values of each grid: (n_grids, height, width) to (n_grids,)."""
+    # A partition puts the highest values last without sorting all.
     cells = grids.reshape(len(grids), -1)
     return np.asarray(np.partition(cells, -n, axis=1)[:, -n:].mean(axis=1))

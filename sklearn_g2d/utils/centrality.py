@@ -1,4 +1,4 @@
-"""Which rows may be learned from where outliers are among the training rows."""
+"""Choice of the rows to learn from if there are outliers among the training rows."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from numpy.typing import NDArray
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.search import NeighborSearch
 
-# What is learned from where outliers are stated to be among the rows. It does not follow the
-# stated fraction: more rows than that are better left out (docs/results).
+# Fraction of the rows to learn from if `contamination` is a number. It does not depend on this
+# number: leaving out more rows than that gives better scores (docs/results).
 CONTAMINATED_FRACTION = 0.6
 
-# The fraction of the rows among which the near neighbour is looked for, if no more are asked for.
+# Fraction of the rows in the core, in which the near neighbours are searched. It is larger if the
+# fraction to learn from is larger.
 _CORE_FRACTION = 0.7
 
-# The far neighbour is the n/10-th. A cluster of outliers is smaller, so that its members cannot
-# vouch for each other. The near one is the 20-th.
+# The far neighbour is the n/10-th. A cluster of outliers is smaller than n/10 rows, so that its
+# members are not the far neighbours of each other. The near neighbour is the 20th.
 _FAR_FRACTION, _NEAR = 0.1, 20
 
-# Rows among which the far neighbour is looked for.
+# Number of rows among which the far neighbour is searched. More rows cost time and change little.
 _MAX_REFERENCES = 1000
 
-# Robust deviations from the median, of remoteness and of company, from which a row is left out:
-# of each, and of both together.
+# A row is left out if its remoteness and its company are at least so many robust deviations above
+# the median: each of the two, and their sum.
 _LEAST_EACH, _LEAST_SUM = 1.0, 5.0
 
 
 def resolve_fraction(
     fraction: float | Literal["auto"], contamination: float | Literal["auto"]
 ) -> float | Literal["auto"]:
-    """Give the fraction of the rows to learn from, where `contamination` may state outliers."""
+    """Return the fraction of rows to learn from: "auto" is .6 if `contamination` is a number."""
     stated = fraction == "auto" and contamination != "auto"
     return CONTAMINATED_FRACTION if stated else fraction
 
@@ -42,12 +43,15 @@ def central_rows(
 ) -> NDArray[np.bool_]:
     """Mark which of the reference rows of a search to learn from: (n_references,).
 
-    A number gives that fraction of the rows, in two steps. Rows whose far neighbour is near make
-    a core, which clusters of outliers are not in; the rows whose near neighbour in the core is
-    nearest are taken. "auto" gives all rows but those that are remote and yet in company: their far
-    neighbour is much farther away than that of most rows, also in units of the distance to their
-    near neighbour. It leaves out also single rows that are `least_alone` robust deviations more
-    remote than most; by default only such as would set the scale of all others.
+    If `fraction` is a number, that fraction of the rows is marked, in two steps. The rows with the
+    smallest distances to their far neighbour form a core, without clusters of outliers. Then the
+    rows with the smallest distances to their near neighbour in the core are marked.
+
+    "auto" marks all rows except clusters of outliers: rows that are remote and yet have company.
+    Their far neighbour is much farther away than that of most rows, also relative to the distance
+    of their near neighbour. A single row is left out, too, if it is `least_alone` robust deviations
+    more remote than the median. The default leaves out only rows so remote that they would
+    determine the scale of all others.
     """
     X = search.reference
     if fraction == 1 or len(X) < 2 / _FAR_FRACTION:
@@ -55,7 +59,7 @@ def central_rows(
     far = _far_distances(X)
     if fraction != "auto":
         in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
-        # Rows of the core find themselves, and so their k-th neighbour is one further.
+        # The nearest neighbour of each row of the core is the row itself.
         k = min(_NEAR, int(in_core.sum()) // 2)
         distances, _ = NeighborSearch(X[in_core]).nearest(X, k + 1)
         near = np.where(in_core, distances[:, k], distances[:, k - 1])
@@ -70,18 +74,20 @@ def central_rows(
 
 
 def _far_distances(X: Floats) -> Floats:
-    """Measure how far each row's far neighbour is, among at most some thousand rows."""
+    """Return each row's distance to its far neighbour, among at most `_MAX_REFERENCES` rows."""
     references = X
     if len(X) > _MAX_REFERENCES:
         chosen = np.random.RandomState(0).choice(len(X), _MAX_REFERENCES, replace=False)
         references = X[np.sort(chosen)]
     k = max(1, int(_FAR_FRACTION * len(references)))
-    k += references is X  # whose rows find themselves
+    # If all rows are references, the nearest neighbour of each row is the row itself.
+    k += references is X
     return NeighborSearch(references).distances_to(min(k, len(references)), X)
 
 
 def _robust_deviations(values: Floats) -> Floats:
-    """Standardise by the median, and by the median deviation of what lies above it."""
+    """Standardise by the median, and by the median deviation of the values above it."""
     above = values - np.median(values)
-    spread = 1.4826 * np.median(above[above >= 0])  # a normal distribution's standard deviation
+    # The factor makes this the standard deviation if the values are normally distributed.
+    spread = 1.4826 * np.median(above[above >= 0])
     return above / spread if spread > 0 else np.zeros_like(above)

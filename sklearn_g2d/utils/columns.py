@@ -1,4 +1,4 @@
-"""From which column of a table each column comes that fitted transformers make of it."""
+"""The source columns, in a table, of the columns that fitted transformers make."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 
 from sklearn_g2d.utils.arrays import Floats
 
-# The index of a column of the table, or the name of a column that is made of several.
+# The index of a column of the table, or the name of a column that is made of several columns.
 Label = int | str
 
-# Stands for the name of a column, so that it is found again inside of longer names: of characters
-# that mean nothing, which names do not contain.
+# A mark replaces the name of a column, and is found again inside the names that transformers make
+# from it. Its characters are for private use, so that real names do not contain them.
 _MARK = "\ue000{}\ue001"
 _MARKED = re.compile(_MARK.format(r"(\d+)"))
 
 
 def follow(transformer: Any, labels: Sequence[Label], prefix: str = "") -> list[Label]:
-    """Give the labels of the columns that a fitted transformer makes of columns with labels.
+    """Return the labels of a fitted transformer's output, given the labels of its input.
 
-    A column that is made of columns with one label keeps this label. One that is made of several,
-    or does not say of which, is labelled with its own name, see `spell`, after the prefix.
+    A column that comes from columns with one label gets this label. A column that comes from
+    several labels, or from unknown columns, is labelled with the prefix and its own name; see
+    `spell`.
     """
     if len(labels) == 0 or (isinstance(transformer, str) and transformer == "drop"):
         return []
-    if transformer is None or isinstance(transformer, str):  # "passthrough"
+    # The only other text is "passthrough".
+    if transformer is None or isinstance(transformer, str):
         return list(labels)
     if isinstance(transformer, Pipeline):
         for _, step in transformer.steps:
@@ -52,7 +54,7 @@ def follow(transformer: Any, labels: Sequence[Label], prefix: str = "") -> list[
 
 
 def _follow_names(transformer: Any, labels: Sequence[Label], prefix: str) -> list[Label]:
-    """Let the transformer name what it makes of columns whose names are marks."""
+    """Find sources by the names that the transformer makes when its input's names are marks."""
     if not hasattr(transformer, "get_feature_names_out"):
         raise ValueError(
             f"{type(transformer).__name__} does not say which columns it makes, because it has no "
@@ -60,10 +62,13 @@ def _follow_names(transformer: Any, labels: Sequence[Label], prefix: str) -> lis
             'every column alone, pass feature_names_out="one-to-one".'
         )
     marks = np.asarray([_MARK.format(index) for index in range(len(labels))], dtype=object)
-    renamed = copy(transformer)  # for it insists on the names that it was fitted with
+    # A transformer accepts only the names of its `fit`. Change them in a copy: the user's
+    # transformer must not change.
+    renamed = copy(transformer)
     vars(renamed)["feature_names_in_"] = marks
 
     def relabel(name: str) -> Label:
+        # A name without a mark, such as "pca0", may come from all columns.
         sources = {labels[int(index)] for index in _MARKED.findall(name)} or set(labels)
         if len(sources) == 1:
             return sources.pop()

@@ -1,4 +1,4 @@
-"""Files that are complete and undamaged, or not there: zip archives sealed by a checksum."""
+"""Zip archives with a checksum, which are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 File = Any  # a path, or a file object that is opened in binary mode
 
-_DIGEST = 64  # hexadecimal digits of a SHA-256
-_END = b"PK\x05\x06"  # of an archive: 22 bytes, then its comment
+# A SHA-256 has 64 hexadecimal digits.
+_DIGEST = 64
+# A zip archive ends with a record of 22 bytes, which starts with this signature, and a comment.
+_END = b"PK\x05\x06"
 _TAIL = 22 + _DIGEST
 
 
 def pack(members: Mapping[str, bytes]) -> bytes:
-    """Put members into a zip archive whose comment is the SHA-256 of all that precedes it.
+    """Put members into a zip archive, with the SHA-256 of all bytes before it as the comment.
 
-    They are neither compressed nor dated: equal members give equal bytes.
+    Members are neither compressed nor dated, so that equal members give equal bytes.
     """
+    # Write the archive with an empty comment of the same length first, then put the digest there.
     buffer = io.BytesIO()
     with ZipFile(buffer, "w") as archive:
         for name, content in members.items():
@@ -37,7 +40,9 @@ def pack(members: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(content: bytes) -> ZipFile:
-    """Open an archive that is whole and whose members give no more bytes than it has."""
+    """Open an archive, if its checksum is right and its members hold no more bytes than it has."""
+    # The author of a file can compute a checksum, too. The other checks stop archives that are
+    # small on the disk and huge in memory, or that two programs read differently.
     digest = hashlib.sha256(memoryview(content)[:-_DIGEST]).hexdigest().encode()
     if content[-_TAIL:][:4] != _END or content[-_DIGEST:] != digest:
         raise ValueError("its checksum is not that of its contents")
@@ -53,7 +58,7 @@ def unpack(content: bytes) -> ZipFile:
 
 
 def read(file: File) -> bytes:
-    """Read an archive into memory; a huge file that ends in another way is not read."""
+    """Read an archive into memory; a file with another ending raises ValueError before that."""
     if hasattr(file, "read"):
         content = file.read()
         if not isinstance(content, bytes):
@@ -68,43 +73,48 @@ def read(file: File) -> bytes:
 
 
 def replace(file: File, content: bytes) -> None:
-    """Put a file in place at once, when all of it is on the disk; or write to a file object.
+    """Replace a file in one step after the new one is complete; or write to a file object.
 
-    Whatever happens before, a former file stays whole. The new one gets its mode and, where the
-    system permits it, its owner.
+    If an error occurs before that, an existing file does not change. The new file gets the mode of
+    the existing one and, if the system permits it, its owner.
     """
     if hasattr(file, "write"):
         rest = memoryview(content)
-        while rest:  # unbuffered files may take a part only
+        while rest:
+            # An unbuffered file may write only a part. Objects that return None write everything.
             n_written = file.write(rest)
             rest = rest[len(rest) if n_written is None else n_written :]
         return
-    path = Path(os.path.realpath(file))  # not the link to it
+    # If the path is a link, replace the file behind it, not the link.
+    path = Path(os.path.realpath(file))
     try:
         former = path.stat() if path.exists() else None
         if former and not (stat.S_ISREG(former.st_mode) or stat.S_ISDIR(former.st_mode)):
-            path.write_bytes(content)  # a pipe or a device
+            # A pipe or a device must not be replaced by a file.
+            path.write_bytes(content)
         else:
             _put(path, content, former)
     except OSError as error:
-        reason = f"{error.strerror or error} (nothing was saved; a former file is as it was)"
+        reason = f"{error.strerror or error} (nothing was saved; an existing file is unchanged)"
         raise OSError(error.errno, reason, os.fspath(file)) from error
 
 
 def _put(path: Path, content: bytes, former: os.stat_result | None) -> None:
+    # The temporary file is in the same folder, because a rename works only within a file system.
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         _write(temporary, content, former)
         try:
             os.replace(temporary, path)
         except OSError as error:
-            # A file that is mounted by itself, as into a container, cannot be replaced.
+            # A single file that is mounted into a container cannot be replaced, only written to.
             if former is None or error.errno not in (errno.EBUSY, errno.EXDEV):
                 raise
             _write_over(path, content, former)
     finally:
         temporary.unlink(missing_ok=True)
-    # The file is there now; some systems cannot synchronise folders, or not even open them.
+    # Make the rename permanent, too. Ignore errors, because the file is complete, and some systems
+    # cannot synchronise or open folders.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -120,21 +130,25 @@ def _write(path: Path, content: bytes, former: os.stat_result | None) -> None:
         file.flush()
         os.fsync(file.fileno())
     if former is not None:
-        with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
+        # Windows has no `chown`.
+        with contextlib.suppress(OSError, AttributeError):
             os.chown(path, former.st_uid, former.st_gid)
+        # The umask of the process and `chown` may both have changed the mode.
         with contextlib.suppress(OSError):
-            os.chmod(path, mode)  # which the mask of the process, or another owner, has changed
+            os.chmod(path, mode)
 
 
 def _write_over(path: Path, content: bytes, former: os.stat_result) -> None:
-    """Write over a file, while a copy of it lies beside as ".….former"."""
+    """Write over a file; until this succeeds, a copy of it is kept beside it as ".….former"."""
     before = path.read_bytes()
     copy = path.with_name(f".{secrets.token_hex(8)}.former")
     _write(copy, before, former)
     try:
         _fill(path, content)
     except BaseException:
-        _fill(path, before)  # it was not cut off before, so that the disk has room for it
+        # `_fill` cuts a file off only at its end, so that the disk still has room for the old
+        # contents.
+        _fill(path, before)
         copy.unlink()
         raise
     copy.unlink()

@@ -25,13 +25,13 @@ def onnx_model(
     Parameters
     ----------
     module : nn.Module
-        Maps a tensor "X" to a tensor, or several.
+        It maps a tensor "X" to one tensor or several.
     example : ndarray of shape (n_samples, ...)
-        An input.
+        An example of the input.
     output_names : sequence of str, default=None
-        Names of the outputs; None leaves them to the exporter.
+        Names of the outputs. With None the exporter chooses names.
     any_number : bool, default=True
-        Whether the graph takes any number of samples, or that of the example only.
+        Whether the graph takes any number of samples, or only the number in the example.
 
     Returns
     -------
@@ -40,14 +40,14 @@ def onnx_model(
     Raises
     ------
     ImportError
-        Without the packages of the extra "onnx".
+        If the packages of the extra "onnx" are missing.
     """
     try:
         from onnxscript import opset18
         from onnxscript.optimizer import fold_constants, remove_unused_nodes
     except ImportError as error:
         raise ImportError(
-            "Graphs take onnx and onnxscript: pip install 'sklearn_g2d[onnx]'."
+            "ONNX graphs need onnx and onnxscript: pip install 'sklearn_g2d[onnx]'."
         ) from error
     with _quiet():
         program: Any = torch.onnx.export(
@@ -58,7 +58,9 @@ def onnx_model(
             output_names=output_names,
             dynamic_shapes=({0: torch.export.Dim("n_samples", min=1)},) if any_number else None,
             custom_translation_table=_translations(opset18),
-            optimize=False,  # which takes factors close to 1 and terms close to 0 for such
+            # The optimiser removes factors that are nearly 1 and terms that are nearly 0, which
+            # changes scores. Instead call below the two steps that do not change values.
+            optimize=False,
             verbose=False,
         )
         fold_constants(program.model)
@@ -67,7 +69,7 @@ def onnx_model(
 
 
 def _translations(op: Any) -> dict[Any, Callable[..., Any]]:
-    """Translate, by operators `op`, what the exporter or other runtimes lack in float64."""
+    """Give translations, to operators `op`, of functions that lack one for float64."""
     import onnx
 
     def number(value: float, like: Any) -> Any:
@@ -76,17 +78,19 @@ def _translations(op: Any) -> dict[Any, Callable[..., Any]]:
         return op.CastLike(constant, like)
 
     def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
+        # ONNX Runtime has no LeakyRelu in float64. This equals it, because the slope is below 1.
         return op.Max(x, op.Mul(x, number(negative_slope, x)))
 
     def hypot(x: Any, y: Any) -> Any:
         x, y = op.Abs(x), op.Abs(y)
         larger = op.Max(x, y)
-        # Divided by the larger one, because squares could overflow.
+        # Divide by the larger value, because squares could overflow.
         divisor = op.Where(op.Greater(larger, number(0.0, x)), larger, number(1.0, x))
         ratio = op.Div(op.Min(x, y), divisor)
         return op.Mul(larger, op.Sqrt(op.Add(number(1.0, x), op.Mul(ratio, ratio))))
 
     def logaddexp(x: Any, y: Any) -> Any:
+        # Only differences are exponentiated, because exp(x) could overflow.
         distance = op.Abs(op.Sub(x, y))
         tail = op.Log(op.Add(number(1.0, x), op.Exp(op.Neg(distance))))
         return op.Add(op.Max(x, y), tail)
@@ -101,7 +105,7 @@ def _translations(op: Any) -> dict[Any, Callable[..., Any]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose warnings are not for the user."""
+    """Silence the exporter: its warnings are about its own internals, not the user's code."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     disabled = logger.disabled
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Arrays of images on their way to rows of pixels, with errors that say what is wrong."""
+"""Conversion of arrays of images to rows of pixels, with errors about wrong shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn_g2d.utils.warnings import warn_caller
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
-# Numbers of channels by which an axis is recognised as that of the channels.
+# An axis of such a size is probably that of the channels: gray, colour, or colour and opacity.
 _USUAL_CHANNELS = (1, 3, 4)
 
 
@@ -32,10 +32,10 @@ def _check(image_shape: Any) -> ImageShape:
 def as_rows(
     X: ArrayLike, image_shape: Any, *, name: str, fitted: bool
 ) -> tuple[Any, ImageShape | None]:
-    """Flatten images, or leave rows as they are; no values are looked at, nothing copied.
+    """Flatten images, or return rows unchanged, together with the image shape (None for a table).
 
-    `image_shape` is that which the user, or if `fitted` the `fit` of the estimator of that name,
-    asks for; in the latter None stands for a table, as it does in what is returned with the rows.
+    Values are neither read nor copied. `image_shape` is the user's parameter or, with `fitted`, the
+    shape of the images in `fit`, where None means a table. `name` is the estimator's, for errors.
     """
     expected = None if image_shape is None else _check(image_shape)
     _refuse_nested(X)
@@ -53,14 +53,16 @@ def as_rows(
             )
         return X, expected
     found = (int(shape[1]), int(shape[2]), int(shape[3]))
-    # Images are larger than they have channels: an axis smaller than both others is not a width.
+    # An image has more rows and columns than channels. If the last axis is smaller than both
+    # others, it is therefore not the width.
     channels_last = found[2] < min(found[:2]) or (
         found[2] in _USUAL_CHANNELS and found[0] not in _USUAL_CHANNELS
     )
+    # With a known shape there is nothing to guess.
     if expected is not None:
         channels_last = found != expected and found == (*expected[1:], expected[0])
     if channels_last:
-        hint = "" if expected else f" If X is right as it is, say so: image_shape={found}."
+        hint = "" if expected else f" If X is right, pass the parameter image_shape={found}."
         raise ValueError(
             f"X has shape {shape}, with the channels last. Images are (n_samples, channels, "
             f"height, width): pass np.moveaxis(X, -1, 1).{hint}"
@@ -81,9 +83,10 @@ def validate_images(
     smallest: int = 1,
     ensure_min_samples: int = 1,
 ) -> NDArray[Any]:
-    """Check images for an estimator that takes nothing else; returns rows of pixels.
+    """Check images for an estimator that takes only images, and return them as rows of pixels.
 
-    Its parameter `image_shape` says whether they are rows already; `reset` sets `image_shape_`.
+    If `X` holds rows of pixels already, the estimator's parameter `image_shape` has their shape.
+    The attribute `image_shape_` is set.
     """
     name = type(estimator).__name__
     known = estimator.image_shape if reset else estimator.image_shape_
@@ -99,13 +102,13 @@ def validate_images(
     if shape is None:
         raise ValueError(
             f"{name} takes images, an array of shape (n_samples, channels, height, width), but X "
-            f"has shape {rows.shape}. If its rows are pixels, say which: "
+            f"has shape {rows.shape}. If its rows are pixels, pass "
             "image_shape=(channels, height, width)."
         )
     if min(shape[1:]) < smallest:
         raise ValueError(
             f"{name} takes images of at least {smallest} x {smallest} pixels, got {shape[1]} x "
-            f"{shape[2]}. Enlarge them, or take the pixels as they are "
+            f"{shape[2]}. Enlarge them, or use the pixels themselves "
             '(features="passthrough" in a detector).'
         )
     estimator.image_shape_ = shape
@@ -113,7 +116,9 @@ def validate_images(
 
 
 def compare_units(X: NDArray[Any], dtype: str, intensity_range: tuple[float, float]) -> None:
-    """Warn if intensities of another type than in `fit` cannot be of the same units."""
+    """Warn if intensities have another type than in `fit` and, by their range, other units."""
+    # A mistake of units, 0 to 255 instead of 0 to 1, nearly always comes with another type. Images
+    # of the same type may have any range: unusual ones may be the anomalies.
     if X.dtype == dtype:
         return
     (low, high), (least, most) = intensity_range, (float(X.min()), float(X.max()))
@@ -127,19 +132,21 @@ def compare_units(X: NDArray[Any], dtype: str, intensity_range: tuple[float, flo
 
 
 def shape_of(X: Any) -> tuple[int, ...]:
-    """Give the shape of what may be an array, or nothing."""
+    """Return the shape of an array or of nested lists, and () for other objects."""
     if hasattr(X, "shape"):
         return tuple(X.shape)
     if isinstance(X, list | tuple):
         try:
             return np.shape(X)
-        except ValueError:  # ragged, of which scikit-learn complains in its own words
+        # scikit-learn has an error message for lists of unequal lengths.
+        except ValueError:
             pass
     return ()
 
 
 def _refuse_nested(X: Any) -> None:
-    """Raise if the cells of a data frame or an object array are images."""
+    """Raise ValueError if the cells of a data frame or an object array are images."""
+    # Looking at one cell is enough: such a table holds images in all of its cells.
     cell: Any = None
     column = ""
     if hasattr(X, "columns") and hasattr(X, "dtypes") and min(X.shape) > 0:
@@ -150,7 +157,8 @@ def _refuse_nested(X: Any) -> None:
     elif isinstance(X, np.ndarray) and X.dtype == object and X.size:
         cell = X.flat[0]
     if is_picture(type(cell)):
-        plain([cell], f"X{column}")  # says how to read it
+        # This raises an error that says how to convert a picture.
+        plain([cell], f"X{column}")
     if np.ndim(cell) if isinstance(cell, np.ndarray | list | Tensor) else hasattr(cell, "dtypes"):
         raise ValueError(
             f"The cells of X{column} hold whole images. Stack them into one array of shape "

@@ -1,4 +1,4 @@
-"""What users hand over as rows or images: taken as numbers, or an error that says what to pass."""
+"""Conversion of the user's rows or images to numbers, or errors that say what to pass instead."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sklearn.utils.validation import validate_data
 
 from sklearn_g2d.utils.mapped import blocks, check_finite
 
-# Columns, or images, that an error names.
+# An error names at most so many columns or images.
 _MOST_NAMED = 5
 
-# Lists within lists that are looked into: as many as images have axes.
+# Nested lists are searched to this depth, the number of axes of an array of images.
 _MOST_AXES = 4
 
 _BLOCK_ROWS = 1000
@@ -44,11 +44,12 @@ _DATES = (date, time, timedelta, np.datetime64, np.timedelta64)
 
 
 def plain(X: Any, name: str = "X") -> Any:
-    """Give what holds rows or images as something that scikit-learn reads; no values are copied.
+    """Return `X` in a form that scikit-learn reads; values are not copied.
 
-    Tensors, and collections of dask and pyarrow, are converted. A TypeError that calls `X` by this
-    name refuses what scikit-learn would misread, or refuse in words that do not help.
+    Tensors, and collections of dask and pyarrow, are converted. For types that scikit-learn would
+    misread, or refuse with an unclear message, this raises a TypeError that calls `X` by `name`.
     """
+    # The names of modules tell the type of `X` without importing packages that may be missing.
     package, kind = type(X).__module__.partition(".")[0], type(X).__name__
     if issparse(X):
         raise TypeError(
@@ -64,12 +65,12 @@ def plain(X: Any, name: str = "X") -> Any:
         return sys.modules["pyarrow"].Table.from_batches([X])
     if package == "polars" and kind == "LazyFrame":
         raise TypeError(
-            f"{name} is a polars LazyFrame, whose rows are yet to be computed: pass "
+            f"{name} is a polars LazyFrame, and its rows are not computed yet: pass "
             f"{name}.collect()."
         )
     if isinstance(X, str | bytes | PathLike):
         raise TypeError(
-            f"{name} is a path or other text: read the file first, a table as by pandas.read_csv, "
+            f"{name} is a path or other text. Read the file first: a table by pandas.read_csv, "
             f"images by {_LOADER}, a video by sklearn_g2d.video.read_frames."
         )
     if isinstance(X, dict | set | frozenset | Iterator) or X is None:
@@ -79,7 +80,7 @@ def plain(X: Any, name: str = "X") -> Any:
         raise TypeError(f"{name} is of type {kind}: pass {rows}.")
     found = _trouble(X)
     if found is not None:
-        # Of a picture, an array of one image, or of its file.
+        # The remedy makes an array of one image from a picture, or from its file.
         one = f"[np.newaxis], or {_LOADER}([path]).images" if is_picture(type(X)) else ""
         raise TypeError(f"{name} is {found[0]}: pass {found[1].format(name)}{one}.")
     if isinstance(X, list | tuple) or _is_list_of_objects(X):
@@ -104,17 +105,23 @@ def validate(
     """
     X, name = plain(X), type(estimator).__name__
     if isinstance(X, list | tuple):
-        with suppress(ValueError):  # which scikit-learn raises again
+        # `validate_data` below raises this error again, with scikit-learn's message.
+        with suppress(ValueError):
             X = np.asarray(X)
     if nw.dependencies.is_into_dataframe(X):
         frame = _frame(X)
         if not frame.columns:
-            X = np.empty((len(X), 0))  # of which scikit-learn says that it has no features
+            # Let scikit-learn raise its error about an array without features.
+            X = np.empty((len(X), 0))
         elif not reset:
-            validate_data(estimator, X, reset=False, skip_check_array=True)  # compares names
+            # Compare the names of columns first: other columns may also have other types, and the
+            # error should be about the names.
+            validate_data(estimator, X, reset=False, skip_check_array=True)
         _check_columns(frame, name)
     elif isinstance(X, np.ndarray):
         _check_dtype(X, name)
+    # NaN and infinity are looked for afterwards: scikit-learn would read a memory map as a whole,
+    # and its message names no columns.
     rows = validate_data(
         estimator,
         X,
@@ -142,15 +149,16 @@ def _is_list_of_objects(X: Any) -> bool:
 
 
 def _check_items(X: Iterable[Any], name: str) -> None:
-    """Look for what is no number in lists, and lists within them."""
+    """Raise an error if lists, and lists inside them, hold objects that are not numbers."""
     level = list(X)
     for axis in range(_MOST_AXES):
         kinds = set(map(type, level))
         if dict in kinds:
             raise TypeError(f"{name} holds dicts: pass pandas.DataFrame({name}).")
         for kind in kinds:
+            # Texts in inner lists are cells of a table, which may be numbers such as "1.5".
             if axis and issubclass(kind, str | bytes):
-                continue  # the cells of a table, which may be numbers
+                continue
             for x in level if issubclass(kind, _TROUBLES) or is_picture(kind) else ():
                 if isinstance(x, str | bytes | PathLike):
                     raise TypeError(
@@ -173,7 +181,8 @@ def _check_items(X: Iterable[Any], name: str) -> None:
             raise ValueError(
                 f"{name} holds arrays, images or rows of unequal sizes, such as {a} and "
                 f"{b}: bring them to one size, and pass np.stack({name})."
-                f"{files if axis or len(a) > 1 else ''}"  # rows of a table come from no pictures
+                # Rows of a table do not come from image files.
+                f"{files if axis or len(a) > 1 else ''}"
             )
         if not level or not kinds <= {list, tuple}:
             return
@@ -184,12 +193,12 @@ _TROUBLES = (torch.Tensor, np.ma.MaskedArray, str, bytes, PathLike)
 
 
 def is_picture(kind: type) -> bool:
-    """Say whether objects of a type are images of PIL."""
+    """Return whether objects of a type are images of PIL."""
     return kind.__module__.partition(".")[0] == "PIL"
 
 
 def _trouble(x: Any) -> tuple[str, str] | None:
-    """Say what keeps an object from being an array, and what to take instead of "{}"."""
+    """Return why an object is not an array, and what to pass instead of "{}"; None if it is one."""
     pixels = "np.moveaxis(np.asarray({}.convert('RGB')), -1, 0)"
     if isinstance(x, torch.Tensor):
         return _trouble_of_tensor(x)
@@ -202,6 +211,7 @@ def _trouble(x: Any) -> tuple[str, str] | None:
 
 
 def _trouble_of_tensor(x: torch.Tensor) -> tuple[str, str] | None:
+    # PyTorch decides which tensors NumPy can read; the rest finds out why it refuses one.
     try:
         x.numpy()
     except (RuntimeError, TypeError):
@@ -236,7 +246,8 @@ def _trouble_of_tensor(x: torch.Tensor) -> tuple[str, str] | None:
 def _frame(X: Any) -> nw.DataFrame[Any]:
     try:
         return nw.from_native(X, eager_only=True)
-    except ValueError as error:  # names that are not unique
+    # The error is about names that are not unique.
+    except ValueError as error:
         raise ValueError(
             f"{' '.join(str(error).split())}. Rename the columns of X, so that each has its own "
             "name."
@@ -244,11 +255,12 @@ def _frame(X: Any) -> nw.DataFrame[Any]:
 
 
 def _check_columns(frame: nw.DataFrame[Any], name: str) -> None:
-    """Raise ValueError if columns are not numbers, by their types or cells."""
+    """Raise ValueError if the types or the cells of columns are not numbers."""
     problems: dict[str, list[Any]] = {}
     for number, (column, dtype) in enumerate(frame.schema.items()):
+        # Missing numbers become NaN, which is looked for later.
         if dtype.is_numeric() or dtype == nw.Boolean:
-            continue  # missing ones will be NaN
+            continue
         for problem in _problems_of_column(frame[:, number]):
             problems.setdefault(problem, []).append(column)
     _refuse(problems, len(frame.columns), name)
@@ -270,7 +282,7 @@ def _problems_of_column(column: nw.Series[Any]) -> set[str]:
 
 
 def _problems_of_cells(cells: list[Any]) -> set[str]:
-    """Look at cells of any type; of some, scikit-learn has an error of its own."""
+    """Return the kinds of cells that are not numbers; scikit-learn refuses other kinds clearly."""
     problems = set()
     for kind in set(map(type, cells)):
         if kind.__name__ in ("NAType", "NaTType"):
@@ -283,6 +295,7 @@ def _problems_of_cells(cells: list[Any]) -> set[str]:
 
 
 def _is_number(cell: Any) -> bool:
+    # NumPy converts texts such as "1.5" by the same rules as `float`.
     if isinstance(cell, str | bytes):
         try:
             float(cell)
@@ -292,7 +305,7 @@ def _is_number(cell: Any) -> bool:
 
 
 def _check_dtype(X: NDArray[Any], name: str) -> None:
-    """Raise ValueError if an array is not of numbers."""
+    """Raise ValueError if an array does not hold numbers."""
     if X.dtype.names is not None:
         raise ValueError(
             "X is a structured array: pass "
@@ -322,7 +335,7 @@ def _refuse(problems: dict[str, list[Any]], n_columns: int, name: str) -> None:
 
 
 def _not_finite(X: NDArray[Any], names: Any, name: str, of_images: bool) -> str:
-    """Say where rows hold NaN or, if there are none, infinity."""
+    """Return an error message that says where rows hold NaN or, without NaN, infinity."""
 
     def find(is_bad: Any) -> list[int]:
         by_block = [is_bad(block).any(axis=int(of_images)) for block in blocks(X, _BLOCK_ROWS)]
@@ -345,7 +358,7 @@ def _not_finite(X: NDArray[Any], names: Any, name: str, of_images: bool) -> str:
 
 
 def _count(found: list[Any], n: int, what: str) -> str:
-    """Name some of what was found: "2 of 9 columns ('a', 'c')"."""
+    """Count and name the columns, or images, that were found: "2 of 9 columns ('a', 'c')"."""
     shown = ", ".join(map(repr, found[:_MOST_NAMED]))
     more = ", ..." if len(found) > _MOST_NAMED else ""
     return f"{len(found)} of {n} {what}{'s' * (n != 1)} ({shown}{more})"

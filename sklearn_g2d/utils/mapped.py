@@ -1,4 +1,4 @@
-"""Memory-mapped arrays, read so that little of their file is in memory at once."""
+"""Reading of memory-mapped arrays with only a small part of the file in memory at once."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import assert_all_finite, gen_batches
 
-# What detectors compute with; other numbers are converted block by block.
+# Detectors compute with these types. Other numbers are converted block by block.
 KNOWN_DTYPES = (np.float64, np.float32, np.uint8)
 NUMBERS = (*KNOWN_DTYPES, np.float16, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64)
 
-# Cells that are looked at before what they took is given back.
+# Number of cells that are checked before their memory is released.
 _BLOCK_CELLS = 2**22
 
-# Single rows take much more memory than they are long: the system maps what lies around them.
+# Number of single rows that are read before their memory is released. A row takes much more memory
+# than its length, because the system also loads the parts of the file around it.
 _BLOCK_ROWS = 1000
 
 
 def blocks(X: NDArray[Any], n_rows: int) -> Iterator[NDArray[Any]]:
-    """Give views of at most `n_rows` rows; a mapped one leaves memory before the next comes."""
+    """Yield views of at most `n_rows` rows; a mapped block leaves memory before the next one."""
     mapped = _file_of(X)
     for rows in gen_batches(len(X), n_rows):
         yield X[rows]
@@ -30,7 +31,7 @@ def blocks(X: NDArray[Any], n_rows: int) -> Iterator[NDArray[Any]]:
 
 
 def take(X: NDArray[Any], chosen: NDArray[np.intp]) -> NDArray[Any]:
-    """Copy the chosen rows, of a mapped array some at a time; see `as_known_dtype`."""
+    """Copy the chosen rows, from a mapped array in blocks, and convert by `as_known_dtype`."""
     mapped = _file_of(X)
     rows = np.empty((len(chosen), *X.shape[1:]), dtype=as_known_dtype(X[:0]).dtype)
     for block in gen_batches(len(chosen), _BLOCK_ROWS if mapped else max(1, len(chosen))):
@@ -40,7 +41,7 @@ def take(X: NDArray[Any], chosen: NDArray[np.intp]) -> NDArray[Any]:
 
 
 def as_known_dtype(X: NDArray[Any]) -> NDArray[Any]:
-    """Turn the many types of numbers in files into the few that the detectors compute with."""
+    """Convert numbers of other types than `KNOWN_DTYPES` to float64."""
     return X if X.dtype in KNOWN_DTYPES else X.astype(np.float64)
 
 
@@ -51,15 +52,16 @@ def check_finite(X: NDArray[Any], estimator_name: str) -> None:
 
 
 def _file_of(X: Any) -> mmap.mmap | None:
-    """Find the map behind an array, if what it holds may leave memory without loss."""
+    """Return the map behind an array, if its memory can be released without loss."""
     mode = None
     while isinstance(X, np.ndarray):
         mode = getattr(X, "mode", mode)
         X = X.base
-    # The values of mode "c" that were written to are nowhere but in memory.
+    # In mode "c" changed values exist only in memory, so that releasing it would lose them.
     return X if isinstance(X, mmap.mmap) and mode in ("r", "r+", "w+") else None
 
 
 def _release(mapped: mmap.mmap | None) -> None:
-    if mapped is not None and hasattr(mapped, "madvise"):  # Windows has no such call
+    # Windows has no `madvise`.
+    if mapped is not None and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)

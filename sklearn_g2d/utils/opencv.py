@@ -1,4 +1,4 @@
-"""OpenCV, imported at the first use only."""
+"""Import of OpenCV at its first use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 def import_opencv(purpose: str) -> ModuleType:
-    """Import OpenCV, or say how to install it, which `purpose`, a plural, needs."""
+    """Import OpenCV; if it is missing, the error says that `purpose`, a plural, needs it."""
     try:
         import cv2
     except ImportError as error:

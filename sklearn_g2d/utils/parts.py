@@ -13,19 +13,20 @@ from sklearn.utils.validation import check_is_fitted
 
 
 class EstimatorOfParts(BaseEstimator):
-    """Base of what is put together from parts, each of which may be None for its default."""
+    """Base of estimators that consist of parts; a part that is None means its default."""
 
-    # What stands in for a part that is None when one of its own parameters is set.
+    # Functions that make the default of a part. They are needed when the part is None and the user
+    # sets one of its parameters.
     _default_parts: ClassVar[dict[str, Callable[[], Any]]] = {}
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters, also of the parts that an estimator is put together from.
+        """Set parameters of the estimator and of its parts.
 
         Parameters
         ----------
         **params
-            By name; ``generator__spread=1`` sets the parameter `spread` of the part `generator`. A
-            part that is None becomes its default first.
+            Parameters by name; ``generator__spread=1`` sets `spread` of the part `generator`. If
+            this part is None, it is replaced by its default first.
 
         Returns
         -------
@@ -39,12 +40,12 @@ class EstimatorOfParts(BaseEstimator):
         return super().set_params(**params)
 
     def _clone_of(self, name: str, random_state: np.random.RandomState) -> Any:
-        """Clone a part, or make its default if it is None, and seed it."""
+        """Clone a part, or make its default if it is None, and give it a seed."""
         part = getattr(self, name)
         return clone_part(self._default_parts[name]() if part is None else part, random_state)
 
     def _validate_params(self) -> None:
-        """Check parameters, also that none is a class of estimators; a factory may be a class."""
+        """Check parameters. A class of estimators is an error, but a factory may be a class."""
         for name, value in self.get_params().items():
             if isinstance(value, type) and (hasattr(value, "get_params") or hasattr(value, "fit")):
                 raise ValueError(
@@ -57,28 +58,30 @@ class EstimatorOfParts(BaseEstimator):
 def clone_part(part: Any, random_state: np.random.RandomState) -> Any:
     """Clone an estimator or other object, and give a seed to every `random_state` that is None.
 
-    Two fits with one seed are equal only if nothing inside draws from NumPy's global generator.
+    With None, a part would draw from NumPy's global generator, and two fits with one seed would
+    differ.
     """
     copy = clone(part, safe=False)
     if not hasattr(copy, "get_params") or isinstance(copy, type):
         return copy
     largest = np.iinfo(np.int32).max
+    # Sort the names, so that a part gets the same seed in every run.
     for name, value in sorted(copy.get_params(deep=True).items()):
         if value is None and name.split("__")[-1] == "random_state":
-            with contextlib.suppress(
-                ValueError
-            ):  # of a FrozenEstimator, whose parameters are fixed
+            # A FrozenEstimator refuses new parameters with a ValueError.
+            with contextlib.suppress(ValueError):
                 copy.set_params(**{name: int(random_state.randint(largest))})
     return copy
 
 
 def unfrozen(part: Any) -> Any:
-    """Give the estimator inside a FrozenEstimator, or the part itself."""
+    """Return the estimator inside a FrozenEstimator, or the part itself."""
     return part.estimator if isinstance(part, FrozenEstimator) else part
 
 
 def fit_part(part: Any, X: Any) -> Any:
-    """Fit a part, which may be any object; a FrozenEstimator, whose `fit` wants a y, stays."""
+    """Fit a part, which may be any object; of a FrozenEstimator, only check that it is fitted."""
+    # FrozenEstimator.fit does nothing, and has no default for y.
     if isinstance(part, FrozenEstimator):
         check_is_fitted(part.estimator)
     else:

@@ -1,4 +1,4 @@
-"""How far a long computation is, for the logger."""
+"""Messages to the logger about the progress of a long computation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_REPORTS = 10.0
 
 
 def reporter(whose: str, n: int, what: str) -> Callable[[int], None]:
-    """Give a function that is told how many of `n` are done, and reports it every ten seconds."""
+    """Return a function that takes the number of finished items, and logs it every ten seconds."""
     told = time.monotonic()
 
     def report(n_done: int) -> None:

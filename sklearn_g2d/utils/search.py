@@ -1,4 +1,4 @@
-"""Exact search for the nearest of some reference rows, bit-equal whatever rows are asked for."""
+"""Exact search for the nearest reference rows, with equal bits in every batch of rows."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from sklearn.utils import gen_batches
 
 from sklearn_g2d.utils.arrays import Floats
 
-# A tree wins in few dimensions only; elsewhere a matrix product does.
+# A tree is faster than matrix products in few dimensions only (measured).
 _MAX_TREE_COLUMNS = 4
 
-# Products held at once, and cells of differences: few enough for the processor's cache.
+# Largest numbers of products, and of cells of differences, in memory at once: both fit into the
+# processor's cache.
 _BATCH_PRODUCTS, _BATCH_CELLS = 2**19, 2**18
 
-# The smallest of so many products stands for all of them when the bound is looked for.
+# To find the bound, products are taken in groups of this size, and only the smallest of each group
+# is used.
 _GROUP_SIZE = 16
 
 
 class NeighborSearch:
-    """Finds the nearest of some reference rows (n_references, n_features).
+    """Finds the nearest of the reference rows (n_references, n_features).
 
-    Fast products in float32 tell which rows can be among the nearest at all, given a bound on
-    their rounding. Only the distances of these are computed, from differences in float64. So a
-    row's distances do not depend on the rows that it is asked for with, as those of a matrix
-    product do in their last digits.
+    Fast products in float32, with a bound on their rounding errors, exclude most rows. Distances to
+    the others are computed from differences in float64. Therefore the distances of a row do not
+    depend on the other rows of its batch. The last digits of a matrix product would do so.
     """
 
     def __init__(self, reference: Floats) -> None:
         self.reference = reference
         n, d = reference.shape
+        # The choice depends on the shape only, never on a timing, so that scores are reproducible.
         self.tree = KDTree(reference) if d <= _MAX_TREE_COLUMNS else None
         self._of_references: tuple[Floats, NDArray[np.intp]] | None = None
         if self.tree is not None:
@@ -40,34 +42,41 @@ class NeighborSearch:
         self.center = reference.mean(axis=0)
         centred = reference - self.center
         self.length = float(np.linalg.norm(centred, axis=1).max())
-        # A power of two, so that it rounds nothing, in which squares neither overflow nor vanish.
+        # Squares in this unit neither overflow nor vanish in float32. It is a power of two, so that
+        # dividing by it rounds nothing.
         self.unit = 2.0 ** np.frexp(self.length)[1]
         centred /= self.unit
         self.length /= self.unit
+        # The last row holds squared lengths, so that one product gives |r|^2 - 2 x r, the squared
+        # distance without |x|^2, which is the same for all references. Padding is infinitely far.
         n_padded = n + -n % _GROUP_SIZE
         self.factors = np.zeros((d + 1, n_padded), dtype=np.float32)
         self.factors[:d, :n] = -2 * centred.T
         self.factors[d] = np.inf
         self.factors[d, :n] = np.square(centred).sum(axis=1)
-        # Twice what d + 8 operations, each rounded by half a unit in the last place, add up to.
+        # This is twice the largest sum of the rounding errors of d + 8 operations, each of half a
+        # unit in the last place.
         self.rounding = 2 * (d + 8) * float(np.finfo(np.float32).eps)
 
     def nearest(self, X: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
-        """Give distances and indices of the `k` nearest rows, nearest first: (n_samples, k)."""
+        """Return distances and indices of the `k` nearest rows, nearest first: (n_samples, k)."""
         if self.tree is not None:
             return self.tree.query(X, k)
         distances, indices = zip(*(self._nearest(X[b], k) for b in self._batches(X)), strict=True)
         return np.concatenate(distances), np.concatenate(indices)
 
     def nearest_of_references(self, k: int) -> tuple[Floats, NDArray[np.intp]]:
-        """Give the same of the reference rows, which find themselves; kept for further calls."""
+        """Return the same for the reference rows, each of which finds itself.
+
+        The result is kept, because a fit needs it more than once.
+        """
         if self._of_references is None or self._of_references[0].shape[1] < k:
             self._of_references = self.nearest(self.reference, k)
         distances, indices = self._of_references
         return distances[:, :k], indices[:, :k]
 
     def distances_to(self, k: int, X: Floats) -> Floats:
-        """Give only the distances to the `k`-th nearest row, of any large k: (n_samples,)."""
+        """Return only the distances to the `k`-th nearest row, which may be far: (n_samples,)."""
         if self.tree is not None:
             return self.tree.query(X, k)[0][:, -1]
         return np.concatenate([self._distances_to(k, X[batch]) for batch in self._batches(X)])
@@ -78,12 +87,14 @@ class NeighborSearch:
     @np.errstate(over="ignore", invalid="ignore")
     def _nearest(self, X: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
         products, rounding = self._products(X)
+        # The k smallest minima of groups belong to k different references. So their largest is an
+        # upper bound for the k-th smallest product, and much cheaper to find.
         best = products
         if products.shape[1] >= 2 * k * _GROUP_SIZE:
             best = products.reshape(len(X), _GROUP_SIZE, -1).min(axis=1)
-        # Comparisons are written so that what is not a number is a candidate.
-        bound = _rounded(_kth_smallest(best, k) + rounding, np.inf)
-        exact, columns, first = self._exact(X, ~(products > bound))
+        # The negation makes a product that is NaN a candidate, too.
+        is_candidate = ~(products > _rounded(_kth_smallest(best, k) + rounding, np.inf))
+        exact, columns, first = self._exact(X, is_candidate)
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         return np.sqrt(np.take_along_axis(exact, order, axis=1)), columns[first[:, None] + order]
 
@@ -91,6 +102,7 @@ class NeighborSearch:
     def _distances_to(self, k: int, X: Floats) -> Floats:
         products, rounding = self._products(X)
         kth = _kth_smallest(products, k)
+        # References that are surely nearer are only counted, so that few distances are computed.
         is_nearer = products < _rounded(kth - rounding, -np.inf)
         is_farther = products > _rounded(kth + rounding, np.inf)
         exact, _, _ = self._exact(X, ~(is_nearer | is_farther))
@@ -98,9 +110,9 @@ class NeighborSearch:
         return np.sqrt(np.take_along_axis(np.sort(exact, axis=1), n_left, axis=1)[:, 0])
 
     def _products(self, X: Floats) -> tuple[NDArray[np.float32], Floats]:
-        """Give squared distances, less the square of the row itself, and bounds on their errors.
+        """Return squared distances minus the squared lengths of the rows, and their error bounds.
 
-        They are in squares of the unit.
+        Both are in squares of the unit.
         """
         centred = (X - self.center) / self.unit
         products = np.c_[centred, np.ones(len(X))].astype(np.float32) @ self.factors
@@ -109,9 +121,10 @@ class NeighborSearch:
     def _exact(
         self, X: Floats, is_candidate: NDArray[np.bool_]
     ) -> tuple[Floats, NDArray[np.intp], NDArray[np.intp]]:
-        """Give exact squared distances of candidates, a line for each row, filled up with infinity.
+        """Return the exact squared distances of candidates, with a line for each row.
 
-        With them, which reference rows these are, one after another, and where each line begins.
+        Rows have different numbers of candidates: lines end with infinity. Also returns which
+        reference rows the candidates are, all lines in one, and where each line begins there.
         """
         n_references = len(self.reference)
         rows, columns = np.divmod(np.flatnonzero(is_candidate[:, :n_references]), n_references)
@@ -131,5 +144,5 @@ def _kth_smallest(products: NDArray[np.float32], k: int) -> Floats:
 
 
 def _rounded(bounds: Floats, towards: float) -> NDArray[np.float32]:
-    """Round to float32, in which comparisons take a fourth of the time: (n, 1)."""
+    """Round to float32, which is four times as fast to compare with products: (n, 1)."""
     return np.nextafter(bounds.astype(np.float32), np.float32(towards))[:, None]

@@ -1,4 +1,4 @@
-"""Whose signs an estimator has."""
+"""Check of the signs of an estimator's scores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from sklearn.pipeline import Pipeline
 def refuse_pyod(estimator: Any) -> Any:
     """Raise a TypeError for a detector of PyOD, also inside a Pipeline or a search.
 
-    Returns the innermost estimator.
+    Return the innermost estimator.
     """
+    # Compare the name of the module, because PyOD is optional and may not be installed.
     last = estimator
     while True:
         if isinstance(last, Pipeline):

@@ -1,4 +1,4 @@
-"""What an estimator knows, kept when `fit` goes wrong."""
+"""The state of an estimator, which a failed `fit` must not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 def unchanged_on_failure(
     method: Callable[Concatenate[Estimator, Args], Result],
 ) -> Callable[Concatenate[Estimator, Args], Result]:
-    """Give an estimator its former state back when a method, `fit`, fails or is interrupted."""
+    """Decorate a method, such as `fit`, so that the estimator is restored after an error."""
 
     @wraps(method)
     def guarded(estimator: Estimator, /, *args: Args.args, **kwargs: Args.kwargs) -> Result:
@@ -24,14 +24,15 @@ def unchanged_on_failure(
         try:
             return method(estimator, *args, **kwargs)
         except BaseException:
-            estimator.__dict__ = before  # at once, should a second interrupt follow
+            # A single assignment cannot be interrupted halfway by a second Ctrl+C.
+            estimator.__dict__ = before
             raise
 
     return guarded
 
 
 class Stored:
-    """Marks a public class without parameters, such as a network, whose instances files may hold.
+    """Base of public classes without parameters, such as networks, that files may contain.
 
-    None of its methods runs what it keeps: whoever wrote the file has chosen that.
+    No method of such a class may execute its attributes, because the author of a file chooses them.
     """

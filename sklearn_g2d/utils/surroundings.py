@@ -1,4 +1,4 @@
-"""What a caller has set for PyTorch and scikit-learn does not reach into a call."""
+"""Protection of a call from the caller's settings of PyTorch and scikit-learn."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _is_forked = False
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Compute as if nothing had been set around the call; also a decorator of methods.
+    """Compute with default settings, whatever the caller has set; also a decorator of methods.
 
-    That is scikit-learn's `transform_output`, and PyTorch's `no_grad`, `inference_mode`, autocast,
-    default device and default dtype.
+    The settings are scikit-learn's `transform_output`, and PyTorch's `no_grad`, `inference_mode`,
+    autocast, default device and default dtype.
     """
     _use_own_threads()
     with ExitStack() as stack:
@@ -39,22 +39,23 @@ def shielded() -> Iterator[None]:
 
 
 def float32_by_default() -> AbstractContextManager[Any]:
-    """Let users' code make tensors as under PyTorch's own default dtype, in this thread.
+    """Let the user's code make tensors as if the default dtype were float32, in this thread.
 
-    The default itself can be set for all threads only, and so stays as it is. Code of this package
-    names dtypes and does not need this.
+    The real default dtype is shared by all threads, and is therefore not changed. Code of this
+    package always names dtypes and does not need this.
     """
     default = torch.get_default_dtype()
     return nullcontext() if default == torch.float32 else _Float32ByDefault(default)
 
 
 class _Float32ByDefault(TorchFunctionMode):
-    """Gives float32 where PyTorch would give its default dtype of itself.
+    """Gives float32 where PyTorch would choose its default dtype.
 
-    Old constructors, such as ``torch.Tensor(2, 3)``, do not pass here.
+    PyTorch does not call this mode for old constructors such as ``torch.Tensor(2, 3)``.
     """
 
-    # They take their dtype from nothing but the default; random numbers depend on it.
+    # The dtype of these functions depends only on the default. It must be passed to them, because
+    # converting the result would give other random numbers.
     _makers: ClassVar = frozenset(
         {
             *(torch.empty, torch.empty_strided, torch.zeros, torch.ones, torch.eye, torch.rand),
@@ -63,7 +64,8 @@ class _Float32ByDefault(TorchFunctionMode):
             *(torch.hann_window, torch.kaiser_window),
         }
     )
-    # They look at what they are given, of which numbers of Python become the default dtype.
+    # The dtype of these functions depends on their arguments: only Python's numbers become the
+    # default dtype.
     _readers: ClassVar = frozenset(
         [torch.tensor, torch.as_tensor, torch.asarray, torch.full, torch.arange]
     )
@@ -90,11 +92,11 @@ class _Float32ByDefault(TorchFunctionMode):
             return result
         if func in self._readers:
             return func(*args, **kwargs | {"dtype": dtype})
-        # A lower precision may be that of autocast.
+        # Convert a higher precision only: a lower one may come from autocast.
         return result.to(dtype) if result.itemsize > dtype.itemsize else result
 
     def _is_in(self, given: Any) -> bool:
-        """Say whether arguments are of the dtype, or name it, so that it is no default."""
+        """Return whether arguments have or name the dtype, so that the user has asked for it."""
         if isinstance(given, dict):
             return any(map(self._is_in, given.values()))
         if isinstance(given, list | tuple):
@@ -107,9 +109,10 @@ class _Float32ByDefault(TorchFunctionMode):
 
 
 def _use_own_threads() -> None:
-    """Keep a forked process from waiting for ever for its parent's threads of OpenMP.
+    """Prevent a forked process from waiting without end for OpenMP threads of its parent.
 
-    Only a process that computes needs that; one that merely imports the package is left alone.
+    This runs at the first computation, because a process that only imports the package does not
+    need it.
     """
     global _is_forked
     if _is_forked:
@@ -119,6 +122,7 @@ def _use_own_threads() -> None:
 
 
 def _note_fork() -> None:
+    # A handler of forks should do as little as possible: it only sets this flag.
     global _is_forked
     _is_forked = True
 

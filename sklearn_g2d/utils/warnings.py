@@ -1,4 +1,4 @@
-"""Warnings that point to the user's line."""
+"""Warnings that show the user's line of code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-# What lies between a user's line and ours: decorators, Pipelines, searches.
+# Packages between the user's line and ours: decorators, Pipelines, searches.
 _BETWEEN = ("sklearn_g2d", "sklearn", "contextlib", "joblib")
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line that led into this package, through scikit-learn or not."""
+    """Warn at the user's line that called this package, directly or through scikit-learn."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
@@ -21,7 +21,8 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_labels(y: Any) -> None:
-    """Warn of labels of two kinds, which `fit` does not use."""
+    """Warn if `y` holds two kinds of labels, because `fit` does not use them."""
+    # A `y` of one kind, or of many, is probably not meant as labels of inliers and outliers.
     labels = np.asarray(y)
     kinds = sorted(set(labels.tolist()), key=str) if labels.ndim == 1 else []
     if len(kinds) != 2:

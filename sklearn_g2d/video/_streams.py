@@ -1,4 +1,4 @@
-"""Frames one by one through transformers."""
+"""Transforming the frames of a stream one by one."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from sklearn_g2d.utils.inputs import plain
 from sklearn_g2d.video._clips import ClipTransformer
 from sklearn_g2d.video._files import FramesOfFile
 
-# Seconds for which the frames of a camera that works are not all equal: a sensor has noise.
+# If frames are equal for so many seconds, the camera is probably frozen: the noise of a sensor
+# makes frames differ.
 _FROZEN = 2.0
 
 
 def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[NDArray[Any]]:
-    """Transform the frames of one clip as they arrive, keeping only those still needed.
+    """Transform the frames of one clip when they arrive, and keep only the frames still needed.
 
     Parameters
     ----------
     transformer : transformer of clips, or None
-        As fitted, of this module; None leaves the frames as they are.
+        A fitted transformer of this module. With None frames are not changed.
     frames : iterable of array-like of shape (channels, height, width)
-        Frames of one clip, as from `read_frames`.
+        Frames of one clip, for example from `read_frames`.
 
     Yields
     ------
     ndarray of shape (1, n_channels, height, width)
-        Channels of every frame, the same as `transform` gives of the whole clip. The first
-        ones come when as many frames as a clip needs have arrived.
+        Channels of each frame, equal to those that `transform` computes from the whole clip. The
+        first ones come when the smallest number of frames of a clip has arrived.
 
     Raises
     ------
     TypeError
-        If it is a transformer from elsewhere.
+        If the transformer is not from this module.
     ValueError
-        If a frame's shape differs from that of those before it or of `fit`, or the frames end
-        before there are as many as a clip needs. What was given before stays valid.
+        If a frame has another shape than earlier frames or those of `fit`, or there are fewer
+        frames than a clip needs. Results before the error stay valid.
 
     Warns
     -----
     UserWarning
-        Once if frames have been equal in every bit for two seconds, as of a frozen camera, and
-        again only after they have changed. Frames straight from `read_frames` have the times of
-        the video; others the times when they arrive.
+        If frames are equal in every bit for two seconds, as from a frozen camera; again only after
+        they have changed. For frames directly from `read_frames` the time of the video counts, for
+        other frames the time of their arrival.
 
     Examples
     --------
@@ -67,22 +68,23 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
     elif transformer is not None:
         raise TypeError(
             f"A {type(transformer).__name__} does not tell how many earlier frames it needs. "
-            "Stream through a transformer of sklearn_g2d.video, such as OpticalFlow()."
+            "Use a transformer of sklearn_g2d.video, such as OpticalFlow()."
         )
     kept: deque[NDArray[Any]] = deque(maxlen=n_kept)
     n_frames, first_equal, since, warned = 0, 0, 0.0, False
     for given in frames:
         now = frames.seconds if isinstance(frames, FramesOfFile) else time.monotonic()
-        frame = np.array(plain(given, f"Frame {n_frames}"))  # a copy: cameras may reuse the array
+        # Copy the frame, because a camera may write the next one into the same array.
+        frame = np.array(plain(given, f"Frame {n_frames}"))
         if frame.ndim != 3:
             raise ValueError(
                 f"Frame {n_frames} has shape {frame.shape}, but frames are (channels, height, "
-                "width): for a gray one pass frame[np.newaxis]."
+                "width): for a gray frame pass frame[np.newaxis]."
             )
         if kept and frame.shape != kept[-1].shape:
             raise ValueError(
-                f"Frame {n_frames} has shape {frame.shape}, but those before it "
-                f"{kept[-1].shape}. Resize the frames, or make them all gray."
+                f"Frame {n_frames} has shape {frame.shape}, but earlier frames have "
+                f"{kept[-1].shape}. Resize the frames, or convert all of them to gray."
             )
         if not kept or not np.array_equal(frame, kept[-1]):
             first_equal, since, warned = n_frames, now, False
@@ -90,8 +92,8 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
             warned = True
             warnings.warn(
                 f"Frames {first_equal} to {n_frames} are equal in every bit, for {now - since:.1f} "
-                "seconds: the camera or its connection may be frozen. Their scores do not show "
-                "what happens there.",
+                "seconds: the camera or its connection may be frozen. Check it: the scores do not "
+                "show what happens now.",
                 stacklevel=2,
             )
         kept.append(frame)
@@ -107,4 +109,5 @@ def stream_channels(transformer: Any, frames: Iterable[ArrayLike]) -> Iterator[N
                 clip = transformer._channels(clip, np.array([len(clip) - 1]))
             yield clip[-1:]
     if 0 < n_frames < min_frames:
-        transformer.transform([np.stack(kept)])  # says what is missing
+        # This raises the error about a clip with too few frames.
+        transformer.transform([np.stack(kept)])

@@ -1,4 +1,4 @@
-"""Two views of what moves before a fixed camera: how fast it moves, and how it looks."""
+"""Two views of moving things in frames of a fixed camera: their speed and their looks."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from sklearn_g2d.patches._levels import Maps, iter_levels
 from sklearn_g2d.utils.arrays import Floats
 from sklearn_g2d.utils.parts import clone_part, fit_part
 
-# Motion is measured in frames whose shorter side has so many pixels: in these, cells lie `STEP`
-# pixels apart, and each looks at a window of `_WINDOW` pixels.
+# Motion is measured in frames with a shorter side of so many pixels. Their cells are `STEP` pixels
+# apart, and each has a window of `_WINDOW` pixels.
 MOTION_SIDE, STEP, _WINDOW = 120, 4, 10
 
-# The network looks at frames whose shorter side has so many pixels.
+# The network sees frames with a shorter side of so many pixels.
 LOOK_SIDE = 320
 
-# The fraction of foreground at which its squared speed counts half.
+# The squared speed of a cell with this fraction of foreground is halved. With less it falls to 0.
 _LEAST_FRACTION = 0.05
 
-# Cells with less foreground are ignored by both views.
+# Both views ignore cells with less foreground than this fraction.
 _SEEN = 0.1
 
-# The usual speed in a row of cells is averaged over neighbouring rows, whose weight falls to 60 %
-# at a distance of `_ROWS`. In some rows hardly anything moves: the mean speed of all rows is added
-# with the weight of a fraction `_PRIOR` of all cells.
+# The usual speed in a row of cells is averaged over neighbouring rows. Their weight is 60 % at a
+# distance of `_ROWS`. In some rows hardly anything moves. Therefore the mean speed of all rows is
+# added, with the weight of a fraction `_PRIOR` of all cells.
 _ROWS, _PRIOR = 3.0, 0.02
 
-# Of cells that a detector of rows is fitted on.
+# Largest number of cells for the fit of an estimator.
 _MAX_ROWS = 20_000
 
 
@@ -50,14 +50,14 @@ def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
     -------
     speeds : ndarray of shape (n, rows, columns)
         Root of the mean squared speed of the foreground in a window around the cell; 0 where there
-        is next to none.
+        is hardly any foreground.
     velocities : ndarray of shape (n, rows, columns, 2)
-        Mean velocity of the foreground there, which falls to 0 where there is next to none.
+        Mean velocity of the foreground in the window; it falls to 0 with the foreground.
     """
     velocity, foreground = channels[:, :2].astype(np.float64), channels[:, 2].astype(np.float64)
     fraction = _in_windows(foreground)
     energy = _in_windows(np.square(velocity).sum(axis=1) * foreground)
-    # Running sums leave rounding errors that may be negative.
+    # Rounding errors of running sums can make the energy negative.
     speeds = np.sqrt(np.maximum(energy, 0) / (fraction + _LEAST_FRACTION))
     speeds[fraction <= _SEEN] = 0
     seen = np.maximum(fraction, _SEEN)
@@ -66,19 +66,20 @@ def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
 
 
 def _in_windows(values: Floats) -> Floats:
-    """Average (n, height, width) over a window around every cell."""
+    """Average values (n, height, width) over a window around each cell."""
     return uniform_filter(values, (1, _WINDOW, _WINDOW))[:, STEP // 2 :: STEP, STEP // 2 :: STEP]
 
 
 class SpeedView(BaseEstimator):
     """Judges cells by their speed, in units of the usual speed in their row.
 
-    With a camera that looks down on a place, what is far away appears slower, and higher up.
+    A camera often looks down on a place. Then distant things are higher up in the picture, and
+    move more slowly in it.
 
     Attributes
     ----------
     usual_ : ndarray of shape (rows,)
-        Mean speed of the foreground.
+        Mean speed of the foreground in each row.
     """
 
     def fit(self, speeds: Floats) -> Self:
@@ -95,20 +96,20 @@ class SpeedView(BaseEstimator):
         return self
 
     def anomalies(self, speeds: Floats) -> Floats:
-        """Give anomalies of cells (n, rows, columns), **higher = more anomalous**."""
+        """Return anomalies of cells (n, rows, columns), **higher = more anomalous**."""
         return speeds / self.usual_[:, None]
 
 
 @dataclass
 class Looks:
-    """How the cells of frames look in which something is in the foreground.
+    """Features of the looks of those cells of frames that have foreground.
 
     Attributes
     ----------
     seen : ndarray of shape (n, rows, columns)
         True in these cells.
     levels : list of ndarray of shape (n_seen, channels)
-        Maps of every layer in these cells, of length 1.
+        Maps of each layer in these cells, scaled to length 1.
     """
 
     seen: NDArray[np.bool_]
@@ -120,12 +121,12 @@ class Looks:
         return Looks(self.seen[frames], [rows[chosen] for rows in self.levels])
 
     def cells_of(self, frames: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Say which of the seen cells (n_seen,) lie in frames chosen by a mask of shape (n,)."""
+        """Return a mask (n_seen,) of the seen cells in frames chosen by a mask of shape (n,)."""
         return np.broadcast_to(frames[:, None, None], self.seen.shape)[self.seen]
 
     @staticmethod
     def join(parts: list[Looks]) -> Looks:
-        """Put frames one after another."""
+        """Join frames one after another."""
         levels = zip(*(part.levels for part in parts), strict=True)
         return Looks(
             np.concatenate([part.seen for part in parts]), [np.concatenate(x) for x in levels]
@@ -133,12 +134,12 @@ class Looks:
 
 
 class LooksView(BaseEstimator):
-    """Judges cells of the foreground by the layers of a network, each by detectors of rows.
+    """Judges cells of the foreground by the layers of a network, with one detector for each layer.
 
     Parameters
     ----------
     features : transformer with `feature_maps`
-        As fitted.
+        Fitted features.
     estimator : outlier detector with `score_samples`
         A clone is fitted on the cells of each layer.
 
@@ -147,9 +148,9 @@ class LooksView(BaseEstimator):
     estimators_ : list of outlier detectors
         One for each layer.
     units_ : list of tuple of float
-        Mean and deviation of each layer's anomalies in held-out frames.
+        Mean and standard deviation of each layer's anomalies in held-out frames.
     lowest_ : float
-        Lowest anomaly in held-out frames, which cells without foreground get.
+        Lowest anomaly in held-out frames. Cells without foreground get this value.
     """
 
     def __init__(self, features: Any, estimator: Any) -> None:
@@ -157,7 +158,7 @@ class LooksView(BaseEstimator):
         self.estimator = estimator
 
     def look(self, frames: NDArray[np.uint8], foreground: NDArray[np.float32]) -> Looks:
-        """Describe cells of the frames (n, channels, height, width) where something is.
+        """Compute the looks of cells with foreground in frames (n, channels, height, width).
 
         `foreground` (n, height, width) may have another size than the frames.
         """
@@ -169,19 +170,20 @@ class LooksView(BaseEstimator):
             seen = _averaged(batch[..., None], coarsest)[..., 0] > _SEEN
             rows = [_averaged(maps, coarsest)[seen] for maps in levels]
             lengths = [np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
+            # Rows of length 1 compare the kind of features, and not their strength.
             rows = [r / np.maximum(n, 1e-9) for r, n in zip(rows, lengths, strict=True)]
             parts.append(Looks(seen, rows))
         return Looks.join(parts)
 
     def fit(self, looks: Looks, folds: NDArray[np.intp], random_state: Any) -> Floats:
-        """Learn how normal things look; returns anomalies of frames that were held out.
+        """Learn the looks of normal things, and return anomalies of frames that were held out.
 
-        `folds` (n,) gives for each frame the number of the part that is held out with it.
+        `folds` (n,) holds the number of the fold of each frame.
         """
         if len(looks.levels[0]) < 2:
             raise ValueError(
                 "Nothing moves in the training clips: their foreground is empty, so that there is "
-                "nothing to learn from. Give clips in which normal things move."
+                "nothing to learn from. Pass clips in which normal things move."
             )
         held_out = [np.empty(len(rows)) for rows in looks.levels]
         for fold in np.unique(folds):
@@ -189,9 +191,9 @@ class LooksView(BaseEstimator):
             rest = looks[~out]
             if len(rest.levels[0]) < 2:
                 raise ValueError(
-                    "Things move in one part of the training clips only. A fifth is held out in "
-                    "turn, and the rest must show what is normal: give longer clips, or more of "
-                    "them, in which normal things move throughout."
+                    "Things move in one part of the training clips only. Each fifth of the clips "
+                    "is held out once, and normal things must move in the rest: pass longer clips, "
+                    "or more of them, in which normal things move all the time."
                 )
             estimators = self._fitted(rest, random_state)
             chosen = looks.cells_of(out)
@@ -203,7 +205,7 @@ class LooksView(BaseEstimator):
         return self._grids(looks.seen, held_out)
 
     def anomalies(self, looks: Looks) -> Floats:
-        """Give anomalies of cells (n, rows, columns), **higher = more anomalous**."""
+        """Return anomalies of cells (n, rows, columns), **higher = more anomalous**."""
         return self._grids(looks.seen, _scored(self.estimators_, looks))
 
     def _fitted(self, looks: Looks, random_state: Any) -> list[Any]:
@@ -225,6 +227,7 @@ class LooksView(BaseEstimator):
 
 
 def _scored(estimators: list[Any], looks: Looks) -> list[Floats]:
+    # Most estimators refuse to score zero rows.
     if not len(looks.levels[0]):
         return [np.empty(0) for _ in estimators]
     anomalies = [
@@ -233,8 +236,8 @@ def _scored(estimators: list[Any], looks: Looks) -> list[Floats]:
     ]
     if not all(np.isfinite(a).all() for a in anomalies):
         raise ValueError(
-            f"{type(estimators[0]).__name__} gives scores that are infinite or NaN, which averages "
-            "would spread to other frames. Choose another estimator or features."
+            f"{type(estimators[0]).__name__} gives scores that are infinite or NaN, and averages "
+            "would spread them to other frames. Choose another estimator or other features."
         )
     return anomalies
 
