@@ -121,7 +121,8 @@ class G2DOutlierDetector(NetworkDetector):
         Channels, height and width, if the rows given to `fit` are pixels of images; arrays of shape
         (n_samples, channels, height, width) need not say so.
     device : str, default="auto"
-        Device of training: "auto" takes CUDA, then MPS, then the CPU.
+        Device of training, and of convolutional classifiers in scoring. "auto" is CUDA if there is
+        a GPU and a network is not a perceptron, and else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Of the networks in training. "auto" takes bfloat16 for convolutional networks of 64 channels
         or more where the processor multiplies in it. Scoring never uses it.
@@ -159,7 +160,7 @@ class G2DOutlierDetector(NetworkDetector):
     calibration_scores_ : ndarray
         Sorted scores of held-out normal rows, on which `p_values` rest.
     device_ : str
-        Device that training ran on.
+        Device that training ran on, and convolutional classifiers score on; see `to`.
     image_shape_ : tuple of int, or None
         Channels, height and width of the images in `fit`; None after a table.
     n_features_in_, feature_names_in_ : int, ndarray of str

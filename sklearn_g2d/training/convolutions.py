@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sklearn_g2d.training.runtime import deterministic
 
 # Of images in memory: convolutions run fastest so on most processors (docs/results).
 LAYOUT = torch.channels_last
@@ -42,3 +47,35 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
                 parameter.uniform_(-bound, bound, generator=rng)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
             module.to(rng.device)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Give a copy for scoring, in which batch norms are part of the convolutions before them."""
+    network = copy.deepcopy(network).eval()
+    for block in list(network.modules()):
+        if isinstance(block, nn.Sequential):
+            for i in reversed(range(1, len(block))):
+                if isinstance(block[i], nn.BatchNorm2d) and isinstance(block[i - 1], nn.Conv2d):
+                    norm, convolution = block.pop(i).double(), block[i - 1].double()
+                    block[i - 1] = fuse_conv_bn_eval(convolution, norm).float()
+                    block[i - 1].to(memory_format=LAYOUT)
+    return network
+
+
+def doubled(maps: Tensor) -> Tensor:
+    """Enlarge maps (n, channels, h, w) twofold, bilinearly."""
+    if maps.is_cuda and torch.is_grad_enabled() and deterministic():
+        return _doubled(maps)
+    return F.interpolate(maps, scale_factor=2, mode="bilinear")
+
+
+def _doubled(maps: Tensor) -> Tensor:
+    """Do it by slices, whose gradients CUDA adds in a fixed order, unlike its own of this."""
+    for axis in (2, 3):
+        first, last = maps.narrow(axis, 0, 1), maps.narrow(axis, -1, 1)
+        n_others = maps.shape[axis] - 1
+        before = torch.cat([first, maps.narrow(axis, 0, n_others)], axis)
+        after = torch.cat([maps.narrow(axis, 1, n_others), last], axis)
+        nearer = [torch.lerp(maps, other, 0.25) for other in (before, after)]
+        maps = torch.stack(nearer, axis + 1).flatten(axis, axis + 1)
+    return maps
