@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sklearn_g2d.training.runtime import deterministic
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # Of images in memory: convolutions run fastest so on most processors (docs/results).
 LAYOUT = torch.channels_last
@@ -49,16 +51,17 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
             module.to(rng.device)
 
 
-def folded(network: nn.Module) -> nn.Module:
+def folded(network: Network) -> Network:
     """Give a copy for scoring, in which batch norms are part of the convolutions before them."""
     network = copy.deepcopy(network).eval()
     for block in list(network.modules()):
         if isinstance(block, nn.Sequential):
             for i in reversed(range(1, len(block))):
-                if isinstance(block[i], nn.BatchNorm2d) and isinstance(block[i - 1], nn.Conv2d):
-                    norm, convolution = block.pop(i).double(), block[i - 1].double()
-                    block[i - 1] = fuse_conv_bn_eval(convolution, norm).float()
-                    block[i - 1].to(memory_format=LAYOUT)
+                convolution, norm = block[i - 1], block[i]
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    fused = fuse_conv_bn_eval(convolution.double(), norm.double()).float()
+                    block[i - 1] = fused.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+                    del block[i]
     return network
 
 

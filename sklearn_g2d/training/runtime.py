@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,12 +168,8 @@ _n_modules = 0  # for which the libraries were searched
 _one_thread = _Shared(_limit_threads)
 
 
-class _Arithmetic(NamedTuple):
-    tf32: bool = False
-    deterministic: bool = True
-
-
-_arithmetic = ContextVar("_arithmetic", default=_Arithmetic())
+# Whether CUDA may round to TF32, and whether it has to be deterministic.
+_arithmetic = ContextVar("_arithmetic", default=(False, True))
 
 
 @contextmanager
@@ -202,7 +198,7 @@ def cuda_arithmetic(*, tf32: bool = False, deterministic: bool = True) -> Iterat
     >>> with cuda_arithmetic(tf32=True):  # of no effect on a CPU
     ...     detector = G2DOutlierDetector(random_state=0).fit(X)
     """
-    token = _arithmetic.set(_Arithmetic(tf32, deterministic))
+    token = _arithmetic.set((tf32, deterministic))
     try:
         yield
     finally:
@@ -211,7 +207,7 @@ def cuda_arithmetic(*, tf32: bool = False, deterministic: bool = True) -> Iterat
 
 def deterministic() -> bool:
     """Whether gradients are to be computed in a fixed order."""
-    return _arithmetic.get().deterministic
+    return _arithmetic.get()[1]
 
 
 def arithmetic_of(device: torch.device) -> AbstractContextManager[Any]:
@@ -220,13 +216,17 @@ def arithmetic_of(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _set_cuda(lift: ExitStack) -> None:
-    chosen, cudnn, matmul = _arithmetic.get(), torch.backends.cudnn, torch.backends.cuda.matmul
-    settings = [(cudnn, "deterministic", chosen.deterministic), (cudnn, "benchmark", False)]
-    if hasattr(cudnn, "conv"):  # in PyTorch 2.9 and later; the names below may not be mixed with it
-        precision = "tf32" if chosen.tf32 else "ieee"
-        settings += [(part, "fp32_precision", precision) for part in (matmul, cudnn.conv, cudnn.rnn)]
+    tf32, is_deterministic = _arithmetic.get()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]] = [
+        (cudnn, "deterministic", is_deterministic),
+        (cudnn, "benchmark", False),
+    ]
+    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and later, where the names below must not be mixed in
+        precision = "tf32" if tf32 else "ieee"
+        settings += [(p, "fp32_precision", precision) for p in (matmul, cudnn.conv, cudnn.rnn)]
     else:
-        settings += [(part, "allow_tf32", chosen.tf32) for part in (matmul, cudnn)]
+        settings += [(part, "allow_tf32", tf32) for part in (matmul, cudnn)]
     for part, name, value in settings:
         lift.callback(setattr, part, name, getattr(part, name))
         setattr(part, name, value)
