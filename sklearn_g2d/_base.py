@@ -153,8 +153,8 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
     def to(self, device: str) -> Self:
         """Choose where networks compute from now on.
 
-        That are AVID's networks of images, convolutional classifiers, and pretrained features, also
-        of a detector's parts. Small perceptrons and the search for neighbours stay on the CPU, in
+        These are AVID's networks of images, convolutional classifiers, and pretrained features,
+        also those of a detector's parts. Small perceptrons and the search for neighbours stay on the CPU, in
         float64. Nothing is moved before it is needed: networks lie in the memory of the CPU between
         two calls. Scores of all devices agree within 1e-4 of their spread.
 
