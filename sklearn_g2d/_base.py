@@ -154,9 +154,9 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         """Choose where networks compute from now on.
 
         These are AVID's networks of images, convolutional classifiers, and pretrained features,
-        also those of a detector's parts. Small perceptrons and the search for neighbours stay on the CPU, in
-        float64. Nothing is moved before it is needed: networks lie in the memory of the CPU between
-        two calls. Scores of all devices agree within 1e-4 of their spread.
+        also those of a detector's parts. Small perceptrons and the search for neighbours stay on
+        the CPU, in float64. Nothing is moved before it is needed: networks lie in the memory of the
+        CPU between two calls. Scores in float32 agree on all devices within 1e-4 of their spread.
 
         Parameters
         ----------

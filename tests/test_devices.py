@@ -199,6 +199,7 @@ def test_what_a_device_has_fitted_scores_alike_on_the_cpu(device, name):
     again, _ = fit_on(device, name)
     np.testing.assert_array_equal(again.score_samples(X), expected)
     assert all(tensor.device.type == "cpu" for tensor in tensors_of(loaded))
+    assert b"_folded" not in pickle.dumps(loaded)
 
 
 def tensors_of(part):
@@ -225,7 +226,7 @@ def test_the_cpu_stands_in_for_a_device_that_is_not_here(name):
     for part in _on_devices(fitted):
         part.device_ = "cuda:99"  # of another machine
     if name in CONVOLUTIONAL:
-        with pytest.warns(UserWarning, match=r"'cuda:99'.* is not here.* call detector\.to"):
+        with pytest.warns(UserWarning, match=r"'cuda:99'.* is not here.* detector\.to"):
             np.testing.assert_array_equal(fitted.score_samples(X), expected)
     with pytest.raises(ValueError, match="device='tpu9'"):
         fitted.to("tpu9")

@@ -92,12 +92,9 @@ class Model(Stored, ABC):
     def _constants(self) -> dict[str, dict[str, ArrayLike]]:
         """Give what `_compute` takes, by part and name."""
 
-    def _tensors(self, device: torch.device | str = "cpu") -> Figures:
+    def _tensors(self) -> Figures:
         return {
-            part: {
-                name: torch.tensor(np.asarray(value), device=device)
-                for name, value in values.items()
-            }
+            part: {name: torch.tensor(np.asarray(value)) for name, value in values.items()}
             for part, values in self._constants().items()
         }
 
@@ -187,7 +184,11 @@ class ImageModel(Model):
         model = self.folded()
         with on_device(self.device_, model.inpainter, model.detector) as (device, networks):
             model.inpainter, model.detector = networks
-            model._is_ready, model._device, model._figures = True, device, model._tensors(device)
+            model._is_ready, model._device, figures = True, device, model._tensors()
+            model._figures = {  # without those in float64, which not every device has
+                part: {name: value.to(device) for name, value in figures[part].items()}
+                for part in ("masks", "normalizer")
+            }
             yield model
 
     @property

@@ -255,7 +255,7 @@ def available(name: str) -> torch.device:
     except ValueError:
         warn_caller(
             f"The device {name!r}, on which networks were fitted, is not here: they are "
-            'computed on the CPU, which takes longer. If that is meant, call detector.to("cpu").'
+            'computed on the CPU, which takes longer. detector.to("auto") chooses what is here.'
         )
         return torch.device("cpu")
 
