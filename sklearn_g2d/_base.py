@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from numbers import Real
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackContext, CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
@@ -25,7 +26,14 @@ from sklearn_g2d.errors import ModelFileError, TrainingDivergedError
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.history import History, record
 from sklearn_g2d.training.loop import Training
-from sklearn_g2d.training.runtime import PRECISIONS, Runtime, single_thread
+from sklearn_g2d.training.runtime import (
+    PRECISIONS,
+    Runtime,
+    arithmetic_of,
+    choose_own_gpu,
+    resolve_device,
+    single_thread,
+)
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Losses, Trainer
 from sklearn_g2d.utils.files import File
@@ -33,7 +41,7 @@ from sklearn_g2d.utils.images import ImageShape, as_rows
 from sklearn_g2d.utils.inputs import plain, validate
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import EstimatorOfParts
-from sklearn_g2d.utils.state import unchanged_on_failure
+from sklearn_g2d.utils.state import Stored, unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
 
@@ -141,6 +149,35 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         else:
             self._keep_scores(scores, groups)
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
+
+    def to(self, device: str) -> Self:
+        """Choose where networks compute from now on.
+
+        These are AVID's networks of images, convolutional classifiers, and pretrained features,
+        also those of a detector's parts. Small perceptrons and the search for neighbours stay on
+        the CPU, in float64. Nothing is moved before it is needed: networks lie in the memory of the
+        CPU between two calls. Scores in float32 agree on all devices within 1e-4 of their spread.
+
+        Parameters
+        ----------
+        device : str
+            "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA if it is there.
+
+        Returns
+        -------
+        self
+            With another `device_`.
+
+        Raises
+        ------
+        ValueError
+            If PyTorch does not know the device, or cannot reach it.
+        """
+        check_is_fitted(self)
+        name = str(resolve_device(device))
+        for part in _on_devices(self):
+            part.device_ = name
+        return self
 
     def save(self, path: File) -> None:
         """Write the fitted detector to a file; see `sklearn_g2d.persistence.save`.
@@ -290,6 +327,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             the estimator keeps the state that it had before.
         """
         self._validate_params()
+        choose_own_gpu(self.device)
         if self.verbose and parallel.rank() == 0:
             make_visible()
         context = self._init_callback_context(max_subtasks=self._n_stages)
@@ -302,11 +340,17 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         random_state = start["random_state"]  # of a checkpoint, which repeats what was drawn
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         self._build_parts(random_state)
-        prefers = self._prefers_bfloat16
-        runtime = Runtime.create(self.device, self.precision, seed, prefer_bfloat16=prefers)
+        runtime = Runtime.create(
+            self.device,
+            self.precision,
+            seed,
+            prefer_bfloat16=self._prefers_bfloat16,
+            is_convolutional=self._is_convolutional,
+        )
         self.device_ = str(runtime.device)
         session = Session(runtime, random_state, partial(self._train, context=context), earlier)
-        with nullcontext() if self._is_convolutional else single_thread():
+        threads = nullcontext() if self._is_convolutional else single_thread()
+        with threads, arithmetic_of(runtime.device):
             self._fit(rows, session)
         context.call_on_fit_task_end(estimator=self, X=rows)
         return self
@@ -478,6 +522,22 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             final = ", ".join(f"{k} {values[-1]:.4g}" for k, values in training.history.items())
             logger.info("%s: %d steps, %s", name, training.step, final)
         return record(name, training)
+
+
+def _on_devices(part: Any) -> Iterator[Any]:
+    """Give a fitted part, and what it is made of, as far as it says on which device it computes."""
+    if isinstance(part, dict | list | tuple):
+        inner = list(part.values() if isinstance(part, dict) else part)
+    elif isinstance(part, BaseEstimator | Stored):
+        if hasattr(part, "device_"):
+            yield part
+        # A detector's parameters are the user's, and are not in use: it has fitted clones.
+        given = part.get_params(deep=False) if isinstance(part, BaseDetector) else {}
+        inner = [value for name, value in vars(part).items() if name not in given]
+    else:
+        return
+    for value in inner:
+        yield from _on_devices(value)
 
 
 def make_visible() -> None:

@@ -277,6 +277,11 @@ def test_every_trainer_goes_on_from_its_state_in_every_bit(at):
         trainer_checks.check_goes_on_from_its_state(trainer, other, at)
 
 
+def test_no_trainer_waits_for_the_device():
+    for trainer in all_trainers(seed=0):
+        trainer_checks.check_waits_for_nothing(trainer)
+
+
 def test_every_trainer_finds_what_is_not_finite():
     for trainer in all_trainers(seed=0):
         trainer_checks.check_finds_what_is_not_finite(trainer)
@@ -393,7 +398,7 @@ def test_masks_hide_about_their_fraction(runtime, kind, fraction):
     else:
         x = torch.zeros(500, 9)
         samples = Cells(x, 0.25)
-    masks = torch.stack([samples.mask(x, fraction, runtime.rng) for _ in range(40)])
+    masks = torch.stack([samples.mask(x, fraction, runtime) for _ in range(40)])
     assert masks.shape[1:] == (x[:, :1].shape if x.ndim == 4 else x.shape)
     assert set(masks.unique().tolist()) == {0, 1}
     assert abs(masks.mean() - fraction) < 0.02
@@ -408,7 +413,7 @@ def test_masks_are_of_whole_blocks(runtime):
     blocks = Blocks(X, (40, 40), 10, BLOCK_SIZES)
     sizes, edges = set(), set()
     for _ in range(20):
-        mask = blocks.mask(X, 0.5, runtime.rng)[0, 0]
+        mask = blocks.mask(X, 0.5, runtime)[0, 0]
         for line in (*mask, *mask.T):
             changes = np.flatnonzero(np.diff(line))
             sizes |= set(np.diff(changes).tolist())
@@ -426,7 +431,7 @@ def test_crops_are_drawn_everywhere_and_at_one_place(runtime):
     samples = Blocks(X, (8, 16), 4, BLOCK_SIZES)
     corners, images = set(), set()
     for _ in range(200):
-        real, elsewhere = samples.draw_pairs(6, runtime.rng)
+        real, elsewhere = samples.draw_pairs(6, runtime)
         assert real.shape == elsewhere.shape == (6, 2, 8, 16)
         both = torch.cat([real, elsewhere])
         assert (both[:, 0] == both[0, 0]).all()
@@ -436,12 +441,12 @@ def test_crops_are_drawn_everywhere_and_at_one_place(runtime):
     assert {top for top, _ in corners} == set(range(13))
     assert {left for _, left in corners} == set(range(15))
     assert len(images) == 50
-    assert samples.draw(3, runtime.rng).shape == (3, 2, 8, 16)
+    assert samples.draw(3, runtime).shape == (3, 2, 8, 16)
 
 
 def test_other_cells_are_from_their_columns_or_around(runtime):
     X = torch.arange(3.0) + torch.randint(4, (200, 3), generator=runtime.rng) * 10
-    real, other = Cells(X, 0.25).draw_pairs(4000, runtime.rng)
+    real, other = Cells(X, 0.25).draw_pairs(4000, runtime)
     assert all((real == row).all(1).any() for row in X)
     is_from_its_column = (other % 10 == torch.arange(3.0)) & (other >= 0) & (other <= 32)
     assert 0.72 < is_from_its_column.float().mean() < 0.78
@@ -560,8 +565,8 @@ def test_the_detector_learns_from_the_inpainted_only_if_asked():
         for _ in range(40):
             trainer.step()
         inpainter, detector = trainer.result
-        x = trainer.samples.draw(40, runtime.rng)
-        mask = trainer.samples.mask(x, 0.5, runtime.rng)
+        x = trainer.samples.draw(40, runtime)
+        mask = trainer.samples.mask(x, 0.5, runtime)
         with torch.no_grad():
             inpainted = torch.where(mask > 0, inpainter(x, mask), x)
             separation[weight] = float((detector(inpainted) - detector(x)).mean())
@@ -601,7 +606,7 @@ def test_a_published_detector_calls_the_inpainted_anomalous(runtime, kind):
     trainer = make_trainer(runtime, training, kind)
     losses = [float(trainer.step()["detector_loss"]) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
-    x = trainer.samples.draw(40, runtime.rng)
+    x = trainer.samples.draw(40, runtime)
     with torch.no_grad():
         inpainted = trainer._restore(x, runtime.rng)
         assert trainer.detector(inpainted).mean() > trainer.detector(x).mean() + 0.2
@@ -649,7 +654,7 @@ def test_noise_of_eq_2_is_a_fraction_of_the_grey_range(runtime, kind):
     seen = []
     monkeyed = trainer._inpaint
     trainer._inpaint = lambda x: seen.append(x) or monkeyed(x)
-    x = trainer.samples.draw(50, runtime.rng)
+    x = trainer.samples.draw(50, runtime)
     trainer._restore(x, runtime.rng)
     grey = trainer.samples.X
     scale = float(grey.max() - grey.min()) if kind == "images" else 1.0

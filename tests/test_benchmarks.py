@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
@@ -15,6 +16,7 @@ from torch import nn
 from benchmarks import caltech as caltech_benchmark
 from benchmarks import (
     cells,
+    gpu,
     images,
     inspection,
     magnetic_tiles,
@@ -36,7 +38,8 @@ from benchmarks.map_baselines import (
     oriented_energies,
 )
 from benchmarks.report import mark_best, summarize
-from sklearn_g2d import G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d.avid import PatchNet, UNet
 from sklearn_g2d.datasets import make_puzzles
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.g2d import Snapshot
@@ -898,3 +901,38 @@ def test_cells_command(avid, run_command, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_command(cells)
     assert "no b.npz in" in capsys.readouterr().err
+
+
+# GPUs
+
+
+def test_gpu_figures_on_the_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "N_IMAGES", 20)
+    monkeypatch.setattr(gpu, "SIDE", 16)
+    monkeypatch.setattr(gpu, "STEPS", 4)
+    small = {"inpainter": UNet(channels=2), "detector": PatchNet(channels=2)}
+    monkeypatch.setattr(gpu, "AVIDDetector", partial(AVIDDetector, **small))
+    own = partial(PretrainedFeatures, nn.Conv2d(3, 4, 3), image_size=16)
+    monkeypatch.setattr(gpu, "PretrainedFeatures", own)
+    found = dict(gpu.measures("cpu", 1, max_steps=1))
+    assert len(found) == 6
+    assert min(found.values()) > 0
+    results = pd.DataFrame(found.items(), columns=["what", "value"])
+    gpu.write_page(tmp_path, results.assign(card="Card", torch="2.13", cuda="13"))
+    page = (tmp_path / "gpu.md").read_text()
+    assert "card Card, torch 2.13, cuda 13" in page
+    assert "images scored in a second" in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_page_says_so_unless_there_are_figures(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["gpu", f"--output={tmp_path}"])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="needs a GPU"):
+            gpu.main()
+        assert "Not measured yet" in (tmp_path / "gpu.md").read_text()
+    (tmp_path / "gpu.csv").touch()
+    (tmp_path / "gpu.md").write_text("figures")
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert (tmp_path / "gpu.md").read_text() == "figures"

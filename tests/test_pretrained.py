@@ -369,7 +369,7 @@ def test_bfloat16_only_where_asked_for(images, make, model):
 @needs_cuda
 @ANY_MODEL
 def test_cuda_describes_images_as_the_cpu_does(images, make, model):
-    rows = make(model).fit_transform(images)
+    rows = make(model, device="cpu").fit_transform(images)
     features = make(model, device="cuda").fit(images)
     assert features.device_ == "cuda"
     np.testing.assert_allclose(features.transform(images), rows, rtol=0, atol=1e-4)

@@ -647,6 +647,11 @@ def test_every_trainer_goes_on_from_its_state_in_every_bit(at):
         trainer_checks.check_goes_on_from_its_state(trainer, other, at)
 
 
+def test_no_trainer_waits_for_the_device():
+    for _, trainer in all_trainers(seed=0):
+        trainer_checks.check_waits_for_nothing(trainer)
+
+
 def test_every_trainer_finds_what_is_not_finite():
     for _, trainer in all_trainers(seed=0):
         trainer_checks.check_finds_what_is_not_finite(trainer)

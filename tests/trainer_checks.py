@@ -1,7 +1,10 @@
 """What holds for every trainer; each function takes trainers made alike from two seeds."""
 
+import contextlib
+
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def as_arrays(value):
@@ -33,6 +36,41 @@ def check_goes_on_from_its_state(trainer, other, at):
         assert_equal_states(again, losses)
         assert_equal_states(into.state_dict(), after)
     assert trainer.is_finite()
+
+
+class Waits(TorchDispatchMode):
+    """Lists operations whose result Python, or the size of a tensor, depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function.overloadpacket)
+        if name in ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def waiting_is_an_error():
+    """Let CUDA raise where Python would wait for it."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def check_waits_for_nothing(trainer):
+    """Of 90 steps, the 14th to the 16th are none at which networks are kept or judged."""
+    for _ in range(13):
+        trainer.step()
+    on_cuda = trainer.runtime.device.type == "cuda"
+    with Waits() as waits, waiting_is_an_error() if on_cuda else contextlib.nullcontext():
+        for _ in range(3):
+            trainer.step()
+    assert not waits.found
 
 
 def check_finds_what_is_not_finite(trainer):

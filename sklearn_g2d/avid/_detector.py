@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, get_args
 
@@ -78,6 +77,8 @@ _RANGE_QUANTILES = 0.005, 0.999
 # A table's values are bounded at so many standard deviations.
 _BOUND = 8.0
 
+BlockFunction = Callable[["AVIDDetector", NDArray[Any]], NDArray[Any]]
+
 Source = Literal["combined", "inpainter", "detector"]
 SOURCES = get_args(Source)
 
@@ -146,7 +147,8 @@ class AVIDDetector(NetworkDetector):
         Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of
         shape (n_samples, channels, height, width) need not say so.
     device : str, default="auto"
-        Device of training: "auto" takes CUDA, then MPS, then the CPU.
+        Device of networks of images, in training and in scoring, and of training on tables. "auto"
+        is CUDA on images, if there is a GPU, and else the CPU.
     precision : "auto", "float32" or "bfloat16", default="auto"
         Of the networks on images. "auto" takes bfloat16 where the processor multiplies in it.
     warm_start : bool, default=False
@@ -180,7 +182,7 @@ class AVIDDetector(NetworkDetector):
     calibration_scores_ : ndarray
         Sorted scores of held-out normal images, on which `p_values` rest.
     device_ : str
-        Device that training ran on.
+        Device that training ran on, and networks of images score on; see `to`.
     image_shape_ : tuple of int, or None
         Channels, height and width of the images in `fit`; None after a table.
     n_features_in_ : int
@@ -321,7 +323,7 @@ class AVIDDetector(NetworkDetector):
         ValueError
             If the source is unknown, or `X` is not what the detector was fitted on.
         """
-        return self._in_blocks(X, partial(self._map, source=source), source)
+        return self._in_blocks(X, lambda ready, block: ready._map(block, source), source)
 
     @shielded()
     def region_scores(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.float64]:
@@ -341,8 +343,8 @@ class AVIDDetector(NetworkDetector):
             the map itself.
         """
 
-        def regions(block: NDArray[Any]) -> NDArray[np.float64]:
-            return self._scorer.regions(self._map(block, source))
+        def regions(ready: AVIDDetector, block: NDArray[Any]) -> NDArray[np.float64]:
+            return self._scorer.regions(ready._map(block, source))
 
         return self._in_blocks(X, regions, source)
 
@@ -365,8 +367,8 @@ class AVIDDetector(NetworkDetector):
             reaches `detector_threshold_`.
         """
 
-        def mask(block: NDArray[Any]) -> NDArray[np.bool_]:
-            by_inpainter, by_detector = self._standard_maps(block)
+        def mask(ready: AVIDDetector, block: NDArray[Any]) -> NDArray[np.bool_]:
+            by_inpainter, by_detector = ready._standard_maps(block)
             asked = self._scorer.combination if source == "combined" else source
             alpha, zeta = self.inpainter_threshold_, self.detector_threshold_
             return segment(
@@ -392,7 +394,7 @@ class AVIDDetector(NetworkDetector):
         ndarray of the shape of `X`
             In its units. After `AdversarialInpainting`, which hides nothing, the restored image.
         """
-        return self._as_given(self._in_blocks(X, lambda block: self._model.inpaint(block)))
+        return self._as_given(self._in_blocks(X, lambda ready, block: ready._model.inpaint(block)))
 
     # Fitting
 
@@ -574,7 +576,7 @@ class AVIDDetector(NetworkDetector):
         # What may change between fits that continue.
         model.error = self.error
         if isinstance(model, ImageModel):
-            model.bfloat16 = session.runtime.bfloat16
+            model.bfloat16, model.device_ = session.runtime.bfloat16, self.device_
             if isinstance(self.training_, MaskedInpainting):
                 region_size = model.preprocessor.region_size
                 model.hidden_block = self.training_.hidden_block(region_size)
@@ -684,7 +686,7 @@ class AVIDDetector(NetworkDetector):
         return scores
 
     def _in_blocks(
-        self, X: ArrayLike, function: Callable[[NDArray[Any]], Any], source: str = "combined"
+        self, X: ArrayLike, function: BlockFunction, source: str = "combined"
     ) -> NDArray[Any]:
         """Check rows and map them by a function, few at a time: maps take memory."""
         check_is_fitted(self)
@@ -692,15 +694,15 @@ class AVIDDetector(NetworkDetector):
             raise ValueError(f"source must be one of {SOURCES}, got {source!r}.")
         return self._map_blocks(self._validate(X, reset=False), function)
 
-    def _map_blocks(
-        self, X: NDArray[Any], function: Callable[[NDArray[Any]], NDArray[Any]]
-    ) -> NDArray[Any]:
-        size = self._model.batch_size
-        for i, block in enumerate(blocks(X, size)):
-            values = function(as_known_dtype(block))
-            if i == 0:
-                found = np.empty((len(X), *values.shape[1:]), dtype=values.dtype)
-            found[i * size : i * size + len(values)] = values
+    def _map_blocks(self, X: NDArray[Any], function: BlockFunction) -> NDArray[Any]:
+        """Map rows by a function of this detector, with its networks where they score, and rows."""
+        size, ready = self._model.batch_size, copy.copy(self)
+        with self._model.ready() as ready._model:
+            for i, block in enumerate(blocks(X, size)):
+                values = function(ready, as_known_dtype(block))
+                if i == 0:
+                    found = np.empty((len(X), *values.shape[1:]), dtype=values.dtype)
+                found[i * size : i * size + len(values)] = values
         return found
 
     def _standard_maps(self, X: NDArray[Any]) -> list[NDArray[np.float64]]:
@@ -715,7 +717,7 @@ class AVIDDetector(NetworkDetector):
         return self._scorer.scores(self._scorer.regions(self._map(X)))
 
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        return self._map_blocks(X, self._score_batch)
+        return self._map_blocks(X, lambda ready, block: ready._score_batch(block))
 
     def _export_module(self) -> ScoringGraph:
         return ScoringGraph(self._model, self._scorer, self.offset_)

@@ -21,6 +21,7 @@ class ScoringGraph(nn.Module):
 
     def __init__(self, model: ImageModel | TableModel, scorer: MapScorer, offset: float) -> None:
         super().__init__()
+        model = model.folded()
         self.rounds = model.rounds
         self.model, self.scorer = model, scorer
         self.networks = nn.ModuleList([model.inpainter, model.detector])

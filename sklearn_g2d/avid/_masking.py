@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sklearn_g2d.training.runtime import Runtime
+
 # A region counts as anomalous where the exchange changed it by more than the first fraction of
 # the mean change, as normal below the second; between them nothing can be said.
 _CHANGED, _UNCHANGED = 0.25, 0.03
@@ -33,15 +35,15 @@ class Crops:
     X: Tensor
     size: tuple[int, int]
 
-    def draw(self, n: int, rng: torch.Generator) -> Tensor:
+    def draw(self, n: int, runtime: Runtime) -> Tensor:
         """Draw `n` crops, all at one place."""
-        chosen = _integers(len(self.X), n, rng)
+        chosen = _integers(len(self.X), n, runtime.rng)
         top, left = (
-            int(_integers(length - cut + 1, 1, rng))
+            _number(length - cut + 1, runtime)
             for length, cut in zip(self.X.shape[2:], self.size, strict=True)
         )
         height, width = self.size
-        return self.X[chosen.to(self.X.device), :, top : top + height, left : left + width]
+        return self.X[chosen, :, top : top + height, left : left + width]
 
 
 class Blocks(Crops):
@@ -53,18 +55,18 @@ class Blocks(Crops):
         super().__init__(X, size)
         self.blocks = [block_pixels(region_size, factor) for factor in block_sizes]
 
-    def draw_pairs(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_pairs(self, n: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
         """Draw crops, and other images' crops at the same place."""
-        both = self.draw(2 * n, rng)
+        both = self.draw(2 * n, runtime)
         return both[:n], both[n:]
 
-    def mask(self, x: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
+    def mask(self, x: Tensor, fraction: float, runtime: Runtime) -> Tensor:
         """Draw blocks of one size on a grid with a random origin."""
-        block = self.blocks[int(_integers(len(self.blocks), 1, rng))]
+        block = self.blocks[_number(len(self.blocks), runtime)]
         height, width = x.shape[2:]
         shape = (len(x), 1, height // block + 2, width // block + 2)
-        cells = (_uniform(shape, rng) < fraction).to(x)
-        top, left = _integers(block, 2, rng).tolist()
+        cells = (_uniform(shape, runtime.rng) < fraction).to(x)
+        top, left = _integers(block, 2, runtime.host).tolist()
         pixels = cells.repeat_interleave(block, 2).repeat_interleave(block, 3)
         return pixels[:, :, top : top + height, left : left + width]
 
@@ -84,9 +86,9 @@ class Rows:
 
     X: Tensor
 
-    def draw(self, n: int, rng: torch.Generator) -> Tensor:
+    def draw(self, n: int, runtime: Runtime) -> Tensor:
         """Draw `n` rows."""
-        return self.X[_integers(len(self.X), n, rng).to(self.X.device)]
+        return self.X[_integers(len(self.X), n, runtime.rng)]
 
 
 class Cells(Rows):
@@ -101,18 +103,18 @@ class Cells(Rows):
         self.far_fraction = far_fraction
         self._low, self._high = X.amin(0), X.amax(0)
 
-    def draw_pairs(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_pairs(self, n: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
         """Draw rows, and for each cell another value of its column, or around it."""
-        shape = n, self.X.shape[1]
+        shape, rng = (n, self.X.shape[1]), runtime.rng
         places = torch.randint(len(self.X), shape, generator=rng, device=rng.device)
-        other = self.X.gather(0, places.to(self.X.device))
-        uniform = _uniform((2, *other.shape), rng).to(self.X)
+        other = self.X.gather(0, places)
+        uniform = _uniform((2, *other.shape), rng)
         anywhere = self._low + (self._high - self._low) * (2 * uniform[0] - 0.5)
-        return self.draw(n, rng), torch.where(uniform[1] < self.far_fraction, anywhere, other)
+        return self.draw(n, runtime), torch.where(uniform[1] < self.far_fraction, anywhere, other)
 
-    def mask(self, x: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
+    def mask(self, x: Tensor, fraction: float, runtime: Runtime) -> Tensor:
         """Draw cells; rows differ in how many, `fraction` on average."""
-        uniform = _uniform((len(x), x.shape[1] + 1), rng).to(x)
+        uniform = _uniform((len(x), x.shape[1] + 1), runtime.rng)
         return (uniform[:, 1:] < 2 * fraction * uniform[:, :1]).to(x)
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, None]:
@@ -170,6 +172,12 @@ def divide_columns(n_features: int, rng: torch.Generator) -> NDArray[np.bool_]:
 
 def _integers(high: int, n: int, rng: torch.Generator) -> Tensor:
     return torch.randint(high, (n,), generator=rng, device=rng.device)
+
+
+def _number(high: int, runtime: Runtime) -> int:
+    """Draw a number that Python goes by."""
+    (number,) = _integers(high, 1, runtime.host).tolist()
+    return number
 
 
 def _uniform(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

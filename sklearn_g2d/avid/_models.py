@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import InitVar, dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -18,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklearn_g2d.avid._masking import divide_image
-from sklearn_g2d.avid._networks import check_networks
+from sklearn_g2d.avid._networks import check_networks, ready_to_score
 from sklearn_g2d.avid._preprocessing import ImagePreprocessor, box_mean, odd
 from sklearn_g2d.avid._scoring import AppearanceNormalizer, Maps
 from sklearn_g2d.features import SquashingScaler
 from sklearn_g2d.training.ensemble import StorableModule
-from sklearn_g2d.training.runtime import bfloat16_products, computes_in_bfloat16
+from sklearn_g2d.training.runtime import bfloat16_products, computes_in_bfloat16, on_device
 from sklearn_g2d.utils.state import Stored
 
 # Training looks at crops of so many regions in height and width.
@@ -62,6 +63,14 @@ class Model(Stored, ABC):
         """Take trained networks."""
         self.inpainter, self.detector = (network.to("cpu", self.dtype) for network in networks)
         return self
+
+    def folded(self) -> Self:
+        """Give the model as it is exported: itself, or a copy with fewer operations."""
+        return self
+
+    def ready(self) -> AbstractContextManager[Self]:
+        """Give the model as it scores, for as long as a call needs it: itself, or a copy."""
+        return nullcontext(self)
 
     @abstractmethod
     def encode(self, X: NDArray[Any]) -> Tensor:
@@ -122,13 +131,21 @@ class ImageModel(Model):
     The map of the inpainter is the logarithm of the squared error, averaged over a region, and
     maps are standardised by an `AppearanceNormalizer`; or it is ``|X - I(X)|``, averaged over a
     region.
+
+    Batch norm is folded into the convolutions when the networks score, but not where they are
+    stored, because they may train on. They lie on the CPU between two calls.
     """
 
     preprocessor: ImagePreprocessor
     stride: InitVar[int]
     hidden_block: int | None = None  # its pixels, hidden when the inpainter guesses
     bfloat16: bool = False  # for scoring, on processors that have it
+    device_: str = "cpu"  # for scoring
     normalizer: AppearanceNormalizer | None = None
+
+    # Without annotations, so that these are no fields. The first are the networks as they score.
+    _folded = cast("tuple[Any, Any] | None", None)
+    _is_ready, _device, _figures = False, torch.device("cpu"), cast(Figures, {})
 
     def __post_init__(self, stride: int) -> None:
         crop = -(-_CROP_REGIONS * self.preprocessor.region_size // stride) * stride
@@ -137,10 +154,42 @@ class ImageModel(Model):
         shape = 2, self.preprocessor.image_shape[0], *self.crop
         check_networks(self.inpainter, self.detector, shape)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_folded"}
+
     @property
     def rounds(self) -> bool:
         """Whether the networks score in a lower precision than an exported graph."""
-        return self.bfloat16 and computes_in_bfloat16(torch.device("cpu"))
+        return self.bfloat16 and computes_in_bfloat16(self._device)
+
+    def load(self, networks: tuple[StorableModule, StorableModule]) -> Self:
+        """Take trained networks."""
+        self._folded = None
+        return super().load(networks)
+
+    def folded(self) -> Self:
+        """Give a copy whose networks have no batch norm."""
+        if self._folded is None:
+            self._folded = ready_to_score(self.inpainter), ready_to_score(self.detector)
+        model = copy.copy(self)
+        model.inpainter, model.detector = self._folded
+        return model
+
+    @contextmanager
+    def ready(self) -> Iterator[Self]:
+        """Give a copy whose networks are folded, and lie on the device."""
+        if self._is_ready:
+            yield self
+            return
+        model = self.folded()
+        with on_device(self.device_, model.inpainter, model.detector) as (device, networks):
+            model.inpainter, model.detector = networks
+            model._is_ready, model._device, figures = True, device, model._tensors()
+            model._figures = {  # without those in float64, which not every device has
+                part: {name: value.to(device) for name, value in figures[part].items()}
+                for part in ("masks", "normalizer")
+            }
+            yield model
 
     @property
     def batch_size(self) -> int:
@@ -157,28 +206,31 @@ class ImageModel(Model):
         self.normalizer = None
         if self.error == "log":
             window = odd(self.preprocessor.region_size)
-            self.normalizer = AppearanceNormalizer(window).fit(
-                (maps[: len(rows)], images[: len(rows)]) for rows, images, maps in self._raw_maps(X)
-            )
+            with self.ready() as model:
+                self.normalizer = AppearanceNormalizer(window).fit(
+                    (maps[: len(rows)].cpu(), images[: len(rows)].cpu())
+                    for rows, images, maps in model._raw_maps(X)
+                )
 
     def maps(self, X: NDArray[Any]) -> Maps:
         """Give both maps: arrays (n, height, width)."""
-        c, resizing = self._tensors(), self.resizing()
-        found = [
-            self._finish(images, maps, c, resizing)[: len(rows)].double().numpy()
-            for rows, images, maps in self._raw_maps(X)
-        ]
-        by_inpainter, by_detector = np.concatenate(found).swapaxes(0, 1)
-        return by_inpainter, by_detector
+        with self.ready() as model:
+            found = [
+                model._finish(images, maps, model._figures, model.resizing())[: len(rows)]
+                for rows, images, maps in model._raw_maps(X)
+            ]
+            by_inpainter, by_detector = torch.cat(found).cpu().double().unbind(1)
+        return by_inpainter.numpy(), by_detector.numpy()
 
     @torch.no_grad()
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Replace every block of images by the inpainter's guess."""
-        c, found = self._tensors(), []
-        for rows, images in self._batches(X):
-            with self._autocast():
-                guessed = self._inpainted(images, c)[: len(rows)]
-            found.append(self.preprocessor.decode(guessed, rows))
+        found = []
+        with self.ready() as model:
+            for rows, images in model._batches(X):
+                with model._autocast():
+                    guessed = model._inpainted(images, model._figures)[: len(rows)]
+                found.append(self.preprocessor.decode(guessed.cpu(), rows))
         return np.concatenate(found)
 
     def resizing(self) -> Resizing:
@@ -232,10 +284,10 @@ class ImageModel(Model):
     @torch.no_grad()
     def _raw_maps(self, X: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Tensor, Tensor]]:
         """Give batches of rows, their images, and the raw maps of these."""
-        c, resizing = self._tensors(), self.resizing()
+        resizing = self.resizing()
         for rows, images in self._batches(X):
             with self._autocast():
-                inpainted = self._inpainted(images, c)
+                inpainted = self._inpainted(images, self._figures)
                 logits = self.detector(images).float()
             yield rows, images, self._raw(images, inpainted, logits, resizing)
 
@@ -246,12 +298,12 @@ class ImageModel(Model):
         image's score must not depend on its neighbours.
         """
         for batch in gen_batches(len(X), self.batch_size):
-            images = self.preprocessor.encode(X[batch])
+            images = self.preprocessor.encode(X[batch]).to(self._device)
             yield X[batch], F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(images)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Score in the precision of training, if this processor has it."""
-        return bfloat16_products("cpu") if self.rounds else nullcontext()
+        return bfloat16_products(self._device.type) if self.rounds else nullcontext()
 
 
 @dataclass(eq=False, repr=False)

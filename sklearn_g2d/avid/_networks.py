@@ -18,9 +18,8 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sklearn_g2d.training.convolutions import LAYOUT, UNBUILT, initialize
+from sklearn_g2d.training.convolutions import LAYOUT, UNBUILT, doubled, folded, initialize
 from sklearn_g2d.training.ensemble import EnsembleMLP, OwnModules, StorableModule
 from sklearn_g2d.training.runtime import globally_seeded
 
@@ -244,7 +243,7 @@ class UNetModule(StorableModule):
             skips.append(h)
             h = down(h)
         for level in reversed(range(len(skips))):
-            h = F.interpolate(self.reducers[level](h), scale_factor=2, mode="bilinear")
+            h = doubled(self.reducers[level](h))
             if level >= self.first_skip:
                 h = torch.cat([h, skips[level]], dim=1)
             h = self.decoder[level](h)
@@ -313,6 +312,11 @@ class OwnNetwork(OwnModules):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Call the module."""
         return self.members[0](*inputs)
+
+
+def ready_to_score(network: StorableModule) -> StorableModule:
+    """Give a copy with fewer operations; a network of the user's itself, which may look inside."""
+    return network if isinstance(network, OwnNetwork) else folded(network)
 
 
 def build_network(

@@ -151,13 +151,13 @@ class AdversarialTrainer(NetworksTrainer):
 
     def _step(self) -> Losses:
         objective = self.training.objective
-        x = self.samples.draw(self.batch_size, self.runtime.rng)
+        x = self.samples.draw(self.batch_size, self.runtime)
         inpainted = self._restore(x, self.runtime.rng)
         error = (inpainted - x).square().mean()
         adversarial = inpainter_loss(self._anomaly(inpainted), objective)
         loss = adversarial + self.training.reconstruction_weight * error
         self._update(self.inpainter_optimizer, loss)
-        real, inpainted = self.samples.draw(len(x), self.runtime.rng), inpainted.detach()
+        real, inpainted = self.samples.draw(len(x), self.runtime), inpainted.detach()
         anomaly = self._anomaly(torch.cat([real, inpainted]))
         loss = detector_loss(anomaly[: len(x)], anomaly[len(x) :], objective)
         self._update(self.detector_optimizer, loss)
@@ -196,12 +196,12 @@ class AdversarialTrainer(NetworksTrainer):
     def _figures(self) -> tuple[float, float]:
         """Section 4.3: I's error on normal data, and how badly D tells real from inpainted."""
         # The same samples and noise each time, so that moments compare.
-        rng = torch.Generator(self.runtime.device).manual_seed(0)
-        x = self.validation.draw(_CHECKED, rng)
+        runtime = self.runtime.seeded(0)
+        x = self.validation.draw(_CHECKED, runtime)
         self.inpainter.eval()
         self.detector.eval()
         error = (self._inpaint(x) - x).square().mean()
-        real, fake = self._anomaly(x), self._anomaly(self._restore(x, rng))
+        real, fake = self._anomaly(x), self._anomaly(self._restore(x, runtime.rng))
         self.inpainter.train()
         self.detector.train()
         mistakes = (real > _UNDECIDED).float().mean() + (fake < _UNDECIDED).float().mean()

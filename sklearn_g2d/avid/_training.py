@@ -315,9 +315,9 @@ class InpaintingTrainer(NetworksTrainer):
 
     def _inpainter_step(self) -> tuple[Losses, Tensor, Tensor]:
         """Restore what is hidden; returns losses, and samples before and after."""
-        training, rng = self.training, self.runtime.rng
-        x = self.samples.draw(self.batch_size, rng)
-        hidden = self.samples.mask(x, training.hidden_fraction, rng)
+        training = self.training
+        x = self.samples.draw(self.batch_size, self.runtime)
+        hidden = self.samples.mask(x, training.hidden_fraction, self.runtime)
         with self.runtime.autocast():
             guess = self.inpainter(x, hidden).float()
         inpainted = torch.where(hidden > 0, guess, x)
@@ -334,9 +334,9 @@ class InpaintingTrainer(NetworksTrainer):
 
     def _detector_step(self, x: Tensor, inpainted: Tensor) -> Losses:
         """Tell regions of normal samples from exchanged ones, and from inpainted ones if asked."""
-        n, rng = self.batch_size, self.runtime.rng
-        real, elsewhere = self.samples.draw_pairs(n, rng)
-        mask = self.samples.mask(real, self.training.exchanged_fraction, rng)
+        n = self.batch_size
+        real, elsewhere = self.samples.draw_pairs(n, self.runtime)
+        mask = self.samples.mask(real, self.training.exchanged_fraction, self.runtime)
         before, after = real, torch.where(mask > 0, elsewhere, real)
         if self.training.adversarial_weight:
             before, after = torch.cat([before, x]), torch.cat([after, inpainted])

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_g2d.training.runtime import bfloat16_products, resolve_device
+from sklearn_g2d.training.runtime import arithmetic_of, bfloat16_products
 from sklearn_g2d.utils.graphs import onnx_model
-from sklearn_g2d.utils.warnings import warn_caller
 
 # An engine maps images (n, 3, h, w) to the outputs of a network, as tensors on the CPU.
 Engine = Callable[[Tensor], Any]
@@ -23,33 +22,13 @@ Engine = Callable[[Tensor], Any]
 _EXPORTING = threading.Lock()
 
 
-def available(name: str) -> torch.device:
-    """Return the device of `fit`; if this machine does not have it, warn and return the CPU."""
-    try:
-        return resolve_device(name)
-    except ValueError:
-        warn_caller(
-            f"The device {name!r}, on which the features were fitted, is not here: they are "
-            "computed on the CPU, which takes longer."
-        )
-        return torch.device("cpu")
-
-
 def pytorch_engine(network: nn.Module, device: torch.device, *, bfloat16: bool) -> Engine:
     """Return an engine that applies the network on the CPU, or a copy of it on another device."""
     if device.type != "cpu":
         network = copy.deepcopy(network).to(device)
 
     def apply(images: Tensor) -> Any:
-        with ExitStack() as stack:
-            if bfloat16:
-                stack.enter_context(bfloat16_products(device.type))
-            # TF32 products have a precision of 10 bits only, and would differ from the CPU's.
-            if device.type == "cuda":
-                exact = torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-                )
-                stack.enter_context(exact)
+        with arithmetic_of(device), bfloat16_products(device.type) if bfloat16 else nullcontext():
             given = network(images.to(device))
         return given.cpu() if isinstance(given, Tensor) else [maps.cpu() for maps in given]
 

@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from sklearn_g2d.features._efficientnet import EfficientNetLite0
 from sklearn_g2d.features._engines import (
     Engine,
-    available,
     onnxruntime_engine,
     onnxruntime_session,
     pytorch_engine,
 )
 from sklearn_g2d.features._networks import LITE0, build, digest_of
 from sklearn_g2d.features._rows import ImageTransformer
-from sklearn_g2d.training.runtime import resolve_device, single_thread
+from sklearn_g2d.training.runtime import available, resolve_device, single_thread
 from sklearn_g2d.utils.arrays import Floats, float32, float64
 from sklearn_g2d.utils.images import compare_units
 from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks
@@ -94,11 +93,11 @@ class PretrainedFeatures(ImageTransformer):
     precision : {"float32", "bfloat16"}, default="float32"
         "bfloat16" is faster on processors that multiply in it; rows differ by some hundredths at
         most. Exported graphs compute in float32. Only the engine "torch" has it.
-    device : str, default="cpu"
-        Device of the engine "torch": "cpu", "cuda", "mps", or "auto" for the first of CUDA, Apple's
-        MPS and the CPU that this machine has. The rows of all devices agree up to rounding. The
-        network itself stays in the memory of the CPU. If the device is missing after loading, the
-        CPU computes, and a warning says so.
+    device : str, default="auto"
+        Device of the engine "torch": "cpu", "cuda", "mps", or "auto", which means CUDA if there is
+        a GPU, else the CPU. The rows of all devices agree up to rounding. The network itself stays
+        in the memory of the CPU. If the device is missing after loading, the CPU computes, and a
+        warning says so. `to` of a detector changes it after `fit`.
 
     Attributes
     ----------
@@ -146,7 +145,7 @@ class PretrainedFeatures(ImageTransformer):
     normalize: bool = True
     engine: Literal["torch", "onnxruntime"] = "torch"
     precision: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
+    device: str = "auto"
 
     _smallest = 8
     _dtypes = NUMBERS
@@ -290,7 +289,8 @@ class PretrainedFeatures(ImageTransformer):
         self, rows: NDArray[Any], finish: Callable[[list[Tensor]], list[Tensor]]
     ) -> Iterator[tuple[slice, list[NDArray[np.float32]]]]:
         """Apply the network and `finish` batch by batch, and report the progress."""
-        device, c = available(self.device_), _tensors(self._constants())
+        device = available(self.device_ if self.engine_ == "torch" else "cpu")
+        c = _tensors(self._constants())
         pixels = max(math.prod(self._seen_size), math.prod(self.image_shape_[1:]))
         n_at_once = max(1, _BATCH_PIXELS["cpu" if device.type == "cpu" else "gpu"] // pixels)
         engine, n_done = self._engine(device, n_at_once), 0

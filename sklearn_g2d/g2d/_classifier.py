@@ -20,7 +20,7 @@ from sklearn_g2d.g2d._networks import NETWORK_CONSTRAINT, Shape, build_network
 from sklearn_g2d.training import optimizers, parallel
 from sklearn_g2d.training.ensemble import EnsembleMLP
 from sklearn_g2d.training.history import History
-from sklearn_g2d.training.runtime import Runtime
+from sklearn_g2d.training.runtime import Runtime, on_device
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.training.trainer import Losses, Trainer
 from sklearn_g2d.utils.arrays import Floats
@@ -64,6 +64,8 @@ class NetworkClassifier(BaseEstimator):
     ----------
     history_ : dict of ndarray
         "classifier_loss" (Eq. 1) by step.
+    device_ : str
+        Where networks other than perceptrons score.
 
     Examples
     --------
@@ -116,6 +118,7 @@ class NetworkClassifier(BaseEstimator):
             remedy="Lower the classifier's learning_rate, or check the scale of the features.",
             current=lambda: {"classifier_": self._current(network)},
         )
+        self.device_ = str(session.runtime.device)
         self._network = _ready_to_score(network)
         return held_out_scores(self.log_odds(normal if as_new is None else as_new), held_out)
 
@@ -125,13 +128,14 @@ class NetworkClassifier(BaseEstimator):
 
         A row's score must not depend on the other rows, but products of matrices depend on their
         sizes. Therefore networks score in batches of one size; perceptrons in float64, in which
-        other networks would be slow.
+        other networks would be slow, and on the CPU.
         """
         is_perceptron = isinstance(self._network, EnsembleMLP)
         samples = torch.from_numpy(X if is_perceptron else X.astype(np.float32))
         padded = F.pad(samples, (0, 0, 0, -len(X) % _BATCH))
-        odds = [_log_odds(self._network, batch) for batch in padded.split(_BATCH)]
-        return torch.cat(odds, 1)[:, : len(X)].numpy()
+        with on_device("cpu" if is_perceptron else self.device_, self._network) as (device, (net,)):
+            odds = [_log_odds(net, batch.to(device)) for batch in padded.split(_BATCH)]
+            return torch.cat(odds, 1)[:, : len(X)].cpu().numpy()
 
     def scoring_module(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         """Give the networks, and what maps float64 rows to `log_odds`, for the exported graph."""
@@ -145,7 +149,7 @@ class NetworkClassifier(BaseEstimator):
     def _current(self, network: Any) -> NetworkClassifier:
         """Give a fitted copy with the networks as they are at this step of their training."""
         fitted = copy.copy(self)
-        fitted._network = _ready_to_score(copy.deepcopy(network))
+        fitted._network, fitted.device_ = _ready_to_score(copy.deepcopy(network)), "cpu"
         return fitted
 
 

@@ -127,7 +127,8 @@ class G2DOutlierDetector(NetworkDetector):
         Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of shape
         (n_samples, channels, height, width) do not need it.
     device : str, default="auto"
-        Device of training. "auto" means CUDA, else MPS, else the CPU.
+        Device of training, and of convolutional classifiers in scoring. "auto" means CUDA if there
+        is a GPU and a network is not a perceptron, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Precision of the networks in training. "auto" means bfloat16 for convolutional networks of
         64 channels or more if the processor multiplies in it. Scoring never uses bfloat16.
@@ -165,7 +166,7 @@ class G2DOutlierDetector(NetworkDetector):
     calibration_scores_ : ndarray
         Sorted scores of held-out normal rows, which `p_values` compares with.
     device_ : str
-        Device of training.
+        Device of training, and of convolutional classifiers in scoring; see `to`.
     image_shape_ : tuple of int, or None
         Channels, height and width of the images in `fit`; None after a table.
     n_features_in_, feature_names_in_ : int, ndarray of str

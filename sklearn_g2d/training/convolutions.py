@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sklearn_g2d.training.runtime import deterministic
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # Of images in memory: convolutions run fastest so on most processors (docs/results).
 LAYOUT = torch.channels_last
@@ -42,3 +49,36 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
                 parameter.uniform_(-bound, bound, generator=rng)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d):
             module.to(rng.device)
+
+
+def folded(network: Network) -> Network:
+    """Give a copy for scoring, in which batch norms are part of the convolutions before them."""
+    network = copy.deepcopy(network).eval()
+    for block in list(network.modules()):
+        if isinstance(block, nn.Sequential):
+            for i in reversed(range(1, len(block))):
+                convolution, norm = block[i - 1], block[i]
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    fused = fuse_conv_bn_eval(convolution.double(), norm.double()).float()
+                    block[i - 1] = fused.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+                    del block[i]
+    return network
+
+
+def doubled(maps: Tensor) -> Tensor:
+    """Enlarge maps (n, channels, h, w) twofold, bilinearly."""
+    if maps.is_cuda and torch.is_grad_enabled() and deterministic():
+        return _doubled(maps)
+    return F.interpolate(maps, scale_factor=2, mode="bilinear")
+
+
+def _doubled(maps: Tensor) -> Tensor:
+    """Do it by slices, whose gradients CUDA adds in a fixed order, unlike its own of this."""
+    for axis in (2, 3):
+        first, last = maps.narrow(axis, 0, 1), maps.narrow(axis, -1, 1)
+        n_others = maps.shape[axis] - 1
+        before = torch.cat([first, maps.narrow(axis, 0, n_others)], axis)
+        after = torch.cat([maps.narrow(axis, 1, n_others), last], axis)
+        nearer = [torch.lerp(maps, other, 0.25) for other in (before, after)]
+        maps = torch.stack(nearer, axis + 1).flatten(axis, axis + 1)
+    return maps

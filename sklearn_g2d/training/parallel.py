@@ -37,12 +37,22 @@ def batch_share(batch_size: int) -> int:
     return -(-batch_size // n_processes())
 
 
+def uses_nccl() -> bool:
+    """Whether messages to other processes pass through GPUs."""
+    return n_processes() > 1 and "nccl" in distributed.get_backend_config()
+
+
+def _sendable(tensor: Tensor) -> Tensor:
+    """Put a tensor where messages pass: nccl by itself takes none from the CPU."""
+    return tensor if "cpu:" in distributed.get_backend_config() else tensor.cuda()
+
+
 def average(tensors: Iterable[Tensor]) -> None:
     """Put the means over processes in place of tensors; in one message, for many cost as many."""
     if n_processes() == 1:
         return
     own = [tensor.detach() for tensor in tensors]
-    means = torch.cat([tensor.flatten() for tensor in own])
+    means = _sendable(torch.cat([tensor.flatten() for tensor in own]))
     distributed.all_reduce(means)
     means /= n_processes()
     for tensor, mean in zip(own, means.split([tensor.numel() for tensor in own]), strict=True):
@@ -54,7 +64,7 @@ def align(tensors: Iterable[Tensor]) -> None:
     """Put the first process's tensors in place of all others'."""
     if n_processes() > 1:
         for tensor in tensors:
-            whole = tensor.contiguous()
+            whole = _sendable(tensor.contiguous())
             distributed.broadcast(whole, src=0)
             tensor.copy_(whole)
 

@@ -43,7 +43,9 @@ class Trainer(ABC):
         self._networks = networks
         has_own = any(isinstance(module, OwnModules) for module in self._modules())
         self._randomness: Callable[[], AbstractContextManager[Any]] = (
-            partial(globally_seeded, self.runtime.rng) if has_own else nullcontext
+            partial(globally_seeded, self.runtime.host, device=self.runtime.device)
+            if has_own
+            else nullcontext
         )
         self._optimizers = optimizers
         self._learning_rates = [
@@ -72,7 +74,7 @@ class Trainer(ABC):
                 [_copies(optimizer.state[parameter]) for parameter in _parameters(optimizer)]
                 for optimizer in self._optimizers
             ],
-            "rng": self.runtime.rng.get_state(),
+            "rngs": [rng.get_state() for rng in (self.runtime.rng, self.runtime.host)],
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -89,7 +91,8 @@ class Trainer(ABC):
                         name: _laid_out_like(parameter, torch.as_tensor(value))
                         for name, value in values.items()
                     }
-        self.runtime.rng.set_state(torch.as_tensor(state["rng"]))
+        for rng, at in zip((self.runtime.rng, self.runtime.host), state["rngs"], strict=True):
+            rng.set_state(torch.as_tensor(at))
 
     def is_finite(self) -> bool:
         """Whether there is neither infinity nor NaN in networks and optimisers."""

@@ -1,0 +1,169 @@
+"""What does a GPU give? A training step against a bare loop's, AVID's default fit, images a second.
+
+Without a GPU it says so, and writes a page that says so unless there are figures.
+
+    python -m benchmarks.gpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from benchmarks.bare_loops import Step, descend
+from benchmarks.overhead import trainer_of
+from benchmarks.report import write_markdown
+from sklearn_g2d import AVIDDetector
+from sklearn_g2d.avid import MaskedInpainting
+from sklearn_g2d.features import PretrainedFeatures
+from sklearn_g2d.training.runtime import arithmetic_of
+
+N_IMAGES, SIDE, STEPS = 400, 128, 60
+COMMAND = "`python -m benchmarks.gpu`"
+
+
+def make_images() -> NDArray[np.uint8]:
+    """Draw gray images of stripes in noise."""
+    noise = np.random.default_rng(0).integers(0, 100, (N_IMAGES, 1, SIDE, SIDE))
+    return (noise + 20 * (np.arange(SIDE) % 8)).astype(np.uint8)
+
+
+def bare_step(trainer: Any) -> Step:
+    """Give a step of copies of AVID's networks, with nothing of the package around them."""
+    X, device = trainer.samples.X, trainer.runtime.device
+    n, (height, width), block = trainer.batch_size, trainer.samples.size, trainer.samples.blocks[-1]
+    inpainter, detector = (
+        copy.deepcopy(network).to(device).train()
+        for network in (trainer.inpainter, trainer.detector)
+    )
+    averages = [
+        [(p.detach().clone(), p) for p in network.parameters()] for network in (inpainter, detector)
+    ]
+    of_inpainter, of_detector = (
+        torch.optim.Adam(network.parameters(), 3e-3, betas=(0.9, 0.99), fused=True)
+        for network in (inpainter, detector)
+    )
+    n_taken = 0
+
+    def draw(n_crops: int) -> torch.Tensor:
+        return X[torch.randint(len(X), (n_crops,), device=device), :, :height, :width]
+
+    def mask(fraction: float) -> torch.Tensor:
+        cells = torch.rand(n, 1, height // block + 1, width // block + 1, device=device) < fraction
+        pixels = cells.float().repeat_interleave(block, 2).repeat_interleave(block, 3)
+        return pixels[:, :, :height, :width]
+
+    def step() -> torch.Tensor:
+        nonlocal n_taken
+        x, hidden = draw(n), mask(0.5)
+        inpainted = torch.where(hidden > 0, inpainter(x, hidden), x)
+        error = (inpainted - x).square().sum() / (x.numel() * hidden.mean()).clamp(min=1)
+        descend(of_inpainter, error)
+        if n_taken % 3 == 0:
+            real, other = draw(2 * n).split(n)
+            after = torch.where(mask(0.3) > 0, other, real)
+            logits = detector(torch.cat([real, after]))
+            change = (after - real).square().mean(1, keepdim=True)
+            labels = torch.zeros_like(logits)
+            labels[n:] = F.adaptive_avg_pool2d(change, logits.shape[2:]) > change.mean() / 4
+            descend(of_detector, F.binary_cross_entropy_with_logits(logits, labels))
+        for pairs in averages:
+            kept, now = map(list, zip(*pairs, strict=True))
+            torch._foreach_lerp_(kept, [p.detach() for p in now], 0.01)
+        n_taken += 1
+        return error.detach()
+
+    return step
+
+
+def measures(device: str, n_rounds: int, max_steps: int) -> Iterator[tuple[str, float]]:
+    """Give figures by name."""
+    X, place = make_images(), torch.device(device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(n_rounds + 1):
+            start = time.perf_counter()
+            work()
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times[1:]))  # the first one warms up
+
+    settings: dict[str, Any] = {"device": device, "precision": "float32", "random_state": 0}
+    trainer = trainer_of(AVIDDetector(**settings), "networks", X)
+    bare = bare_step(trainer)
+    with arithmetic_of(place):
+        by_package = seconds(lambda: [trainer.step() for _ in range(STEPS)]) / STEPS
+        by_bare = seconds(lambda: [bare() for _ in range(STEPS)]) / STEPS
+    yield "milliseconds of a step of AVID", 1000 * by_package
+    yield "milliseconds of a bare step", 1000 * by_bare
+    yield "ratio of the two", by_package / by_bare
+    detector = AVIDDetector(**settings, training=MaskedInpainting(max_steps=max_steps))
+    start = time.perf_counter()
+    detector.fit(X)
+    yield f"seconds of a fit of AVID, {max_steps} steps", time.perf_counter() - start
+    yield "images scored in a second", N_IMAGES / seconds(lambda: detector.score_samples(X))
+    features = PretrainedFeatures(device=device).fit(X)
+    yield "images described in a second", N_IMAGES / seconds(lambda: features.transform(X))
+
+
+def write_page(folder: Path, results: pd.DataFrame | None) -> None:
+    """Write the page of figures, or that there are none."""
+    told = (
+        f"{N_IMAGES} gray images of {SIDE} x {SIDE} pixels, float32 without TF32: a training step "
+        "of `AVIDDetector` and one of the same networks in a bare loop of PyTorch, the whole fit "
+        "with default settings, `score_samples`, and `PretrainedFeatures().transform`."
+    )
+    if results is None:
+        paragraphs = [
+            "**Not measured yet**, because no machine with a GPU was at hand. Where there is one, "
+            f"{COMMAND} writes this page: {told}"
+        ]
+        write_markdown(folder / "gpu.md", "What a GPU gives", paragraphs, [])
+        return
+    named = ", ".join(f"{name} {results[name][0]}" for name in ("card", "torch", "cuda"))
+    paragraphs = [f"{told} Medians; {named}.", f"{COMMAND} repeats it."]
+    table = results.set_index("what")[["value"]]
+    write_markdown(folder / "gpu.md", "What a GPU gives", paragraphs, [table])
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not torch.cuda.is_available():
+        if not (args.output / "gpu.csv").exists():
+            write_page(args.output, None)
+        raise SystemExit(
+            "benchmarks.gpu needs a GPU with CUDA, and torch.cuda.is_available() is False: run it "
+            "on a machine that has one, with a build of PyTorch for it."
+        )
+    found = list(measures("cuda", args.rounds, MaskedInpainting().max_steps))
+    results = pd.DataFrame(found, columns=["what", "value"]).assign(
+        card=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+    )
+    results.to_csv(args.output / "gpu.csv", index=False, float_format="%.5g")
+    write_page(args.output, results)
+    print(results.to_markdown(index=False, floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
