@@ -240,6 +240,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return self
 
     @shielded()
+    @single_thread()
     def anomaly_map(self, X: ArrayLike) -> NDArray[np.float64]:
         """Say where images are anomalous; **higher = more anomalous**.
 
@@ -254,7 +255,8 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             never adjusted to an image, so that values of different images compare.
         """
         check_is_fitted(self)
-        return _resized(self._grids(self._validate(X, reset=False)), self.image_shape_[1:])
+        grids = np.concatenate(list(self._iter_grids(self._validate(X, reset=False))))
+        return _resized(grids, self.image_shape_[1:])
 
     def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
         """Mark what is anomalous.
@@ -274,8 +276,10 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         n = 2 if reset else 1
         return validate_images(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=n)
 
+    @single_thread()
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        return self._pool(self._grids(X))
+        # Some images at a time, so that grids of more images than memory holds are never together.
+        return np.concatenate([self._pool(grids) for grids in self._iter_grids(X)])
 
     def _source_of_scores(self) -> str:
         return type(self.levels_[0].estimator).__name__
@@ -341,23 +345,17 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     def _iter_levels(self, rows: NDArray[Any]) -> Iterator[list[Maps]]:
         return iter_levels(self.features_, rows, self.image_shape_)
 
-    def _grids(self, rows: NDArray[Any]) -> Floats:
-        """Say how anomalous the places of images are, in the grid of the finest layer."""
-        grids = []
-        with single_thread():
-            for levels in self._iter_levels(rows):
-                shapes = [maps.shape[1:] for maps in levels]
-                if shapes != self._shapes:
-                    raise ValueError(
-                        f"{type(self.features_).__name__} gave maps of shapes {shapes} (height, "
-                        f"width, channels), but {self._shapes} in fit."
-                    )
-                grids.append(
-                    self._combined(
-                        [a.anomalies(b) for a, b in zip(self.levels_, levels, strict=True)]
-                    )
+    def _iter_grids(self, rows: NDArray[Any]) -> Iterator[Floats]:
+        """Say how anomalous places of some images at a time are, in the finest layer's grid."""
+        for levels in self._iter_levels(rows):
+            shapes = [maps.shape[1:] for maps in levels]
+            if shapes != self._shapes:
+                raise ValueError(
+                    f"{type(self.features_).__name__} gave maps of shapes {shapes} (height, "
+                    f"width, channels), but {self._shapes} in fit."
                 )
-        return np.concatenate(grids)
+            judged = zip(self.levels_, levels, strict=True)
+            yield self._combined([level.anomalies(maps) for level, maps in judged])
 
     def _combined(self, anomalies: list[Floats]) -> Floats:
         """Average the layers' anomalies, in units of held-out images, in the finest grid."""
