@@ -203,6 +203,9 @@ def test_the_search_finds_the_nearest_in_every_bit(n_references, n_features, sca
     brute = np.linalg.norm(rows[:, None] - reference, axis=2)
     np.testing.assert_allclose(distances, np.sort(brute, axis=1)[:, :5], rtol=1e-12)
     np.testing.assert_allclose(np.take_along_axis(brute, indices, axis=1), distances, rtol=1e-12)
+    for k in (1, 5, n_references // 2, n_references):
+        expected = np.sort(brute, axis=1)[:, k - 1]
+        np.testing.assert_allclose(search.distances_to(k, rows), expected, rtol=1e-12)
     alone = [search.nearest(row[None], 5) for row in rows]
     np.testing.assert_array_equal(np.concatenate([d for d, _ in alone]), distances)
     np.testing.assert_array_equal(np.concatenate([i for _, i in alone]), indices)

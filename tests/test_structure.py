@@ -162,7 +162,7 @@ def test_the_package_does_not_grow_unnoticed():
     # 250 for the published methods as they can be trained, 880 for two views of what moves before
     # a fixed camera, 30 for what is said of wrong clips and files, 190 for images and folders that
     # memory does not hold, and 40 for a camera whose background has changed.
-    assert n_lines <= 19_290
+    assert n_lines <= 19_390
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import trainer_checks
 from threadpoolctl import threadpool_info
+from torch.nn import functional as F
 
 from sklearn_g2d.errors import TrainingDivergedError
 from sklearn_g2d.g2d import (
@@ -78,6 +79,19 @@ def test_analytic_input_gradient_is_autograds(runtime):
         for g in (expected, found)
     ]
     torch.testing.assert_close(by_weights[1], by_weights[0])
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 4)])
+def test_gradients_of_the_cross_entropy_are_autograds(runtime, hidden):
+    network = EnsembleMLP(3, (7, *hidden, 2), runtime.rng)
+    x, labels = torch.randn(3, 10, 7), torch.arange(10) % 2
+    loss = network.backpropagate_cross_entropy(x, F.one_hot(labels).float())
+    found = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    expected = F.cross_entropy(network(x).flatten(0, 1), labels.repeat(3))
+    (3 * expected).backward()  # each member as if it were alone
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(found, [parameter.grad for parameter in network.parameters()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -44,6 +44,7 @@ from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.centrality import central_rows, resolve_fraction
 from sklearn_g2d.utils.mapped import as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.search import NeighborSearch
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_caller
 
@@ -553,7 +554,7 @@ class AVIDDetector(NetworkDetector):
             return np.ones(len(rows), dtype=bool)
         points = SquashingScaler(_BOUND, 0.0).fit_transform(rows)
         fraction = resolve_fraction(self.support_fraction, self.contamination)
-        return central_rows(points, fraction, least_alone=_LEAST_ALONE)
+        return central_rows(NeighborSearch(points), fraction, least_alone=_LEAST_ALONE)
 
     def _make_model(self, X: NDArray[Any], session: Session) -> ImageModel | TableModel:
         """Build the networks and what precedes them, or continue those of the previous fit."""

@@ -105,20 +105,29 @@ class NeighborProfile(RowTransformer):
         self._validate_params()
         return self._fit(self._validate(X, reset=True))
 
-    def _fit(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        self.reference_ = rows = np.clip(X, -_LIMIT, _LIMIT)
+    def fit_to_search(self, search: NeighborSearch) -> NDArray[np.float64]:
+        """Do as `fit_transform` with the reference rows of a search that may have found some."""
+        self._validate_params()
+        return self._fit(self._validate(search.reference, reset=True), search)
+
+    def _fit(
+        self, X: NDArray[np.float64], search: NeighborSearch | None = None
+    ) -> NDArray[np.float64]:
+        rows = np.clip(X, -_LIMIT, _LIMIT)
+        if search is None or not np.array_equal(search.reference, rows):
+            search = NeighborSearch(rows)
+        self._search, self.reference_ = search, search.reference
         self.n_neighbors_ = k = min(self.n_neighbors, len(rows) - 1)
         is_mixed = self.measure == "reconstruction"
         self.mixture_sizes_ = sorted({max(1, k // n) for n in (4, 2, 1)}) if is_mixed else []
-        self._search = NeighborSearch(self.reference_)
         self.resolution_ = 1e-6 * float(np.linalg.norm(rows, axis=1).max())
-        nearest = self._search.nearest(rows, 2)[0][:, 1]
+        nearest = search.nearest_of_references(k + 1)[0][:, 1]
         apart = nearest[nearest > self.resolution_]
         # Few rows are all far from each other, and new ones nearer to them than that.
         trust = min(1.0, len(rows) / _ROWS_FOR_COPIES)
         quantile = np.quantile(apart, _COPY_QUANTILE) if len(apart) else 1.0
         self.copy_distance_ = float(trust * quantile)
-        distances = self._measure(rows, self._constants_of_measure())
+        distances = self._measure(self.reference_, self._constants_of_measure())
         self.floor_ = 0.01 * float(np.median(distances[:, -1])) + 1e-6
         logs = np.log(distances + self.floor_)
         self.center_ = logs.mean(axis=0)
@@ -209,6 +218,8 @@ class NeighborProfile(RowTransformer):
 
     def _nearest(self, X: Any, c: dict[str, Any]) -> tuple[Any, Any]:
         """Find `n_neighbors_` + 1 reference rows, nearest first: distances and indices."""
+        if X is self.reference_:
+            return self._search.nearest_of_references(self.n_neighbors_ + 1)
         if isinstance(X, np.ndarray):
             return self._search.nearest(X, self.n_neighbors_ + 1)
         reference = c["reference"]

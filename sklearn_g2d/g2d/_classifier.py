@@ -210,10 +210,12 @@ class ClassifierTrainer(Trainer):
         self.settings, self.network = settings, network
         self.normal, self.generated = runtime.tensor(normal), runtime.tensor(generated)
         self.half = max(1, parallel.batch_share(settings.batch_size) // 2)
-        masks = torch.from_numpy(held_out).to(runtime.device)
-        self.allowed = [torch.nonzero(~member).squeeze(1) for member in masks]
+        masks = torch.from_numpy(~held_out).to(runtime.device)
+        self.n_allowed = (~held_out).sum(axis=1).tolist()
+        # Rows that each member may see, in order; those of fewer rows end with others.
+        self.allowed = masks.int().argsort(dim=1, descending=True, stable=True)
         labels = torch.tensor([NORMAL, OUTLIER], device=runtime.device)
-        self.labels = labels.repeat_interleave(self.half).repeat(settings.n_members)
+        self.targets = F.one_hot(labels.repeat_interleave(self.half)).float()
         rate = settings.learning_rate
         self.optimizer = optimizers.make_optimizer(settings.optimizer, network.parameters(), rate)
         super().__init__({"classifier": network}, [self.optimizer], runtime)
@@ -223,12 +225,17 @@ class ClassifierTrainer(Trainer):
 
     def _step(self) -> Losses:
         n_members, half = self.settings.n_members, self.half
-        rows = torch.stack([seen[self._draw(seen.numel(), half)] for seen in self.allowed])
+        drawn = torch.stack([self._draw(n, half) for n in self.n_allowed])
+        rows = self.allowed.gather(1, drawn)
         generated = self.generated[self._draw(len(self.generated), n_members, half)]
         batch = torch.cat([self.normal[rows], generated], 1)
+        if isinstance(self.network, EnsembleMLP) and not self.runtime.bfloat16:
+            loss = self.network.backpropagate_cross_entropy(batch, self.targets)
+            self._follow_gradients(self.optimizer)
+            return {"classifier_loss": loss}
         with self.runtime.autocast():
             logits = self.network(batch).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), self.labels)
+        loss = F.cross_entropy(logits.flatten(0, 1), self.targets.repeat(n_members, 1))
         self._update(self.optimizer, loss * n_members)  # a sum, so that members train as if alone
         return {"classifier_loss": loss.detach()}
 

@@ -45,6 +45,7 @@ from sklearn_g2d.utils.centrality import central_rows, resolve_fraction
 from sklearn_g2d.utils.columns import Label, follow, sum_by_label
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
+from sklearn_g2d.utils.search import NeighborSearch
 from sklearn_g2d.utils.surroundings import shielded
 
 # Rows that training and the neighbour search see; more are drawn from at random, so that
@@ -376,17 +377,19 @@ class G2DOutlierDetector(NetworkDetector):
         """
         rows = featurize(self.features_, X, self.image_shape_, fit=True)
         points = self._scale(rows, fit=True)
+        search = NeighborSearch(points)
         is_central = central_rows(
-            points, resolve_fraction(self.support_fraction, self.contamination)
+            search, resolve_fraction(self.support_fraction, self.contamination)
         )
         if not is_central.all():
             rows = rows[is_central]
             points = self._scale(rows, fit=True)
+            search = NeighborSearch(points)
         if not self.n_neighbors:
             self.profile_ = None
             return points, points, is_central
         self.profile_ = NeighborProfile(self._n_neighbors_of(len(points)), self.measure_)
-        return points, self.profile_.fit_transform(points), is_central
+        return points, self.profile_.fit_to_search(search), is_central
 
     def _n_neighbors_of(self, n: int) -> int:
         """Give the neighbours in use among `n` rows, and among those that are not held out."""

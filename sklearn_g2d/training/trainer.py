@@ -109,10 +109,14 @@ class Trainer(ABC):
         return 1.0
 
     def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Take a step of an optimiser down a loss's gradient: the only place where one is taken."""
+        """Take a step of an optimiser down a loss's gradient."""
         for parameter in _parameters(optimizer):
             parameter.grad = None  # `zero_grad` does no more, and takes a twentieth of small steps
         loss.backward()
+        self._follow_gradients(optimizer)
+
+    def _follow_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take a step of an optimiser down the gradients: the only place where one is taken."""
         gradients = (p.grad for p in _parameters(optimizer) if p.grad is not None)
         parallel.average(chain(gradients, self._batch_statistics()))
         optimizer.step()

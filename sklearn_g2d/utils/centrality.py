@@ -38,9 +38,9 @@ def resolve_fraction(
 
 
 def central_rows(
-    X: Floats, fraction: float | Literal["auto"], *, least_alone: float = 10.0
+    search: NeighborSearch, fraction: float | Literal["auto"], *, least_alone: float = 10.0
 ) -> NDArray[np.bool_]:
-    """Mark the rows (n_samples, n_features) to learn from: (n_samples,).
+    """Mark which of the reference rows of a search to learn from: (n_references,).
 
     A number gives that fraction of the rows, in two steps. Rows whose far neighbour is near make
     a core, which clusters of outliers are not in; the rows whose near neighbour in the core is
@@ -49,26 +49,24 @@ def central_rows(
     near neighbour. It leaves out also single rows that are `least_alone` robust deviations more
     remote than most; by default only such as would set the scale of all others.
     """
+    X = search.reference
     if fraction == 1 or len(X) < 2 / _FAR_FRACTION:
         return np.ones(len(X), dtype=bool)
     far = _far_distances(X)
     if fraction != "auto":
         in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
-        near = _near_distances(X, in_core, min(_NEAR, int(in_core.sum()) // 2))
+        # Rows of the core find themselves, and so their k-th neighbour is one further.
+        k = min(_NEAR, int(in_core.sum()) // 2)
+        distances, _ = NeighborSearch(X[in_core]).nearest(X, k + 1)
+        near = np.where(in_core, distances[:, k], distances[:, k - 1])
         return near <= np.quantile(near, fraction)
-    near = _near_distances(X, np.ones(len(X), dtype=bool), min(_NEAR, len(X) // 20))
+    near = search.nearest_of_references(min(_NEAR, len(X) // 20) + 1)[0][:, -1]
     least = np.finfo(np.float64).tiny
     remoteness = np.log(far + least)
     company = remoteness - np.log(near + least)
     deviations = np.stack([_robust_deviations(values) for values in (remoteness, company)])
     has_company = (deviations.min(axis=0) >= _LEAST_EACH) & (deviations.sum(axis=0) >= _LEAST_SUM)
     return ~has_company & (deviations[0] < least_alone)
-
-
-def _near_distances(X: Floats, in_core: NDArray[np.bool_], k: int) -> Floats:
-    """Measure how far each row's k-th neighbour among the rows of a core is, itself left out."""
-    distances, _ = NeighborSearch(X[in_core]).nearest(X, k + 1)
-    return np.where(in_core, distances[:, k], distances[:, k - 1])
 
 
 def _far_distances(X: Floats) -> Floats:
@@ -79,7 +77,7 @@ def _far_distances(X: Floats) -> Floats:
         references = X[np.sort(chosen)]
     k = max(1, int(_FAR_FRACTION * len(references)))
     k += references is X  # whose rows find themselves
-    return NeighborSearch(references).nearest(X, min(k, len(references)))[0][:, -1]
+    return NeighborSearch(references).distances_to(min(k, len(references)), X)
 
 
 def _robust_deviations(values: Floats) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import KDTree
@@ -32,17 +34,21 @@ class NeighborSearch:
         self.reference = reference
         n, d = reference.shape
         self.tree = KDTree(reference) if d <= _MAX_TREE_COLUMNS else None
+        self._of_references: tuple[Floats, NDArray[np.intp]] | None = None
         if self.tree is not None:
             return
         self.center = reference.mean(axis=0)
         centred = reference - self.center
-        n_padded = n + -n % _GROUP_SIZE
-        with np.errstate(over="ignore"):  # what is infinite in float32 is always looked at
-            self.factors = np.zeros((d + 1, n_padded), dtype=np.float32)
-            self.factors[:d, :n] = -2 * centred.T
-            self.factors[d] = np.inf
-            self.factors[d, :n] = np.square(centred).sum(axis=1)
         self.length = float(np.linalg.norm(centred, axis=1).max())
+        # A power of two, so that it rounds nothing, in which squares neither overflow nor vanish.
+        self.unit = 2.0 ** np.frexp(self.length)[1]
+        centred /= self.unit
+        self.length /= self.unit
+        n_padded = n + -n % _GROUP_SIZE
+        self.factors = np.zeros((d + 1, n_padded), dtype=np.float32)
+        self.factors[:d, :n] = -2 * centred.T
+        self.factors[d] = np.inf
+        self.factors[d, :n] = np.square(centred).sum(axis=1)
         # Twice what d + 8 operations, each rounded by half a unit in the last place, add up to.
         self.rounding = 2 * (d + 8) * float(np.finfo(np.float32).eps)
 
@@ -50,32 +56,80 @@ class NeighborSearch:
         """Give distances and indices of the `k` nearest rows, nearest first: (n_samples, k)."""
         if self.tree is not None:
             return self.tree.query(X, k)
-        batches = gen_batches(len(X), max(1, _BATCH_PRODUCTS // self.factors.shape[1]))
-        distances, indices = zip(*(self._nearest(X[batch], k) for batch in batches), strict=True)
+        distances, indices = zip(*(self._nearest(X[b], k) for b in self._batches(X)), strict=True)
         return np.concatenate(distances), np.concatenate(indices)
 
+    def nearest_of_references(self, k: int) -> tuple[Floats, NDArray[np.intp]]:
+        """Give the same of the reference rows, which find themselves; kept for further calls."""
+        if self._of_references is None or self._of_references[0].shape[1] < k:
+            self._of_references = self.nearest(self.reference, k)
+        distances, indices = self._of_references
+        return distances[:, :k], indices[:, :k]
+
+    def distances_to(self, k: int, X: Floats) -> Floats:
+        """Give only the distances to the `k`-th nearest row, of any large k: (n_samples,)."""
+        if self.tree is not None:
+            return self.tree.query(X, k)[0][:, -1]
+        return np.concatenate([self._distances_to(k, X[batch]) for batch in self._batches(X)])
+
+    def _batches(self, X: Floats) -> Iterator[slice]:
+        return gen_batches(len(X), max(1, _BATCH_PRODUCTS // self.factors.shape[1]))
+
+    @np.errstate(over="ignore", invalid="ignore")
     def _nearest(self, X: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
-        n, n_references = len(X), len(self.reference)
-        centred = X - self.center
-        with np.errstate(over="ignore", invalid="ignore"):
-            # Squared distances, less the square of the row itself.
-            squared = np.c_[centred, np.ones(n)].astype(np.float32) @ self.factors
-            best = squared
-            if squared.shape[1] >= 2 * k * _GROUP_SIZE:
-                best = squared.reshape(n, _GROUP_SIZE, -1).min(axis=1)
-            bound = np.partition(best, k - 1, axis=1)[:, k - 1].astype(np.float64)
-            bound += self.rounding * (np.linalg.norm(centred, axis=1) + self.length) ** 2
-            # Written so that what is not a number is a candidate.
-            is_candidate = ~(squared[:, :n_references] > bound[:, None])
-        rows, columns = np.divmod(np.flatnonzero(is_candidate), n_references)
+        products, rounding = self._products(X)
+        best = products
+        if products.shape[1] >= 2 * k * _GROUP_SIZE:
+            best = products.reshape(len(X), _GROUP_SIZE, -1).min(axis=1)
+        # Comparisons are written so that what is not a number is a candidate.
+        bound = _rounded(_kth_smallest(best, k) + rounding, np.inf)
+        exact, columns, first = self._exact(X, ~(products > bound))
+        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+        return np.sqrt(np.take_along_axis(exact, order, axis=1)), columns[first[:, None] + order]
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _distances_to(self, k: int, X: Floats) -> Floats:
+        products, rounding = self._products(X)
+        kth = _kth_smallest(products, k)
+        is_nearer = products < _rounded(kth - rounding, -np.inf)
+        is_farther = products > _rounded(kth + rounding, np.inf)
+        exact, _, _ = self._exact(X, ~(is_nearer | is_farther))
+        n_left = k - 1 - is_nearer.sum(axis=1, keepdims=True)
+        return np.sqrt(np.take_along_axis(np.sort(exact, axis=1), n_left, axis=1)[:, 0])
+
+    def _products(self, X: Floats) -> tuple[NDArray[np.float32], Floats]:
+        """Give squared distances, less the square of the row itself, and bounds on their errors.
+
+        They are in squares of the unit.
+        """
+        centred = (X - self.center) / self.unit
+        products = np.c_[centred, np.ones(len(X))].astype(np.float32) @ self.factors
+        return products, self.rounding * (np.linalg.norm(centred, axis=1) + self.length) ** 2
+
+    def _exact(
+        self, X: Floats, is_candidate: NDArray[np.bool_]
+    ) -> tuple[Floats, NDArray[np.intp], NDArray[np.intp]]:
+        """Give exact squared distances of candidates, a line for each row, filled up with infinity.
+
+        With them, which reference rows these are, one after another, and where each line begins.
+        """
+        n_references = len(self.reference)
+        rows, columns = np.divmod(np.flatnonzero(is_candidate[:, :n_references]), n_references)
         exact = np.empty(len(rows))
         for part in gen_batches(len(rows), max(1, _BATCH_CELLS // X.shape[1])):
             differences = X[rows[part]] - self.reference[columns[part]]
             exact[part] = np.einsum("ij,ij->i", differences, differences)
-        # A line for each row, filled up with infinity, to be sorted.
-        counts = np.bincount(rows, minlength=n)
+        counts = np.bincount(rows, minlength=len(X))
         first = np.cumsum(counts) - counts
-        lines = np.full((n, counts.max()), np.inf)
+        lines = np.full((len(X), counts.max()), np.inf)
         lines[rows, np.arange(len(rows)) - first[rows]] = exact
-        order = np.argsort(lines, axis=1, kind="stable")[:, :k]
-        return np.sqrt(np.take_along_axis(lines, order, axis=1)), columns[first[:, None] + order]
+        return lines, columns, first
+
+
+def _kth_smallest(products: NDArray[np.float32], k: int) -> Floats:
+    return np.partition(products, k - 1, axis=1)[:, k - 1].astype(np.float64)
+
+
+def _rounded(bounds: Floats, towards: float) -> NDArray[np.float32]:
+    """Round to float32, in which comparisons take a fourth of the time: (n, 1)."""
+    return np.nextafter(bounds.astype(np.float32), np.float32(towards))[:, None]
