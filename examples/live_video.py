@@ -152,6 +152,14 @@ def synthetic(n_frames: int, seed: int, *, strange: bool = False) -> Iterator[np
         yield frame.clip(0, 255).astype(np.uint8)
 
 
+def fraction(text: str) -> Fraction:
+    """Read a number such as 25, 29.97 or 30000/1001."""
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
+        raise argparse.ArgumentTypeError(f"{text!r} divides by zero") from None
+
+
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, inputs: list[Path]) -> None:
     """Stop before anything is read or written, if an argument is wrong."""
     for path in inputs:
@@ -178,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="normal watched marked")
     parser.add_argument("--size", type=int, default=320, help="shorter side of frames, in pixels")
-    parser.add_argument("--frame-rate", type=Fraction, help="of both files, per second")
+    parser.add_argument("--frame-rate", type=fraction, help="of both files, per second")
     parser.add_argument(
         "--csv",
         type=Path,

@@ -1,21 +1,32 @@
-"""Scores of more rows than fit into memory, with dask. It needs the extra "dask"."""
+"""Rows, images and folders that are larger than memory, with dask. It needs the extra "dask"."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import warnings
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-from dask.array import Array
+from dask.array import Array, concatenate, from_delayed, map_blocks
 from dask.bag import Bag
 from dask.delayed import delayed
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import DTypeLike, NDArray
+from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_g2d import datasets
 from sklearn_g2d._base import BaseDetector
+from sklearn_g2d.datasets._images import find_images
+from sklearn_g2d.video._clips import ClipEstimator
 
-__all__ = ["score_samples"]
+__all__ = ["anomaly_map", "load_images", "score_samples", "transform"]
 
 Collection = TypeVar("Collection", Array, Bag)
+
+# Of images that are read from files, so many bytes are one block.
+_BLOCK_BYTES = 2**25
 
 
 def score_samples(detector: BaseDetector, X: Collection) -> Collection:
@@ -26,10 +37,11 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
 
     Parameters
     ----------
-    detector : G2DOutlierDetector, AVIDDetector or another fitted detector
+    detector : G2DOutlierDetector, AVIDDetector, PatchDetector or another fitted detector
     X : dask.array.Array of shape (n_samples, ...), or dask.bag.Bag of arrays
         Rows or images, as for the detector's own `score_samples`. A block of an array may hold
-        any number of rows. An item of a bag may be the rows of one file, for example.
+        any number of whole rows or images. An item of a bag may be the rows of one file, or one
+        clip, for example.
 
     Returns
     -------
@@ -43,7 +55,10 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
     NotFittedError
         If the detector is not fitted.
     TypeError
-        If `X` is neither a dask array nor a dask bag.
+        If `X` is neither a dask array nor a dask bag, or is an array of frames for a detector of
+        clips.
+    ValueError
+        If blocks divide rows or images.
 
     Examples
     --------
@@ -57,23 +72,205 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
     >>> scores.compute().shape
     (200,)
     """
-    check_is_fitted(detector)
-    # Make the detector a task that all blocks share. As a plain argument it would be sent to the
-    # workers again with every block.
-    shared = delayed(detector, traverse=False)
     if isinstance(X, Bag):
-        return X.map(_score_block, shared)
-    if isinstance(X, Array):
-        rows = X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
-        return rows.map_blocks(
-            _score_block, shared, drop_axis=range(1, X.ndim), meta=np.empty(0, dtype=np.float64)
+        check_is_fitted(detector)
+        return X.map(_block, _shared(detector), "score_samples", np.empty(0))
+    _check(detector, X)
+    return _by_block(detector, "score_samples", X, (), np.float64)
+
+
+def anomaly_map(detector: Any, X: Array) -> Array:
+    """Say lazily where images, or rows, are anomalous; **higher = more anomalous**.
+
+    A map takes eight bytes a pixel, more than an image of bytes: reduce the maps, or write them
+    by ``.to_zarr(...)``, before memory holds all of them.
+
+    Parameters
+    ----------
+    detector : PatchDetector, AVIDDetector or another fitted detector with `anomaly_map`
+    X : dask.array.Array of shape (n_samples, ...)
+        As for the detector's own `anomaly_map`, in blocks of whole images.
+
+    Returns
+    -------
+    dask.array.Array of shape (n_samples, height, width), or (n_samples, n_features) of rows
+        The detector's float64 maps, block by block.
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        As by `score_samples`.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from sklearn_g2d import PatchDetector
+    >>> from sklearn_g2d.dask import anomaly_map
+    >>> from sklearn_g2d.features import PretrainedFeatures
+    >>> images = np.random.default_rng(0).integers(0, 50, (40, 1, 32, 32), dtype=np.uint8)
+    >>> features = PretrainedFeatures(nn.Conv2d(3, 8, 3, stride=4))  # stands for a trained one
+    >>> detector = PatchDetector(features=features, random_state=0).fit(images)
+    >>> maps = anomaly_map(detector, da.from_array(images, chunks=(10, -1, -1, -1)))
+    >>> maps.max(axis=(1, 2)).compute().shape  # of the maps, one block for each thread is held
+    (40,)
+    """
+    _check(detector, X)
+    if not hasattr(detector, "anomaly_map"):
+        name = type(detector).__name__
+        raise TypeError(f"{name} has no anomaly_map: take a PatchDetector or an AVIDDetector.")
+    image_shape = getattr(detector, "image_shape_", None)
+    shape = X.shape[1:] if image_shape is None else image_shape[1:]
+    return _by_block(detector, "anomaly_map", X, shape, np.float64)
+
+
+def transform(transformer: Any, X: Array) -> Array:
+    """Describe rows or images lazily, block by block.
+
+    Parameters
+    ----------
+    transformer : PretrainedFeatures, a Pipeline of transformers, or another fitted transformer
+        A row of zeros is transformed at once: it tells the number of columns, and their type.
+    X : dask.array.Array of shape (n_samples, ...)
+        As for its own `transform`, in blocks of whole rows or images.
+
+    Returns
+    -------
+    dask.array.Array of shape (n_samples, n_features_out)
+        What its `transform` gives, block by block.
+
+    Raises
+    ------
+    NotFittedError, TypeError, ValueError
+        As by `score_samples`.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> from sklearn_g2d.dask import transform
+    >>> from sklearn_g2d.features import OrientedGradients
+    >>> images = np.random.default_rng(0).uniform(size=(40, 1, 16, 16))
+    >>> features = OrientedGradients().fit(images[:10])
+    >>> rows = transform(features, da.from_array(images, chunks=(10, -1, -1, -1)))
+    >>> bool((rows == features.transform(images)).all())
+    True
+    """
+    _check(transformer, X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zeros nothing is meant
+        row = transformer.transform(np.zeros((1, *X.shape[1:]), dtype=X.dtype))
+    return _by_block(transformer, "transform", X, row.shape[1:], row.dtype)
+
+
+def load_images(
+    folder: str | PathLike[str] | Iterable[str | PathLike[str]],
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int = 3,
+) -> Bunch:
+    """Load the images of a folder lazily, some files at a time.
+
+    One file is read at once, for the shape of all; the others are read when a result is computed,
+    each time anew. `sklearn_g2d.datasets.load_images` reads the same images into memory, or into
+    a memory map, which takes as much room on the disk, but is read once.
+
+    Parameters
+    ----------
+    folder : str, path-like or iterable of these
+        A folder, or a list of files. Workers have to find the files at the same paths.
+    size : int or tuple of int, default=None
+        Length of the shorter side, or height and width, that images are resized to.
+    channels : {3, 1}, default=3
+        Red, green and blue, or gray.
+
+    Returns
+    -------
+    Bunch
+        ``images``, a dask.array.Array of shape (n_images, channels, height, width), whose blocks
+        hold as many images as take about 32 MB. ``paths``, a list of the files'
+        ``pathlib.Path``, in the same order.
+
+    Raises
+    ------
+    ImportError, OSError, TypeError, ValueError
+        As by `sklearn_g2d.datasets.load_images`, for a file other than the first when it is read.
+
+    Examples
+    --------
+    >>> from sklearn_g2d.dask import load_images, score_samples
+    >>> new = load_images("parts/new", size=256)  # doctest: +SKIP
+    >>> scores = score_samples(detector, new.images).compute()  # doctest: +SKIP
+    """
+    paths = find_images(folder)
+    first = _read(paths[:1], [], size, channels)
+    n = max(1, _BLOCK_BYTES // first.nbytes)
+    parts = [paths[start : start + n] for start in range(0, len(paths), n)]
+    read = delayed(_read)
+    blocks = [
+        from_delayed(
+            read([path.absolute() for path in part], [paths[0].absolute()], size, channels),
+            shape=(len(part), *first.shape[1:]),
+            dtype=first.dtype,
         )
-    raise TypeError(
-        f"X must be a dask array, or a dask bag of arrays, got {type(X).__name__}. For arrays in "
-        "memory and for memory maps, call the detector's own score_samples."
+        for part in parts
+    ]
+    return Bunch(images=concatenate(blocks), paths=paths)
+
+
+def _read(paths: list[Path], first: list[Path], size: Any, channels: int) -> NDArray[Any]:
+    # Beside the first of all, an image of another size is the error that it is in one array.
+    together = datasets.load_images(first + paths, size=size, channels=channels)
+    return together.images[len(first) :]
+
+
+def _by_block(
+    estimator: Any, method: str, X: Array, shape: tuple[int, ...], dtype: DTypeLike
+) -> Array:
+    """Apply a method, which gives an array of some shape for each row or image, to blocks."""
+    return map_blocks(
+        _block,
+        X,
+        _shared(estimator),
+        method,
+        np.empty((0, *shape), dtype=dtype),
+        drop_axis=list(range(1, X.ndim)),
+        new_axis=list(range(1, 1 + len(shape))),
+        chunks=(X.chunks[0], *((n,) for n in shape)),
+        meta=np.empty((0,) * (1 + len(shape)), dtype=dtype),
     )
 
 
-def _score_block(block: ArrayLike, detector: BaseDetector) -> NDArray[np.float64]:
+def _shared(estimator: Any) -> Any:
+    # Make the estimator a task that all blocks share. As a plain argument it would be sent to the
+    # workers again with every block.
+    return delayed(estimator, traverse=False)
+
+
+def _block(block: Any, estimator: Any, method: str, nothing: NDArray[Any]) -> NDArray[Any]:
     # A filter of the user may have removed all rows of a block.
-    return detector.score_samples(block) if len(block) else np.empty(0)  # type: ignore[arg-type]
+    return getattr(estimator, method)(block) if len(block) else nothing
+
+
+def _check(estimator: Any, X: Any) -> None:
+    check_is_fitted(estimator)
+    name = type(estimator).__name__
+    if not isinstance(X, Array):
+        raise TypeError(
+            f"X must be a dask array, or for score_samples a dask bag of arrays, got "
+            f"{type(X).__name__}. For arrays in memory, and memory maps, call the method of the "
+            f"{name} itself."
+        )
+    if isinstance(estimator, ClipEstimator):
+        raise TypeError(
+            f"{name} judges the frames of a clip together, which blocks would cut apart: call "
+            "score_samples on a dask bag with one clip an item."
+        )
+    divided = [axis for axis in range(1, X.ndim) if X.numblocks[axis] > 1]
+    if divided:
+        whole = ", ".join(["'auto'"] + ["-1"] * (X.ndim - 1))
+        raise ValueError(
+            f"Blocks must hold whole rows or images, but X is divided along the axes {divided}, "
+            f"too: make it with chunks=({whole}), or pass X.rechunk(({whole}))."
+        )

@@ -1,9 +1,10 @@
-"""Searches and scoring on a cluster of two worker processes."""
+"""Searches and scoring on a cluster of two worker processes, and more than memory holds."""
 
 import os
 import resource
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import joblib
@@ -11,16 +12,24 @@ import numpy as np
 import pytest
 from dask import array, bag
 from dask.distributed import Client, LocalCluster
+from PIL import Image
 from sklearn.callback import ProgressBar
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
 
-from sklearn_g2d import AVIDDetector, G2DOutlierDetector
+from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector, datasets
+from sklearn_g2d import dask as module
 from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
-from sklearn_g2d.dask import score_samples
+from sklearn_g2d.dask import anomaly_map, load_images, score_samples, transform
+from sklearn_g2d.features import OrientedGradients, PretrainedFeatures
 from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
+from sklearn_g2d.patches import PatchNeighbors
+from sklearn_g2d.video import FixedCameraDetector
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORKER_MEMORY = 1e9
@@ -97,26 +106,27 @@ def test_the_example_of_a_search():
 
 def test_blocks_of_an_array_score_as_the_whole(detector, blobs):
     X = blobs[1]
-    lazy = score_samples(detector, array.from_array(X, chunks=(70, 2)))
+    lazy = score_samples(detector, array.from_array(X, chunks=(70, 3)))
     assert lazy.shape == (len(X),)
     assert lazy.dtype == np.float64
     scores = lazy.compute(scheduler="synchronous")
     np.testing.assert_allclose(scores, detector.score_samples(X), rtol=1e-12)
 
 
-def test_images(make_stripes):
+@pytest.mark.filterwarnings("ignore:false_alarm_rate=.* needs at least")
+def test_maps_of_images_and_of_tables(make_stripes, blobs):
+    networks = {"inpainter": UNet(channels=2), "detector": PatchNet(channels=2), "region_size": 12}
     X, _ = make_stripes(12, seed=0, size=16)
-    detector = AVIDDetector(
-        training=MaskedInpainting(max_steps=3),
-        inpainter=UNet(channels=2),
-        detector=PatchNet(channels=2),
-        region_size=12,
-        random_state=0,
-    ).fit(X)
-    scores = score_samples(detector, array.from_array(X, chunks=(5, 1, 8, 16)))
-    np.testing.assert_array_equal(
-        scores.compute(scheduler="synchronous"), detector.score_samples(X)
-    )
+    of_images = AVIDDetector(training=MaskedInpainting(max_steps=3), random_state=0, **networks)
+    of_tables = AVIDDetector(training=CellInpainting(max_steps=3), random_state=0)
+    for detector, samples in ((of_images, X), (of_tables, blobs[0])):
+        detector.fit(samples)
+        blocks = array.from_array(samples, chunks=(5, *[-1] * (samples.ndim - 1)))
+        for function in (score_samples, anomaly_map):
+            lazy = function(detector, blocks)
+            expected = getattr(detector, function.__name__)(samples)
+            assert (lazy.shape, lazy.dtype) == (expected.shape, expected.dtype)
+            np.testing.assert_allclose(lazy.compute(scheduler="synchronous"), expected, rtol=1e-9)
 
 
 def test_a_block_may_be_empty(detector, blobs):
@@ -193,7 +203,147 @@ def test_the_example_of_files():
 
 
 def test_errors_say_what_to_do(detector, blobs):
-    with pytest.raises(TypeError, match=r"got ndarray.*the detector's own score_samples"):
+    with pytest.raises(
+        TypeError, match=r"got ndarray.*call the method of the G2DOutlierDetector itself"
+    ):
         score_samples(detector, blobs[1])
     with pytest.raises(NotFittedError):
         score_samples(G2DOutlierDetector(), array.zeros((3, 3)))
+    with pytest.raises(NotFittedError):
+        score_samples(G2DOutlierDetector(), bag.from_sequence([np.zeros((3, 3))]))
+    with pytest.raises(TypeError, match=r"or for score_samples a dask bag of arrays, got Bag"):
+        anomaly_map(detector, bag.from_sequence([np.zeros((3, 3))]))
+    with pytest.raises(TypeError, match="G2DOutlierDetector has no anomaly_map: take a Patch"):
+        anomaly_map(detector, array.zeros((3, 3)))
+    divided = array.from_array(blobs[1], chunks=(70, 2))
+    for function in (score_samples, transform):
+        with pytest.raises(ValueError, match=r"axes \[1\], too: .* X.rechunk\(\('auto', -1\)\)"):
+            function(detector, divided)
+    score_samples(detector, divided.rechunk(("auto", -1)))
+
+
+def test_blocks_of_frames_are_refused():
+    """Motion and averages would end where a block does."""
+    detector = FixedCameraDetector()
+    detector.offset_ = 0.0
+    with pytest.raises(TypeError, match="a dask bag with one clip an item"):
+        score_samples(detector, array.zeros((30, 1, 24, 32), chunks=(10, -1, -1, -1)))
+
+
+# Images
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Judges images of 128 x 128 pixels by the means of squares."""
+    features = PretrainedFeatures(nn.AvgPool2d(16), image_size=128)
+    detector = PatchDetector(
+        PatchNeighbors(n_references=50), features=features, per_location=False, random_state=0
+    )
+    rng = np.random.default_rng(0)
+    return detector.fit(rng.integers(0, 99, (20, 3, 128, 128), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """200 photographs, small files that take 10 MB of memory; of each ten the last is brighter."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in range(200):
+        color = (i % 50, 40, 60 if i % 10 < 9 else 250)
+        Image.new("RGB", (128, 128), color).save(folder / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture
+def ten_at_once(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 10 * 3 * 128 * 128)
+
+
+def test_a_folder_in_two_processes(client, parts, folder, ten_at_once, monkeypatch):
+    paths = sorted(folder.iterdir())[:25]
+    monkeypatch.chdir(folder)  # where the workers are not
+    lazy = load_images([path.name for path in paths])
+    eager = datasets.load_images(paths).images
+    assert lazy.images.chunks == ((10, 10, 5), (3,), (128,), (128,))
+    assert lazy.images.dtype == np.uint8
+    assert [path.name for path in lazy.paths] == [path.name for path in paths]
+    for function, estimator in (
+        (score_samples, parts),
+        (anomaly_map, parts),
+        (transform, parts.features_),
+    ):
+        result = function(estimator, lazy.images)
+        expected = getattr(estimator, function.__name__)(eager)
+        assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_array_equal(result.compute(), expected)
+
+
+def test_a_folder_larger_than_memory(parts, folder, ten_at_once):
+    images = load_images(folder, channels=3).images
+    results = {
+        "scores": score_samples(parts, images),
+        "rows": transform(parts.features_, images),
+        "highest places": anomaly_map(parts, images).max(axis=(1, 2)),
+    }
+    for name, lazy in results.items():
+        tracemalloc.start()
+        try:
+            found = lazy.compute(scheduler="synchronous")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(found) == 200, name
+        print(name, peak / images.nbytes)
+        assert peak < images.nbytes / 2, name
+        if name == "scores":
+            flagged = np.flatnonzero(found < np.quantile(found, 0.1))
+            assert (flagged % 10 == 9).all()
+
+
+@pytest.mark.slow
+def test_images_larger_than_memory(client, parts):
+    """Of the two workers each has 1 GB."""
+    shape, chunks = (5500, 3, 128, 128), (200, -1, -1, -1)
+    images = array.random.default_rng(0).integers(0, 99, shape, dtype=np.int64, chunks=chunks)
+    assert images.nbytes > 2 * WORKER_MEMORY
+    before = peak_memory()
+    scores = score_samples(parts, images).compute()
+    assert peak_memory() - before < 100e6
+    assert max(client.run(peak_memory).values()) < WORKER_MEMORY
+    assert scores.shape == (5500,)
+    first = images[:3].compute(scheduler="synchronous")
+    np.testing.assert_array_equal(scores[:3], parts.score_samples(first))
+
+
+def test_files_are_read_when_they_are_asked_for(folder, ten_at_once, tmp_path):
+    for path in sorted(folder.iterdir())[:12]:
+        Image.open(path).save(tmp_path / path.name)
+    images = load_images(tmp_path, size=(16, 24), channels=1).images
+    assert images.shape == (12, 1, 16, 24)
+    lazy = load_images(tmp_path).images
+    last = tmp_path / "011.png"
+    Image.new("RGB", (64, 128)).save(last)
+    assert lazy[:10].mean().compute(scheduler="synchronous") > 0
+    with pytest.raises(ValueError, match=r"000.png has 128 x 128 pixels, .*011.png 128 x 64"):
+        lazy.compute(scheduler="synchronous")
+    last.unlink()
+    with pytest.raises(FileNotFoundError, match=r"011.png"):
+        lazy.compute(scheduler="synchronous")
+    with pytest.raises(ValueError, match=r"size must be a positive integer"):
+        load_images(tmp_path, size=0)
+
+
+def test_any_transformer(blobs, make_stripes):
+    X, _ = make_stripes(12, seed=0, size=16)
+    for transformer, samples in (
+        (make_pipeline(StandardScaler(), StandardScaler()), blobs[0].astype(np.float32)),
+        (OrientedGradients(), X),
+    ):
+        transformer.fit(samples)
+        blocks = array.from_array(samples, chunks=(5, *[-1] * (samples.ndim - 1)))
+        lazy, expected = transform(transformer, blocks), transformer.transform(samples)
+        assert (lazy.shape, lazy.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_allclose(lazy.compute(scheduler="synchronous"), expected, rtol=1e-6)
+        is_chosen = array.zeros(len(samples), dtype=bool, chunks=5)
+        found = transform(transformer, blocks[is_chosen]).compute(scheduler="synchronous")
+        assert (found.shape, found.dtype) == ((0, expected.shape[1]), expected.dtype)

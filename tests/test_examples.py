@@ -71,6 +71,8 @@ def test_live_video_replaces_no_input(tmp_path, monkeypatch, capsys):
         ("a.mp4 b.mp4 missing/c.mp4", "no folder"),
         ("a.mp4 b.mp4 c.txt", "must end in"),
         ("a.mp4 b.mp4 c.mp4 --size 7", "at least 8"),
+        ("a.mp4 b.mp4 c.mp4 --frame-rate 1/0", "argument --frame-rate: '1/0' divides by zero"),
+        ("a.mp4 b.mp4 c.mp4 --frame-rate fast", "invalid fraction value: 'fast'"),
     ):
         monkeypatch.setattr(sys, "argv", ["live_video.py", *arguments.split()])
         with pytest.raises(SystemExit):

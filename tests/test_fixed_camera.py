@@ -310,6 +310,59 @@ def test_colour():
     assert detector.score_samples(red).max() < detector.score_samples(rgb).min()
 
 
+@pytest.fixture(scope="module")
+def before_a_wall():
+    """A detector, and a function that makes clips of a walk before a wall of many stones."""
+    wall = np.random.default_rng(0).integers(0, 120, size=(12, 16), dtype=np.uint8)
+    wall = wall.repeat(4, axis=0).repeat(4, axis=1)
+
+    def make(n_frames=12, **params):
+        return small_walk(n_frames, **params) // 2 + wall
+
+    return detector_of().fit([make(30, seed=i) for i in (1, 2)]), make
+
+
+def told_of_background(detector, clips):
+    """What each method says of the background of clips."""
+    texts = []
+    for method in ("score_samples", "anomaly_map", "find_objects", "stream"):
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            given = np.concatenate(clips) if method == "stream" else clips
+            list(getattr(detector, method)(given))
+        assert all(one.filename == __file__ for one in record)
+        texts += [str(one.message) for one in record]
+    return [text.partition(" differs from the background that fit")[0] for text in texts]
+
+
+def test_another_light_or_view_is_warned_of_once_a_call(before_a_wall):
+    detector, make = before_a_wall
+    rng = np.random.default_rng(0)
+    normal = [make(6, seed=3), make(6, seed=4)]
+    lit = [clip + np.uint8(25) for clip in normal]
+    moved = [np.roll(clip, 6, axis=3) for clip in normal]
+    shaking = [np.stack([np.roll(x, rng.choice([-4, 4]), 2) for x in clip]) for clip in normal]
+    for clips in (lit, moved, shaking):
+        told = told_of_background(detector, clips)
+        assert told == ["In 12 of 12 frames, most of the picture"] * 4
+    strange = [make(6, seed=5, gray=20), make(6, right=200, seed=6, side=70, top=10)]
+    for clips in (normal, strange, [normal[0], lit[1]]):  # of the last, half of the frames
+        assert not told_of_background(detector, clips)
+
+
+def test_a_stream_tells_it_when_its_last_seconds_have_shown_it(before_a_wall, monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS_OF_BACKGROUND", 2)
+    detector, make = before_a_wall
+    frames = np.concatenate([make(25), make(15) + np.uint8(25)])
+    told = []
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for number, _ in enumerate(detector.stream(frames)):
+            told += [number] * (len(record) - len(told))
+    assert told == [25 + 10]
+    assert "In 11 of 20 frames, most of the picture" in str(record[0].message)
+
+
 # Clips, folds, thresholds
 
 

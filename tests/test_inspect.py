@@ -431,6 +431,17 @@ def test_all_good_photographs_that_cannot_be_read_are_named(folders, inspect, re
     assert "1 of the 4 files in GOOD_FOLDER cannot be read: 1.png." in message
 
 
+def test_known_bad_pictures_that_are_not_read_are_named(folders, inspect, refused, capsys):
+    (folders / "bad" / "b.HEIC").write_bytes(b"x")
+    (folders / "bad" / "notes.txt").write_bytes(b"x")
+    message = refused("good new --out report --known-bad bad")
+    assert "1 of the 5 files in --known-bad cannot be read: b.HEIC. The first: " in message
+    assert "save it as PNG" in message
+    (folders / "bad" / "b.HEIC").unlink()
+    assert inspect("good new --out report --known-bad bad") == 1
+    assert "Files in bad that are not read" in capsys.readouterr().err
+
+
 def test_nothing_to_judge_is_an_error(folders, refused):
     (folders / "raw").mkdir()
     (folders / "raw" / "a.heic").write_bytes(b"x")

@@ -204,8 +204,12 @@ def test_layers_are_averaged_in_units_of_held_out_images(part):
 # Scores, maps and thresholds
 
 
+def grids_of(detector, images):
+    return np.concatenate(list(detector._iter_grids(images.reshape(len(images), -1))))
+
+
 def test_a_score_is_the_mean_of_the_most_anomalous_places(fitted, part):
-    grids = fitted._grids(part.reshape(50, -1)).reshape(50, -1)
+    grids = grids_of(fitted, part).reshape(50, -1)
     np.testing.assert_allclose(fitted.score_samples(part), -grids.max(axis=1))
     for fraction, n in [(0.1, 6), (1.0, 64), (1e-9, 1)]:
         detector = made(per_location=fitted.per_location_, top_fraction=fraction).fit(part[:40])
@@ -216,7 +220,7 @@ def test_a_score_is_the_mean_of_the_most_anomalous_places(fitted, part):
 def test_maps_are_interpolated_between_the_middles_of_places(fitted, part):
     maps = fitted.anomaly_map(part)
     assert (maps.shape, maps.dtype) == ((50, 32, 32), np.float64)
-    grids = fitted._grids(part.reshape(50, -1))
+    grids = grids_of(fitted, part)
     at = (np.arange(32) + 0.5) / 4 - 0.5
     for one, grid in zip(maps[:3], grids, strict=False):
         rows = np.stack([np.interp(at, np.arange(8), column) for column in grid.T], axis=1)
@@ -633,6 +637,20 @@ def test_a_mapped_file_is_not_copied(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 8 * 500 * 500 * 8 * 4  # eight images at once, in float64, and some copies
+
+
+def test_scores_of_many_images_take_no_more_memory():
+    """Their grids of 32 x 32 places would take 8 kB an image, twice as much as the images."""
+    X = np.random.default_rng(0).integers(0, 50, (1000, 1, 64, 64), dtype=np.uint8)
+    estimator = IsolationForest(n_estimators=1, max_samples=8)  # which is fast
+    detector = made(estimator, features=Squares(2), per_location=False).fit(X[:20])
+    tracemalloc.start()
+    try:
+        detector.score_samples(X)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < X.nbytes / 2
 
 
 @pytest.mark.parametrize(

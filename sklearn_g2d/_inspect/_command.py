@@ -39,7 +39,7 @@ from sklearn_g2d._inspect._scoring import (
 )
 from sklearn_g2d.calibration import least_number
 from sklearn_g2d.datasets import load_images
-from sklearn_g2d.datasets._images import endings, find_images, images_among, visible_files
+from sklearn_g2d.datasets._images import endings, images_among, visible_files
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
 from sklearn_g2d.persistence import is_saved
@@ -256,7 +256,11 @@ def _inspect(options: argparse.Namespace) -> int:
     new, others = _look_into(options.new, NOT_READ)
     if passed_over := _passed_over(options.new, others):
         say(passed_over)
-    bad = find_images(options.known_bad) if options.known_bad else []
+    bad: list[Path] = []
+    if options.known_bad:
+        bad, others_of_bad = _look_into(options.known_bad, NOT_READ)
+        if text := _passed_over(options.known_bad, others_of_bad):
+            say(text)
     detector, warning = (_load(options), "") if options.model else _learn(options, say)
     summary = Summary(detector, options, len(others), passed_over, warning)
     if bad:

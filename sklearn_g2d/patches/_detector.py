@@ -242,6 +242,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         return self
 
     @shielded()
+    @single_thread()
     def anomaly_map(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return maps of the anomaly of images; **higher = more anomalous**.
 
@@ -256,7 +257,8 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             between places. They are not scaled by image, so that images can be compared.
         """
         check_is_fitted(self)
-        return _resized(self._grids(self._validate(X, reset=False)), self.image_shape_[1:])
+        grids = np.concatenate(list(self._iter_grids(self._validate(X, reset=False))))
+        return _resized(grids, self.image_shape_[1:])
 
     def predict_mask(self, X: ArrayLike) -> NDArray[np.bool_]:
         """Mark the anomalous places of images.
@@ -276,8 +278,10 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         n = 2 if reset else 1
         return validate_images(self, X, reset=reset, dtype=NUMBERS, ensure_min_samples=n)
 
+    @single_thread()
     def _score_validated(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        return self._pool(self._grids(X))
+        # Some images at a time, so that grids of more images than memory holds are never together.
+        return np.concatenate([self._pool(grids) for grids in self._iter_grids(X)])
 
     def _source_of_scores(self) -> str:
         return type(self.levels_[0].estimator).__name__
@@ -345,23 +349,17 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
     def _iter_levels(self, rows: NDArray[Any]) -> Iterator[list[Maps]]:
         return iter_levels(self.features_, rows, self.image_shape_)
 
-    def _grids(self, rows: NDArray[Any]) -> Floats:
-        """Return the anomaly of each place of images, in the grid of the finest layer."""
-        grids = []
-        with single_thread():
-            for levels in self._iter_levels(rows):
-                shapes = [maps.shape[1:] for maps in levels]
-                if shapes != self._shapes:
-                    raise ValueError(
-                        f"{type(self.features_).__name__} gave maps of shapes {shapes} (height, "
-                        f"width, channels), but {self._shapes} in fit."
-                    )
-                grids.append(
-                    self._combined(
-                        [a.anomalies(b) for a, b in zip(self.levels_, levels, strict=True)]
-                    )
+    def _iter_grids(self, rows: NDArray[Any]) -> Iterator[Floats]:
+        """Return the anomaly of each place, in the grid of the finest layer, images in batches."""
+        for levels in self._iter_levels(rows):
+            shapes = [maps.shape[1:] for maps in levels]
+            if shapes != self._shapes:
+                raise ValueError(
+                    f"{type(self.features_).__name__} gave maps of shapes {shapes} (height, "
+                    f"width, channels), but {self._shapes} in fit."
                 )
-        return np.concatenate(grids)
+            judged = zip(self.levels_, levels, strict=True)
+            yield self._combined([level.anomalies(maps) for level, maps in judged])
 
     def _combined(self, anomalies: list[Floats]) -> Floats:
         """Average the anomalies of all layers, in units of held-out images, in the finest grid."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self
 
@@ -27,7 +27,7 @@ from sklearn_g2d.utils.parts import fit_part
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_of_labels
+from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
 from sklearn_g2d.video._channels import Foreground, ForegroundMotion, OpticalFlow
 from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._streams import stream_channels
@@ -68,6 +68,9 @@ _RANGE_QUANTILE = 0.999
 # second value. Things with fewer pixels than the third number are noise. Pixels are those of frames
 # of the size for motion.
 _BLUR, _OUTLINE, _LEAST_PIXELS = 0.7, 0.3, 9
+
+# Seconds of a stream by which it is decided whether the background has changed.
+_SECONDS_OF_BACKGROUND = 10.0
 
 
 class MovingObject(NamedTuple):
@@ -416,6 +419,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         self, clips: list[NDArray[Any]]
     ) -> Iterator[tuple[NDArray[np.float64], list[MovingObject]]]:
         """Yield the map and the objects of each frame."""
+        covered: list[np.bool_] = []
         for clip in clips:
             with single_thread():
                 small = self._scaled(clip, MOTION_SIDE)
@@ -432,6 +436,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             shown = [_shown(*view) for view in zip(grids, smoothed, strict=True)]
             for t in range(len(clip)):
                 yield self._draw([g[t] for g in shown], velocities[t], outlines[t], flagged[t])
+            covered.extend(_covered(outlines))
+        _warn_if_most(covered)
 
     def stream(self, frames: Iterable[ArrayLike]) -> Iterator[FrameVerdict]:
         """Judge frames when they arrive, and keep only the frames that motion needs.
@@ -441,7 +447,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         frames : iterable of array-like of shape (channels, height, width)
             Frames of one clip, for example from `read_frames`. An error ends the stream; results
             before it stay valid. If frames stay equal for two seconds, as from a frozen camera, a
-            warning is given once: see `stream_channels`.
+            warning is given once: see `stream_channels`. If the background is no longer the one
+            of `fit`, a warning is given within ten seconds.
 
         Yields
         ------
@@ -451,6 +458,9 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """
         check_is_fitted(self)
         pooled: deque[list[Floats]] = deque(maxlen=self.n_smoothed_)
+        n_decide = max(1, round(_SECONDS_OF_BACKGROUND * self.frame_rate_))
+        covered: deque[np.bool_] = deque(maxlen=n_decide)
+        warned = False
         for number, (frame, channels) in enumerate(self._stream_channels(frames)):
             with shielded(), single_thread():
                 if number % self._lag == 0:
@@ -465,7 +475,11 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 score = -self._combined(smoothed)
                 shown = [_shown(*view)[0] for view in zip(found, smoothed, strict=True)]
                 drawn = self._draw(shown, velocities[0], outlines[0], score[0] < self.offset_)
+            covered.extend(_covered(outlines))
+            warned = warned or (len(covered) == n_decide and _warn_if_most(covered))
             yield FrameVerdict(float(score[0]), *drawn)
+        if not warned:
+            _warn_if_most(covered)
 
     def _stream_channels(
         self, frames: Iterable[ArrayLike]
@@ -498,13 +512,13 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     def _score_validated(self, X: list[NDArray[Any]]) -> NDArray[np.float64]:
         scores = []
+        covered: list[np.bool_] = []
         for clip in X:
             with single_thread():
-                small = self._scaled(clip, MOTION_SIDE)
-                speeds = [
-                    self._pool(self.speed_view_.anomalies(speeds))
-                    for speeds, *_ in self._motion(small)
-                ]
+                small, speeds = self._scaled(clip, MOTION_SIDE), []
+                for moving, _, outlines in self._motion(small):
+                    speeds.append(self._pool(self.speed_view_.anomalies(moving)))
+                    covered.extend(_covered(outlines))
                 looks = [
                     self._pool(self.looks_view_.anomalies(looks))
                     for looks in self._looks(clip, small, self._lag)
@@ -512,6 +526,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             pooled = np.concatenate(speeds), _lasting(np.concatenate(looks), self._lag, len(clip))
             smoothed = [smooth_over_time(view, [clip], self.n_smoothed_) for view in pooled]
             scores.append(-self._combined(smoothed))
+        _warn_if_most(covered)
         return np.concatenate(scores)
 
     def _motion(
@@ -644,6 +659,25 @@ def _measured(channels: NDArray[np.float32]) -> tuple[Floats, Floats, NDArray[np
     """Return speeds and velocities of cells, and the outlines (n, height, width) of things."""
     blurred = ndimage.gaussian_filter(channels[:, 2], (0, _BLUR, _BLUR))
     return *moving_cells(channels), blurred > _OUTLINE
+
+
+def _covered(outlines: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say of which frames most is in the foreground."""
+    return np.asarray(outlines.mean(axis=(1, 2)) > 0.5)
+
+
+def _warn_if_most(covered: Collection[np.bool_]) -> bool:
+    """Warn if most of the frames are covered; returns whether they are."""
+    n_covered = int(np.sum(list(covered)))
+    if 2 * n_covered <= len(covered):
+        return False
+    warn_caller(
+        f"In {n_covered} of {len(covered)} frames, most of the picture differs from the background "
+        "that fit learned, so that nearly all of it counts as moving, and alarms mean little: the "
+        "light has changed, or the camera has moved or shakes. Fix the camera, and fit again with "
+        "clips of this view in this light."
+    )
+    return True
 
 
 def _shown(grids: Floats, smoothed: Floats) -> Floats:
