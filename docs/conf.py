@@ -19,9 +19,11 @@ author = copyright = "The sklearn_g2d developers"
 version = release = sklearn_g2d.__version__
 
 extensions = [
+    "gallery",
     "mathml",
     "myst_parser",
     "numpydoc",
+    "search_words",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
@@ -50,7 +52,12 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "ignore_pattern": r"(^|[\\/])(?!plot_)\w+\.py$",  # scripts that take arguments, or processes
+    "subsection_order": [
+        f"../examples/{folder}"
+        for folder in ("tables", "images", "video", "deployment", "research")
+    ],
     "within_subsection_order": "ExampleTitleSortKey",
+    "backreferences_dir": "auto_examples/backreferences",
     "parallel": 2,
     "download_all_examples": False,
     "show_memory": False,
@@ -61,6 +68,8 @@ sphinx_gallery_conf = {
     "abort_on_example_error": False,
     "only_warn_on_example_error": False,
 }
+# Of these, the thumbnail shows a part: picture, and left, top, right and bottom in fractions of it.
+thumbnail_parts = {}
 
 # Pages: nothing comes from another server
 html_theme = "pydata_sphinx_theme"
@@ -70,6 +79,7 @@ html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_static/search_scorer.js"
 html_copy_source = False
 html_show_sourcelink = False
 html_sidebars = {"getting_started": [], "changelog": [], "contributing": []}
@@ -81,6 +91,31 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "show_toc_level": 2,
+}
+
+# Where the search leads first from words that users type and pages do not have in a title.
+search_words = {
+    "index": ["cite", "citation", "bibtex"],
+    "conventions": ["pyod", "sign", "label"],
+    "getting_started": ["install", "pip", "extras", "pipeline"],
+    "images": ["images", "embeddings"],
+    "inspection": ["photographs", "defect", "anomalib", "industrial inspection"],
+    "maps": ["heatmap", "localization"],
+    "model_selection": ["grid search", "hyperparameters", "cross validation", "tuning"],
+    "results/speed": ["time", "speed", "runtime"],
+    "saving": ["save", "load", "onnx", "pickle", "deployment"],
+    "scaling": ["gpu", "cuda", "memory", "parallel"],
+    "thresholds": ["threshold", "false alarm", "p-value", "contamination", "conformal"],
+    "user_guide#why-a-row-is-an-outlier": ["explain", "shap", "feature importance"],
+    "user_guide#an-unlabelled-mixed-table": [
+        "missing values",
+        "nan",
+        "categorical",
+        "text columns",
+        "unlabelled",
+        "unsupervised",
+    ],
+    "video": ["video", "camera", "surveillance"],
 }
 
 # Prompts are not part of what is copied.

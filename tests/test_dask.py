@@ -22,7 +22,7 @@ from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent / "examples" / "deployment"
 WORKER_MEMORY = 1e9
 
 

@@ -116,6 +116,17 @@ def test_links_between_files(page):
             assert (page.parent / unquote(path)).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_are_where_pages_say(page):
+    """The gallery has a page for each plot_*.py, in the folder of the same name."""
+    text = page.read_text()
+    scripts = re.findall(r"\bexamples/[\w/]+\.py", text)
+    pages = re.findall(r"auto_examples/([\w/]+/plot_\w+)\.rst", text)
+    for script in [*scripts, *(f"examples/{name}.py" for name in pages)]:
+        assert (ROOT / script).exists(), script
+    assert not re.findall(r"auto_examples/plot_\w+", text), "examples are in folders"
+
+
 def test_comparison_is_that_of_the_files():
     """`python -m benchmarks.comparison` writes it."""
     assert (RESULTS / "comparison.md").read_text() == comparison.page(RESULTS)

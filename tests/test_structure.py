@@ -160,8 +160,8 @@ def test_the_package_does_not_grow_unnoticed():
     # 570 for folders of images, read and written, 790 for patches of still images,
     # 40 for the weights of AVID's maps, 1,080 for the command that inspects photographs,
     # 250 for the published methods as they can be trained, 880 for two views of what moves before
-    # a fixed camera, 30 for what is said of wrong clips and files.
-    assert n_lines <= 19_060
+    # a fixed camera, 30 for what is said of wrong clips and files, 65 for the versions of a report.
+    assert n_lines <= 19_125
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

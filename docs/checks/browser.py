@@ -2,9 +2,10 @@
 
     python docs/checks/browser.py docs/_build/html [--screenshots DIR]
 
-Every page: no broken picture, no error on the console, nothing asked of another server, nothing
-wider than the screen. Then a search finds, and code is copied without its prompts. Where there is
-no Chromium this says so and ends well.
+Every page: no broken picture and none without an alternative text, no error on the console, nothing
+asked of another server, nothing wider than the screen, no heading and no head of a table cut or
+hidden. Then the search shows the right page first for words that users type, and code is copied
+without its prompts. Where there is no Chromium this says so and ends well.
 """
 
 from __future__ import annotations
@@ -18,17 +19,95 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote, urljoin, urlsplit
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Error, Page, sync_playwright
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "chrome"]
 SCREENS = {
     "desktop": {"width": 1280, "height": 900},
     "phone": {"width": 390, "height": 844},
 }
-BROKEN_PICTURES = """() => [...document.images]
-    .filter(image => image.complete && image.naturalWidth === 0).map(image => image.src)"""
-EXCESS_WIDTH = "() => document.documentElement.scrollWidth - window.innerWidth"
+# What users type, and the pages that may come first: the search shows one of them at the top.
+SEARCHES = {
+    "explain": ["user_guide"],
+    "cite": ["index"],
+    "missing values": ["user_guide"],
+    "categorical": ["user_guide"],
+    "unlabelled": ["user_guide"],
+    "gpu": ["scaling"],
+    "install": ["getting_started"],
+    "pyod": ["conventions"],
+    "threshold": ["thresholds"],
+    "false alarm": ["thresholds"],
+    "p-value": ["thresholds"],
+    "contamination": ["thresholds"],
+    "save": ["saving"],
+    "onnx": ["saving"],
+    "pickle": ["saving", "security"],
+    "video": ["video"],
+    "camera": ["video"],
+    "photographs": ["inspection"],
+    "anomalib": ["inspection"],
+    "defect": ["inspection"],
+    "images": ["images"],
+    "embeddings": ["images"],
+    "heatmap": ["maps", "inspection"],
+    "pipeline": ["getting_started", "user_guide"],
+    "grid search": ["model_selection"],
+    "hyperparameters": ["parts", "model_selection"],
+    "cross validation": ["model_selection"],
+    "time": ["results/speed", "scaling"],
+    "speed": ["results/speed", "scaling"],
+    "checkpoint": ["checkpoints"],
+    "sign": ["conventions"],
+    "security": ["security"],
+}
+
+FAULTS = r"""() => {
+    const faults = [];
+    const article = document.querySelector("article") || document.body;
+    const textOf = (element) => element.textContent.replace(/[#\s]+/g, " ").trim();
+    // Is text of an element outside of the screen, or of a box that neither grows nor scrolls?
+    const isCut = (element) => {
+        const range = document.createRange();
+        range.selectNodeContents(element);
+        const { left, right, bottom } = range.getBoundingClientRect();
+        for (let box = element; box && box !== document.body; box = box.parentElement) {
+            const style = getComputedStyle(box);
+            if (["auto", "scroll"].includes(style.overflowX)) return false;
+            const frame = box.getBoundingClientRect();
+            if (style.overflowX !== "visible" && (right > frame.right + 1 || left < frame.left - 1))
+                return true;
+            if (style.overflowY !== "visible" && bottom > frame.bottom + 1) return true;
+        }
+        return left < -1 || right > window.innerWidth + 1;
+    };
+    const isHidden = (element) => {
+        const { width, height } = element.getBoundingClientRect();
+        return width === 0 || height === 0 || getComputedStyle(element).visibility === "hidden";
+    };
+    for (const image of document.images) {
+        if (image.complete && image.naturalWidth === 0) faults.push(`broken picture: ${image.src}`);
+        const alt = (image.getAttribute("alt") || "").trim();
+        // sphinx-gallery's last resort is the name of the script.
+        if (!alt || /^plot [a-z]/.test(alt) || /\.(png|svg|jpe?g|gif)$/.test(alt))
+            faults.push(`no alternative text: ${image.src} "${alt}"`);
+    }
+    for (const heading of article.querySelectorAll("h1, h2, h3, h4, h5, h6, .rubric, dt.sig")) {
+        if (heading.closest(".visually-hidden, dialog")) continue;
+        if (isHidden(heading)) faults.push(`hidden heading: ${textOf(heading)}`);
+        else if (isCut(heading)) faults.push(`cut heading: ${textOf(heading)}`);
+    }
+    for (const cell of article.querySelectorAll("thead th")) {
+        if (!textOf(cell)) continue;
+        if (isHidden(cell)) faults.push(`hidden head of a table: ${textOf(cell)}`);
+        else if (isCut(cell)) faults.push(`cut head of a table: ${textOf(cell)}`);
+    }
+    const excess = document.documentElement.scrollWidth - window.innerWidth;
+    if (excess > 0) faults.push(`${excess} pixels wider than the screen`);
+    return faults;
+}"""
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
@@ -81,22 +160,23 @@ def look_at(page: Page, url: str, problems: list[str], screenshot: Path | None) 
     """Show one page; returns what is wrong with it."""
     problems.clear()
     page.goto(url, wait_until="load")
-    problems += [f"broken picture: {source}" for source in page.evaluate(BROKEN_PICTURES)]
-    if (excess := page.evaluate(EXCESS_WIDTH)) > 0:
-        problems.append(f"{excess} pixels wider than the screen")
+    problems += page.evaluate(FAULTS)
     if screenshot:
         page.screenshot(path=screenshot, full_page=True)
     return list(problems)
 
 
-def search(page: Page, address: str) -> list[str]:
-    """Look for a word of the guide."""
-    page.goto(f"{address}/search.html?q=conformal")
+def search(page: Page, address: str, words: str, accepted: list[str]) -> list[str]:
+    """Look for what a user types; the first result has to be one of the pages."""
+    page.goto(f"{address}/search.html?q={quote(words)}")
+    result = page.locator("#search-results li a").first
     try:
-        page.wait_for_selector("#search-results li a", timeout=20_000)
-    except Exception as error:
-        return [f'search.html: "conformal" is not found ({error})']
-    return []
+        result.wait_for(timeout=20_000)
+    except Error as error:
+        return [f'search.html: "{words}" is not found ({error})']
+    path = urlsplit(urljoin(page.url, result.get_attribute("href"))).path
+    found = path.strip("/").removesuffix(".html")
+    return [] if found in accepted else [f'search.html: "{words}" leads to {found} first']
 
 
 def copy(page: Page, address: str, name: str, expected: str) -> list[str]:
@@ -131,7 +211,9 @@ def check(root: Path, executable: str, screenshots: Path | None) -> Iterator[str
                     picture = screenshots / screen / f"{name.replace('/', '_')}.png"
                 wrong = look_at(page, f"{address}/{name}", problems, picture)
                 yield from (f"{screen}, {name}: {problem}" for problem in wrong)
-            yield from search(page, address)
+            if screen == "desktop":
+                for words, accepted in SEARCHES.items():
+                    yield from search(page, address, words, accepted)
             yield from copy(page, address, "getting_started.html", "pip install")
             yield from copy(
                 page, address, "api/sklearn_g2d.metrics.equal_error_rate.html", "from sklearn_g2d"
