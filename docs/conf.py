@@ -69,7 +69,21 @@ sphinx_gallery_conf = {
     "only_warn_on_example_error": False,
 }
 # Of these, the thumbnail shows a part: picture, and left, top, right and bottom in fractions of it.
-thumbnail_parts = {}
+thumbnail_parts = {
+    "tables/plot_first_detector": (1, (0, 0, 0.5, 1)),
+    "tables/plot_grid_search": (2, (0, 0, 0.5, 1)),
+    "tables/plot_odd_cells": (1, (0, 0, 1, 0.56)),
+    "images/plot_custom_features": (1, (0, 0, 0.52, 1)),
+    "images/plot_inspect_parts": (1, (0, 0.5, 0.8, 0.95)),
+    "images/plot_locate_defect": (1, (0, 0.5, 0.88, 0.97)),
+    "video/plot_fixed_camera": (1, (0, 0, 0.6, 0.68)),
+    "video/plot_video_strip": (1, (0.46, 0, 1, 1)),
+    "deployment/plot_dask_search": (1, (0, 0, 0.43, 1)),
+    "deployment/plot_saving_and_onnx": (1, (0, 0, 0.345, 1)),
+    "research/plot_any_classifier": (1, (0, 0, 0.51, 1)),
+    "research/plot_comparison_with_pyod": (1, (0, 0, 0.5, 0.5)),
+    "research/plot_generator_snapshots": (1, (0, 0, 0.5, 0.52)),
+}
 
 # Pages: nothing comes from another server
 html_theme = "pydata_sphinx_theme"
@@ -79,7 +93,7 @@ html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_search_scorer = "_static/search_scorer.js"
+html_search_scorer = str(DOCS / "_static" / "search_scorer.js")
 html_copy_source = False
 html_show_sourcelink = False
 html_sidebars = {"getting_started": [], "changelog": [], "contributing": []}
