@@ -110,6 +110,7 @@ html_theme_options = {
 # Where the search leads first from words that users type and pages do not have in a title.
 search_words = {
     "index": ["cite", "citation", "bibtex"],
+    "checkpoints": ["checkpoint", "interrupted", "resume"],
     "conventions": ["pyod", "sign", "label"],
     "getting_started": ["install", "pip", "extras", "pipeline"],
     "images": ["images", "embeddings"],
