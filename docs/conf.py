@@ -28,6 +28,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
+    "summaries",
 ]
 exclude_patterns = ["_build", "_templates", "images", "checks"]
 templates_path = ["_templates"]
@@ -61,6 +62,7 @@ sphinx_gallery_conf = {
     "parallel": 2,
     "download_all_examples": False,
     "show_memory": False,
+    "min_reported_time": 3600,  # a time says more about the machine that built the site
     "write_computation_times": False,  # its page loads scripts from elsewhere
     "remove_config_comments": True,
     "reference_url": {"sklearn_g2d": None},
@@ -74,15 +76,15 @@ thumbnail_parts = {
     "tables/plot_grid_search": (2, (0, 0, 0.5, 1)),
     "tables/plot_odd_cells": (1, (0, 0, 1, 0.56)),
     "images/plot_custom_features": (1, (0, 0, 0.52, 1)),
-    "images/plot_inspect_parts": (1, (0, 0.5, 0.8, 0.95)),
+    "images/plot_inspect_parts": (1, (0, 0.505, 0.8, 0.95)),
     "images/plot_locate_defect": (1, (0, 0.5, 0.88, 0.97)),
-    "video/plot_fixed_camera": (1, (0, 0, 0.6, 0.68)),
+    "video/plot_fixed_camera": (1, (0, 0, 0.6, 0.65)),
     "video/plot_video_strip": (1, (0.46, 0, 1, 1)),
-    "deployment/plot_dask_search": (1, (0, 0, 0.43, 1)),
-    "deployment/plot_saving_and_onnx": (1, (0, 0, 0.345, 1)),
+    "deployment/plot_dask_search": (1, (0, 0, 0.405, 1)),
+    "deployment/plot_saving_and_onnx": (1, (0, 0, 0.32, 1)),
     "research/plot_any_classifier": (1, (0, 0, 0.51, 1)),
     "research/plot_comparison_with_pyod": (1, (0, 0, 0.5, 0.5)),
-    "research/plot_generator_snapshots": (1, (0, 0, 0.5, 0.52)),
+    "research/plot_generator_snapshots": (1, (0, 0, 0.51, 0.48)),
 }
 
 # Pages: nothing comes from another server

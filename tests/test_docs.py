@@ -219,14 +219,15 @@ def test_browser_check_finds_what_is_wrong(tmp_path):
     long = "a_name_of_code_that_is_far_too_long_for_the_screen_of_a_phone"
     page = """<!doctype html><article style="overflow-x: auto">
     <h1>{h1}</h1>
-    <div style="overflow: auto">
+    <div style="overflow: {frame}">
     <table><thead style="{head}"><tr><th>{wide}</th></tr></thead></table>
     </div>
     <img {alt} src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=">
     </article>"""
-    good = {"h1": "Short", "head": "", "wide": long + long, "alt": 'alt="A dot"'}
+    good = {"h1": "Short", "head": "", "frame": "auto", "wide": long + long, "alt": 'alt="A dot"'}
     wrong = {
         "cut heading": {"h1": long},
+        "cut head of a table": {"frame": "visible"},
         "hidden head of a table": {"head": "display: none"},
         "no alternative text": {"alt": 'alt="plot first detector"'},
         "pixels wider": {"h1": f"Short <p style='position: absolute; width: 500px'>{long}</p>"},

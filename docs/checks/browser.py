@@ -80,7 +80,8 @@ FAULTS = r"""() => {
         const table = element.closest("table");
         for (let box = element; box && box !== document.body; box = box.parentElement) {
             const { overflowX, overflowY } = getComputedStyle(box);
-            if (table && box.contains(table) && /auto|scroll/.test(overflowX)) return false;
+            const framesTable = table && box !== article && box.contains(table);
+            if (framesTable && /auto|scroll/.test(overflowX)) return false;
             const frame = box.getBoundingClientRect();
             if (overflowX !== "visible" && (right > frame.right + 1 || left < frame.left - 1))
                 return true;
