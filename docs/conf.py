@@ -81,7 +81,7 @@ thumbnail_parts = {
     "video/plot_fixed_camera": (1, (0, 0, 0.6, 0.65)),
     "video/plot_video_strip": (1, (0.46, 0, 1, 1)),
     "deployment/plot_dask_search": (1, (0, 0, 0.405, 1)),
-    "deployment/plot_saving_and_onnx": (1, (0, 0, 0.32, 1)),
+    "deployment/plot_saving_and_onnx": (1, (0, 0, 0.3, 1)),
     "research/plot_any_classifier": (1, (0, 0, 0.51, 1)),
     "research/plot_comparison_with_pyod": (1, (0, 0, 0.5, 0.5)),
     "research/plot_generator_snapshots": (1, (0, 0, 0.51, 0.48)),
@@ -109,21 +109,33 @@ html_theme_options = {
     "show_toc_level": 2,
 }
 
-# Where the search leads first from words that users type and pages do not have in a title.
+# Where the search leads first from words that users type and pages do not have in a title. A word
+# of the list is also found by a part of it, so that plurals serve both.
 search_words = {
-    "index": ["cite", "citation", "bibtex"],
-    "checkpoints": ["checkpoint", "interrupted", "resume"],
-    "conventions": ["pyod", "sign", "label"],
-    "getting_started": ["install", "pip", "extras", "pipeline"],
+    "checkpoints": ["checkpoints", "interrupted", "resume"],
+    "contributing": ["contribute", "license"],
+    "conventions": ["pyod", "signs", "labels", "scores"],
+    "getting_started": ["install", "pip", "extras", "pipelines", "fit", "predict", "one class"],
     "images": ["images", "embeddings"],
-    "inspection": ["photographs", "defect", "anomalib", "industrial inspection"],
-    "maps": ["heatmap", "localization"],
+    "index": ["cite", "citation", "bibtex"],
+    "inspection": ["photographs", "defects", "flaws", "anomalib", "industrial inspection"],
+    "maps": ["heatmaps", "localization"],
     "model_selection": ["grid search", "hyperparameters", "cross validation", "tuning"],
+    "model_selection#scorers": ["roc auc", "auroc", "scorers"],
+    "results/comparison": ["benchmarks", "comparison"],
+    "results/inspection": ["mvtec"],
     "results/speed": ["time", "speed", "runtime"],
-    "saving": ["save", "load", "onnx", "pickle", "deployment"],
-    "scaling": ["gpu", "cuda", "memory", "parallel"],
-    "thresholds": ["threshold", "false alarm", "p-value", "contamination", "conformal"],
-    "user_guide#why-a-row-is-an-outlier": ["explain", "shap", "feature importance"],
+    "saving": ["save", "load", "export", "onnx", "pickle", "deployment"],
+    "scaling": ["gpu", "cuda", "dask", "memory", "parallel", "large data"],
+    "thresholds": [
+        "thresholds",
+        "conformal",
+        "contamination",
+        "false alarms",
+        "false positives",
+        "p-values",
+    ],
+    "training": ["callbacks"],
     "user_guide#an-unlabelled-mixed-table": [
         "missing values",
         "nan",
@@ -132,7 +144,13 @@ search_words = {
         "unlabelled",
         "unsupervised",
     ],
-    "video": ["video", "camera", "surveillance"],
+    "user_guide#why-a-row-is-an-outlier": [
+        "explain",
+        "explainability",
+        "shap",
+        "feature importance",
+    ],
+    "video": ["video", "cameras", "surveillance", "streaming", "real time"],
 }
 
 # Prompts are not part of what is copied.

@@ -1,7 +1,9 @@
-/* The order of what the search finds. The guide explains; the reference and the results are long lists. */
+/* The order of what the search finds: the guide explains, the reference and the results list. */
 var Scorer = {
   score: ([page, title, anchor, description, score, file, kind]) => {
     if (kind === "index") return score;
+    // The name itself, on its own page
+    if (kind === "object" && score >= Scorer.objNameMatch && page === `api/${title}`) return score + 30;
     if (page.startsWith("results/")) return score - 10;
     if (["changelog", "contributing"].includes(page)) return score - 10;
     if (page.startsWith("api/")) return score;

@@ -34,24 +34,25 @@ NOT_OURS = "Expected copy-paste icon is missing"
 # What users type, and the pages that may come first: the search shows one of them at the top.
 SEARCHES = {
     "explain": ["user_guide"],
-    "cite": ["index"],
-    "missing values": ["user_guide"],
-    "categorical": ["user_guide"],
+    "cite": ["index", "faq"],
+    "missing values": ["user_guide", "faq"],
+    "categorical": ["user_guide", "faq"],
     "unlabelled": ["user_guide"],
-    "gpu": ["scaling"],
+    "gpu": ["scaling", "faq"],
     "install": ["getting_started"],
-    "pyod": ["conventions"],
+    "pyod": ["conventions", "coming_from_pyod"],
     "threshold": ["thresholds"],
     "false alarm": ["thresholds"],
     "p-value": ["thresholds"],
     "contamination": ["thresholds"],
+    "conformal": ["thresholds"],
     "save": ["saving"],
     "onnx": ["saving"],
     "pickle": ["saving", "security"],
     "video": ["video"],
     "camera": ["video"],
     "photographs": ["inspection"],
-    "anomalib": ["inspection"],
+    "anomalib": ["inspection", "coming_from_anomalib"],
     "defect": ["inspection"],
     "images": ["images"],
     "embeddings": ["images"],
@@ -65,6 +66,12 @@ SEARCHES = {
     "checkpoint": ["checkpoints"],
     "sign": ["conventions"],
     "security": ["security"],
+    "predict": ["getting_started"],
+    "benchmark": ["results/comparison"],
+    "auroc": ["model_selection"],
+    "tutorial": ["user_guide", "auto_examples/tables/plot_mixed_table"],
+    "G2DOutlierDetector": ["api/sklearn_g2d.G2DOutlierDetector"],
+    "equal_error_rate": ["api/sklearn_g2d.metrics.equal_error_rate"],
 }
 
 FAULTS = r"""() => {
@@ -121,11 +128,16 @@ class _QuietHandler(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *args: object) -> None:
+        """Say nothing: a browser that leaves a page cuts its connections."""
+
+
 @contextmanager
 def serve(root: Path) -> Iterator[str]:
     """Serve a folder on a free port of this machine; yields its address."""
     handler = partial(_QuietHandler, directory=str(root))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _QuietServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
