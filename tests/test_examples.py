@@ -27,7 +27,9 @@ def test_is_a_page_with_a_picture(path):
     assert len(title[1]) == len(title[2])
     for heading, line in re.findall(r"^# %%\n# (.+)\n# (-+)$", text, flags=re.MULTILINE):
         assert len(heading) == len(line), heading
-    assert "\nplt.show()\n" in text
+    n_shown = text.count("\nplt.show()\n")
+    assert n_shown
+    assert len(re.findall(r'^# Picture: [^"]+[.]\nplt\.show', text, flags=re.MULTILINE)) == n_shown
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,14 @@
-"""Pictures of the gallery: thumbnails that can be read, with an alternative text."""
+"""Pictures of the gallery: thumbnails that can be read, and alternative texts."""
+
+import re
 
 from docutils import nodes
 from PIL import Image, ImageOps
 from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx_gallery.directives import imgsgnode
+
+logger = logging.getLogger(__name__)
 
 THUMBNAIL = (400, 280)
 
@@ -20,6 +26,20 @@ def _crop_thumbnails(app: Sphinx) -> None:
         thumbnail.save(images / "thumb" / f"{stem}_thumb.png")
 
 
+def _name_pictures(app: Sphinx, doctree: nodes.document) -> None:
+    """Give the pictures of an example the texts of its lines `# Picture: ...`, in their order."""
+    name = app.env.docname.removeprefix("auto_examples/")
+    script = app.srcdir.parent / "examples" / f"{name}.py"
+    if name == app.env.docname or not script.exists():
+        return
+    texts = re.findall(r"^# Picture: (.+)$", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    pictures = list(doctree.findall(imgsgnode))
+    if len(pictures) != len(texts):
+        logger.warning("%s has %d pictures and %d texts", name, len(pictures), len(texts))
+    for picture, text in zip(pictures, texts, strict=False):
+        picture["alt"] = text
+
+
 def _name_thumbnails(app: Sphinx, doctree: nodes.document) -> None:
     """Give each thumbnail the title of its example as its alternative text."""
     waiting: list[nodes.image] = []
@@ -35,5 +55,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Work on what sphinx-gallery has written."""
     app.add_config_value("thumbnail_parts", {}, "env")
     app.connect("builder-inited", _crop_thumbnails, priority=900)
+    app.connect("doctree-read", _name_pictures)
     app.connect("doctree-read", _name_thumbnails)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
