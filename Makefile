@@ -85,9 +85,10 @@ lint: $(VENV)/dev
 	$(PY) -m numpydoc lint $(PUBLIC)
 	$(PY) -m piplicenses > $(VENV)/licences
 
+# All pages are written (-a): a search index that is only added to forgets titles and index entries.
 docs: $(VENV)/docs
 	rm -rf docs/api
-	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
+	$(PY) -m sphinx -W -a --keep-going -q docs docs/_build/html
 	$(PY) docs/checks/links.py docs/_build/html
 
 docs-check: docs
