@@ -19,7 +19,7 @@ PUBLIC := $(addprefix sklearn_g2d/,_base.py avid/_detector.py g2d/_detector.py a
 OLDEST_TESTS := $(addprefix tests/test_,callbacks.py datasets.py display.py features.py \
                 input.py onnx.py persistence.py properties.py video.py)
 
-.PHONY: help demo test test-slow test-oldest package lint docs docs-check format clean
+.PHONY: help demo test test-slow test-oldest package release-check lint docs docs-check format clean
 
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-slow  run the tests that take long, 14 minutes together"
 	@echo "make test-oldest  run some tests with the oldest dependencies that are allowed"
 	@echo "make package    build wheel and sdist, and use each away from its sources"
+	@echo "make release-check  the same, and whether this version can be uploaded to PyPI"
 	@echo "make lint       check style, types, docstrings, security and licences"
 	@echo "make docs       build the site, with the gallery, into docs/_build/html"
 	@echo "make docs-check look at the site with a browser, if there is one"
@@ -74,6 +75,9 @@ test-oldest: $(VENV)-oldest/ready
 package: $(VENV)/dev
 	$(PY) .ci/package.py
 
+release-check: $(VENV)/dev
+	$(PY) .ci/package.py --release
+
 lint: $(VENV)/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -81,9 +85,10 @@ lint: $(VENV)/dev
 	$(PY) -m numpydoc lint $(PUBLIC)
 	$(PY) -m piplicenses > $(VENV)/licences
 
+# All pages are written (-a): a search index that is only added to forgets titles and index entries.
 docs: $(VENV)/docs
 	rm -rf docs/api
-	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
+	$(PY) -m sphinx -W -a --keep-going -q docs docs/_build/html
 	$(PY) docs/checks/links.py docs/_build/html
 
 docs-check: docs

@@ -19,13 +19,16 @@ author = copyright = "The sklearn_g2d developers"
 version = release = sklearn_g2d.__version__
 
 extensions = [
+    "gallery",
     "mathml",
     "myst_parser",
     "numpydoc",
+    "search_words",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
+    "summaries",
 ]
 exclude_patterns = ["_build", "_templates", "images", "checks"]
 templates_path = ["_templates"]
@@ -50,16 +53,38 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "ignore_pattern": r"(^|[\\/])(?!plot_)\w+\.py$",  # scripts that take arguments, or processes
+    "subsection_order": [
+        f"../examples/{folder}"
+        for folder in ("tables", "images", "video", "deployment", "research")
+    ],
     "within_subsection_order": "ExampleTitleSortKey",
+    "backreferences_dir": "auto_examples/backreferences",
     "parallel": 2,
     "download_all_examples": False,
     "show_memory": False,
+    "min_reported_time": 3600,  # a time says more about the machine that built the site
     "write_computation_times": False,  # its page loads scripts from elsewhere
     "remove_config_comments": True,
     "reference_url": {"sklearn_g2d": None},
     "doc_module": ("sklearn_g2d",),
     "abort_on_example_error": False,
     "only_warn_on_example_error": False,
+}
+# Of these, the thumbnail shows a part: picture, and left, top, right and bottom in fractions of it.
+thumbnail_parts = {
+    "tables/plot_first_detector": (1, (0, 0, 0.5, 1)),
+    "tables/plot_grid_search": (2, (0, 0, 0.5, 1)),
+    "tables/plot_odd_cells": (1, (0, 0, 1, 0.56)),
+    "images/plot_custom_features": (1, (0, 0, 0.52, 1)),
+    "images/plot_inspect_parts": (1, (0, 0.505, 0.8, 0.95)),
+    "images/plot_locate_defect": (1, (0, 0.5, 0.88, 0.97)),
+    "video/plot_fixed_camera": (1, (0, 0, 0.6, 0.65)),
+    "video/plot_video_strip": (1, (0.46, 0, 1, 1)),
+    "deployment/plot_dask_search": (1, (0, 0, 0.405, 1)),
+    "deployment/plot_saving_and_onnx": (1, (0, 0, 0.3, 1)),
+    "research/plot_any_classifier": (1, (0, 0, 0.51, 1)),
+    "research/plot_comparison_with_pyod": (1, (0, 0, 0.5, 0.5)),
+    "research/plot_generator_snapshots": (1, (0, 0, 0.51, 0.48)),
 }
 
 # Pages: nothing comes from another server
@@ -70,6 +95,7 @@ html_favicon = "_static/favicon.svg"
 html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(DOCS / "_static" / "search_scorer.js")
 html_copy_source = False
 html_show_sourcelink = False
 html_sidebars = {"getting_started": [], "changelog": [], "contributing": []}
@@ -81,6 +107,50 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "show_toc_level": 2,
+}
+
+# Where the search leads first from words that users type and pages do not have in a title. A word
+# of the list is also found by a part of it, so that plurals serve both.
+search_words = {
+    "checkpoints": ["checkpoints", "interrupted", "resume"],
+    "contributing": ["contribute", "license"],
+    "conventions": ["pyod", "signs", "labels", "scores"],
+    "getting_started": ["install", "pip", "extras", "pipelines", "fit", "predict", "one class"],
+    "images": ["images", "embeddings"],
+    "index": ["cite", "citation", "bibtex"],
+    "inspection": ["photographs", "defects", "flaws", "anomalib", "industrial inspection"],
+    "maps": ["heatmaps", "localization"],
+    "model_selection": ["grid search", "hyperparameters", "cross validation", "tuning"],
+    "model_selection#scorers": ["roc auc", "auroc", "scorers"],
+    "results/comparison": ["benchmarks", "comparison"],
+    "results/inspection": ["mvtec"],
+    "results/speed": ["time", "speed", "runtime"],
+    "saving": ["save", "load", "export", "onnx", "pickle", "deployment"],
+    "scaling": ["gpu", "cuda", "dask", "memory", "parallel", "large data"],
+    "thresholds": [
+        "thresholds",
+        "conformal",
+        "contamination",
+        "false alarms",
+        "false positives",
+        "p-values",
+    ],
+    "training": ["callbacks"],
+    "user_guide#an-unlabelled-mixed-table": [
+        "missing values",
+        "nan",
+        "categorical",
+        "text columns",
+        "unlabelled",
+        "unsupervised",
+    ],
+    "user_guide#why-a-row-is-an-outlier": [
+        "explain",
+        "explainability",
+        "shap",
+        "feature importance",
+    ],
+    "video": ["video", "cameras", "surveillance", "streaming", "real time"],
 }
 
 # Prompts are not part of what is copied.

@@ -5,6 +5,7 @@ from sklearn_g2d.avid._detector import AVIDDetector
 from sklearn_g2d.calibration import ConformalDetector
 from sklearn_g2d.g2d._detector import G2DOutlierDetector
 from sklearn_g2d.patches._detector import PatchDetector
+from sklearn_g2d.utils.versions import show_versions
 
 __all__ = [
     "AVIDDetector",
@@ -12,4 +13,5 @@ __all__ = [
     "G2DOutlierDetector",
     "PatchDetector",
     "__version__",
+    "show_versions",
 ]

@@ -21,7 +21,7 @@ from sklearn_g2d.g2d import NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import SCORERS
 from sklearn_g2d.model_selection import NormalOnlySplit
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "tensorboard_curves.py"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "research" / "tensorboard_curves.py"
 
 
 class Recorder:

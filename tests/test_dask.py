@@ -31,7 +31,7 @@ from sklearn_g2d.model_selection import NormalOnlySplit
 from sklearn_g2d.patches import PatchNeighbors
 from sklearn_g2d.video import FixedCameraDetector
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent / "examples" / "deployment"
 WORKER_MEMORY = 1e9
 
 

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 import runpy
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -41,8 +42,20 @@ def public_objects():
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != INTERNAL])
 def test_reference_has_every_module(module):
-    page = "internals.md" if module.startswith(INTERNAL) else "api.md"
+    page = "internals.md" if module.startswith(INTERNAL) else "modules.md"
     assert module in (ROOT / "docs" / page).read_text().split()
+
+
+def test_reference_has_every_name():
+    """Detectors are public twice, and listed where users import them from."""
+    listed = (ROOT / "docs" / "api.md").read_text().split()
+    own = {
+        thing: name for name, thing in public_objects() if name.count(".") == 1 and callable(thing)
+    }
+    for name, thing in public_objects():
+        if callable(thing) or isinstance(thing, dict):
+            name = own[thing] if callable(thing) and thing in own else name
+            assert listed.count(name.removeprefix("sklearn_g2d.")) == 1, name
 
 
 def test_every_page_is_in_the_contents():
@@ -114,6 +127,17 @@ def test_links_between_files(page):
         # The gallery is written when the site is built.
         if "://" not in target and path and not path.startswith("auto_examples"):
             assert (page.parent / unquote(path)).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_are_where_pages_say(page):
+    """The gallery has a page for each plot_*.py, in the folder of the same name."""
+    text = page.read_text()
+    scripts = re.findall(r"\bexamples/[\w/]+\.py", text)
+    pages = re.findall(r"auto_examples/([\w/]+/plot_\w+)\.rst", text)
+    for script in [*scripts, *(f"examples/{name}.py" for name in pages)]:
+        assert (ROOT / script).exists(), script
+    assert not re.findall(r"auto_examples/plot_\w+", text), "examples are in folders"
 
 
 def test_comparison_is_that_of_the_files():
@@ -276,3 +300,37 @@ def test_link_check_finds_what_is_broken(tmp_path):
         '<script src="https://example.org/x.js"></script>'
     )
     assert len(broken_links(tmp_path)) == 4
+
+
+def test_browser_check_finds_what_is_wrong(tmp_path):
+    """Of each kind one fault, and things that look like faults but are none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    checks = runpy.run_path(str(ROOT / "docs" / "checks" / "browser.py"))
+    executable = next(filter(None, map(shutil.which, checks["BROWSERS"])), None)
+    if executable is None:
+        pytest.skip("no browser is installed")
+    long = "a_name_of_code_that_is_far_too_long_for_the_screen_of_a_phone"
+    page = """<!doctype html><article style="overflow-x: auto">
+    <h1>{h1}</h1>
+    <div style="overflow: {frame}">
+    <table><thead style="{head}"><tr><th>{wide}</th></tr></thead></table>
+    </div>
+    <img {alt} src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=">
+    </article>"""
+    good = {"h1": "Short", "head": "", "frame": "auto", "wide": long + long, "alt": 'alt="A dot"'}
+    wrong = {
+        "cut heading": {"h1": long},
+        "cut head of a table": {"frame": "visible"},
+        "hidden head of a table": {"head": "display: none"},
+        "no alternative text": {"alt": 'alt="plot first detector"'},
+        "pixels wider": {"h1": f"Short <p style='position: absolute; width: 500px'>{long}</p>"},
+    }
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        tab = browser.new_page(viewport=checks["SCREENS"]["phone"])
+        tab.set_content(page.format(**good))
+        assert tab.evaluate(checks["FAULTS"]) == []
+        for fault, change in wrong.items():
+            tab.set_content(page.format(**good | change))
+            assert any(fault in found for found in tab.evaluate(checks["FAULTS"])), fault
+        browser.close()

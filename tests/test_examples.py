@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("plot_*.py"))
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(FOLDER.glob("*/plot_*.py"))
 QUICK = {"plot_first_detector"}
 
 
@@ -26,7 +27,9 @@ def test_is_a_page_with_a_picture(path):
     assert len(title[1]) == len(title[2])
     for heading, line in re.findall(r"^# %%\n# (.+)\n# (-+)$", text, flags=re.MULTILINE):
         assert len(heading) == len(line), heading
-    assert "\nplt.show()\n" in text
+    n_shown = text.count("\nplt.show()\n")
+    assert n_shown
+    assert len(re.findall(r'^# Picture: [^"]+[.]\nplt\.show', text, flags=re.MULTILINE)) == n_shown
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def test_runs(path, tmp_path):
 @pytest.mark.slow
 def test_live_video(tmp_path):
     """Its runner comes with frame 25, and the cart, which looks unlike anybody, with frame 50."""
-    script = Path(__file__).parents[1] / "examples" / "live_video.py"
+    script = Path(__file__).parents[1] / "examples" / "video" / "live_video.py"
     subprocess.run([sys.executable, script, "--csv", "rows.csv"], cwd=tmp_path, check=True)
     assert {path.name for path in tmp_path.iterdir()} == {"live_video_demo.mp4", "rows.csv"}
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
@@ -61,7 +64,7 @@ def test_live_video(tmp_path):
 
 def test_live_video_replaces_no_input(tmp_path, monkeypatch, capsys):
     """Nor does it learn first: wrong arguments are refused before anything is read."""
-    script = Path(__file__).resolve().parents[1] / "examples" / "live_video.py"
+    script = Path(__file__).resolve().parents[1] / "examples" / "video" / "live_video.py"
     monkeypatch.chdir(tmp_path)
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"precious")

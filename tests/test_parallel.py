@@ -13,7 +13,7 @@ from together import TRAINED, make_data
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector, persistence
 
 HERE = Path(__file__).parent
-EXAMPLE = HERE.parent / "examples" / "torchrun_fit.py"
+EXAMPLE = HERE.parent / "examples" / "deployment" / "torchrun_fit.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

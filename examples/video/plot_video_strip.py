@@ -83,4 +83,5 @@ ax.axhline(detector.offset_, color="black", linestyle="--", label="threshold")
 ax.axvspan(late, n_frames - 1, color="tab:red", alpha=0.15, label="somebody runs")
 ax.set(xlabel="frame", ylabel="score", xlim=(0, n_frames - 1))
 ax.legend(loc="lower left")
+# Picture: Six frames, the runner marked in three; below, scores that fall when somebody runs.
 plt.show()

@@ -35,6 +35,7 @@ for ax, snapshot in zip(axes.flat, detector.snapshots_, strict=False):
     ax.set_title(f"step {snapshot.step}: {snapshot.role}")
 axes[0, 0].set(xlim=(-4, 5), ylim=(-3.5, 4))
 axes[0, 0].legend(markerscale=3)
+# Picture: Generated rows of eight snapshots: first all around two moons, at last among them.
 plt.show()
 
 # %%
@@ -43,6 +44,7 @@ plt.show()
 
 display = LossCurveDisplay.from_estimator(detector, name="Two moons")
 display.ax_.set_xscale("symlog", linthresh=20)
+# Picture: Losses of generator and critic by step, and the steps of the snapshots with their roles.
 plt.show()
 
 # %%
@@ -56,4 +58,5 @@ threes = digits.images[digits.target == 3][:, None]  # (n, 1, 8, 8): one channel
 generator = WassersteinGAN(n_members=1, max_steps=3000)
 detector = G2DOutlierDetector(features=PCA(20), generator=generator, random_state=0).fit(threes)
 SnapshotSamplesDisplay.from_estimator(detector, name="Learning the digit 3")
+# Picture: Images of six snapshots: first noise, later the digit 3.
 plt.show()

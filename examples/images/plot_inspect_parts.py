@@ -87,6 +87,7 @@ detector = PatchDetector(random_state=0).fit(X_train)
 
 shown = [np.flatnonzero(kinds == kind)[0] for kind in dict.fromkeys(kinds)]
 AnomalyMapDisplay.from_estimator(detector, X_test[shown], masks=mask_test[shown], name="Parts")
+# Picture: Photographs of a flower, their anomaly maps, and true and predicted outlines of flaws.
 plt.show()
 
 # %%

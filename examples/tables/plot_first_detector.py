@@ -49,4 +49,5 @@ _, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 ScoreDistributionDisplay.from_estimator(detector, X_test, y_test, name="New tumours", ax=left)
 OutlierRocCurveDisplay.from_estimator(detector, X_test, y_test, ax=right)
 right.set_title("Detection against false alarms")
+# Picture: Scores of malignant tumours lie mostly below the threshold; the ROC curve is steep.
 plt.show()

@@ -44,6 +44,7 @@ for ax, splitter in zip(axes, [KFold(5), NormalOnlySplit(5)], strict=True):
 axes[1].set_xlabel("row: normal ones left of the red line, outliers right of it")
 keys = [Patch(facecolor=color, edgecolor="gray", label=name) for name, color in colors.items()]
 figure.legend(handles=keys, loc="outside right upper")
+# Picture: KFold trains on outliers in every fold; NormalOnlySplit trains on normal rows only.
 plt.show()
 
 # %%
@@ -85,4 +86,5 @@ left.set_xticks(range(aucs.shape[1]), aucs.columns)
 left.set_yticks(range(aucs.shape[0]), aucs.index)
 OutlierRocCurveDisplay.from_estimator(best, X_test, y_test, name="best", ax=right)
 right.set_title("New rows")
+# Picture: AUC of each candidate as a coloured table, and the ROC curve of the best one.
 plt.show()

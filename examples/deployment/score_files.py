@@ -1,6 +1,6 @@
 """Score files that together are larger than memory, several at a time.
 
-    python examples/score_files.py --normal normal.npy files/*.npy
+    python examples/deployment/score_files.py --normal normal.npy files/*.npy
 
 Every file is an array of rows. A worker reads one, scores it and forgets it. Without arguments
 the script makes some files of its own.

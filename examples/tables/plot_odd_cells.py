@@ -50,6 +50,7 @@ AnomalyMapDisplay.from_predictions(
     value_range=(0, np.quantile(maps, 0.95)),
     name="One wrong cell each",
 )
+# Picture: Anomaly of each cell of 20 rows, with frames around true and predicted wrong cells.
 plt.show()
 
 # %%
@@ -66,5 +67,7 @@ _, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
 ax.barh(X.columns[order], np.take(aucs, order), color="tab:blue")
 ax.axvline(0.5, color="black", linestyle="--", label="by chance")
 ax.set(xlim=(0, 1), xlabel="AUC of finding the wrong cells of a column")
+ax.set_title("Which columns can be checked")
 ax.legend(loc="lower right")
+# Picture: Bars: for each column, how well its wrong cells are found.
 plt.show()

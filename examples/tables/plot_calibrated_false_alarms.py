@@ -45,6 +45,7 @@ ax.set(
     title=f"False alarms in {len(observed)} calibrations",
 )
 ax.legend()
+# Picture: Box plots: each mean of the observed rates is close to the promised rate.
 plt.show()
 
 # %%
@@ -64,4 +65,5 @@ ax.scatter(*X_normal[:500].T, s=3, color="black", label="new normal rows")
 figure.colorbar(regions, label="p-value", spacing="uniform")
 ax.set(title="How unusual would a row be here?", aspect="equal")
 ax.legend(loc="upper right")
+# Picture: Two moons of normal rows, with p-values that fall from their middle to the outside.
 plt.show()

@@ -132,6 +132,7 @@ leaks = np.flatnonzero(kinds == "leak")
 leak = leaks[pipeline[-1].training_scores_[leaks].argmin()]
 rank = (pipeline[-1].training_scores_ <= pipeline[-1].training_scores_[leak]).sum()
 ContributionDisplay.from_estimator(pipeline, X.iloc[[leak]], name=f"Row {leak}, at rank {rank}")
+# Picture: Bars: the flow and the fluid contribute nearly all of the row's distance.
 plt.show()
 
 # %%

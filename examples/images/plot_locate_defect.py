@@ -69,6 +69,7 @@ detector = AVIDDetector(
 
 shown = [0, 20, 40, 60]
 AnomalyMapDisplay.from_estimator(detector, X_test[shown], masks=mask_test[shown], name="Cloth")
+# Picture: Images of cloth, inpainted, their anomaly maps, and outlines of true and predicted flaws.
 plt.show()
 
 # %%

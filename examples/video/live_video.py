@@ -3,7 +3,7 @@
 Learn from a normal file, watch another frame by frame as a camera would deliver it, and write it
 with the map of anomaly over it, and with boxes around what is anomalous in anomalous frames.
 
-    python examples/live_video.py normal.mp4 watched.mp4 marked.mp4 --csv frames.csv
+    python examples/video/live_video.py normal.mp4 watched.mp4 marked.mp4 --csv frames.csv
 
 Both files must show the same place at the same frame rate. The table names the object to blame of
 frames that are flagged; their cells are empty if what caused the alarm has just gone.

@@ -51,6 +51,7 @@ for row, n_neighbors in zip(axes, (20, 0), strict=True):
         ax.set(title=f"{name}\nAUC {auc:.3f}", xticks=[], yticks=[])
     row[0].set_ylabel(f"n_neighbors={n_neighbors}")
 axes[0, 0].legend(markerscale=3, loc="upper right")
+# Picture: Boundaries of four classifiers around two moons, with neighbour distances and without.
 plt.show()
 
 # %%

@@ -91,6 +91,7 @@ for row, (shape, X) in zip(axes, shapes.items(), strict=True):
     row[0].set_ylabel(shape, fontsize="large")
 for ax, name in zip(axes[0], detectors, strict=True):
     ax.set_title(f"{name}\n{ax.get_title()}")
+# Picture: Boundaries of six detectors around blobs, moons, rings and a spiral, each with its AUC.
 plt.show()
 
 # %%

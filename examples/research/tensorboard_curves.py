@@ -1,6 +1,6 @@
 """Losses and validation curves of both detectors in TensorBoard (pip install tensorboard).
 
-python examples/tensorboard_curves.py curves
+python examples/research/tensorboard_curves.py curves
 tensorboard --logdir curves
 """
 

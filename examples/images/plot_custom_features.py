@@ -64,4 +64,5 @@ ax = right.subplots()
 for name, detector in detectors.items():
     OutlierRocCurveDisplay.from_estimator(detector, X_test, y_test, name=name, ax=ax)
 ax.set_title("Digits other than 0, at random places")
+# Picture: Digits at random places, zeros and others; ROC curves of four kinds of features.
 plt.show()

@@ -106,4 +106,5 @@ ax.axvspan(run, len(scores) - 1, color="tab:orange", alpha=0.15, label="somebody
 ax.axvspan(drive, len(scores) - 1, color="tab:gray", alpha=0.3, label="a cart, too")
 ax.set(xlabel="frame", ylabel="score", xlim=(0, len(scores) - 1))
 ax.legend(loc="lower left")
+# Picture: Six frames, the runner and the cart in boxes; below, scores that fall when they come.
 plt.show()

@@ -67,4 +67,5 @@ scores = results["mean_test_score"], results["std_test_score"]
 right.errorbar(scores[0], labels, xerr=scores[1], fmt="o", color="tab:blue")
 right.set(xlabel="AUC, mean and deviation of the folds", title="Candidates")
 right.margins(y=0.2)
+# Picture: The fits of two workers over time; mean and deviation of the AUC of each candidate.
 plt.show()

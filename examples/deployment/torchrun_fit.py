@@ -1,7 +1,7 @@
 """Train one detector by several processes, each of which reads its own part of the data.
 
-    python examples/torchrun_fit.py                            # one process
-    torchrun --nproc-per-node 2 examples/torchrun_fit.py       # two of one machine
+    python examples/deployment/torchrun_fit.py                            # one process
+    torchrun --nproc-per-node 2 examples/deployment/torchrun_fit.py       # two of one machine
 
 For several machines see torchrun's further options; the script stays as it is.
 """

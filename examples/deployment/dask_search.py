@@ -1,7 +1,7 @@
 """Search settings on several machines, or here on two processes in their place.
 
-    python examples/dask_search.py                            # two processes of this machine
-    python examples/dask_search.py --scheduler tcp://host:8786  # a cluster that runs already
+    python examples/deployment/dask_search.py                # two processes of this machine
+    python examples/deployment/dask_search.py --scheduler tcp://host:8786  # a cluster
 
 Every candidate is fitted on every split by whichever worker is free; the scores are those of a
 search on one machine.
