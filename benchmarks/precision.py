@@ -1,9 +1,9 @@
 """Does bfloat16 pay in convolutional training? Seconds a step, and AUC, beside float32.
 
 Step: one of G2D's GAN as published on 28 x 28 images, with the authors' five critic steps and one
-of the generator, for networks of several numbers of channels, and one of AVID's default on 154 x 154
-images; the ways of computing take turns. AUC: G2D as published on digits that scikit-learn ships,
-one class normal, half of it in training.
+of the generator, for networks of several numbers of channels, and one of AVID's default on
+154 x 154 images; the ways of computing take turns. AUC: G2D as published on digits that
+scikit-learn ships, one class normal, half of it in training.
 
     python -m benchmarks.precision
 """
