@@ -54,9 +54,9 @@ PROTOCOLS = (
     "does not contain an evaluation. That is what is known. We infer that the published EERs, .14 "
     "and .11, come from single clips, too: scores that are near chance over the pooled frames "
     "come near such figures on single clips, and by no other protocol. The table has the pooled "
-    "frames (micro), the mean over clips, each with a threshold of its own (macro), and two single clips, "
-    "the worst and the best by AUC, chosen in hindsight. EER of a single clip is empty where only "
-    "AUC was kept."
+    "frames (micro), the mean over clips, each with a threshold of its own (macro), and two single "
+    "clips, the worst and the best by AUC, chosen in hindsight. EER of a single clip is empty "
+    "where only AUC was kept."
 )
 N_SHOWN = 6  # frames in the picture
 DRAWN = {"fixed camera": "camera", "G2D": "g2d", "AVID": "avid"}  # stems of files
