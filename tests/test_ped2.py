@@ -83,6 +83,29 @@ def test_command(archive, run_command, tmp_path, capsys):
     assert "| G2D trained" in capsys.readouterr().out
 
 
+def test_protocols():
+    """Single clips are picked by AUC; an EER that an old file lacks is left empty."""
+    seeds = pd.DataFrame(
+        {
+            "detector": ["A", "A", "B"],
+            "auc": [0.6, 0.8, 0.9],
+            "eer": [0.4, 0.2, 0.1],
+            "macro_auc": [0.7, 0.7, 0.9],
+            "macro_eer": [0.3, 0.3, 0.1],
+            "auc_of_clip_1": [0.5, 0.7, 0.95],
+            "auc_of_clip_12": [0.9, 1.0, 0.85],
+            "eer_of_clip_12": [0.1, 0.0, np.nan],
+        }
+    )
+    by_clip = seeds.groupby("detector")[["auc_of_clip_1", "auc_of_clip_12"]].mean()
+    table = ped2.by_protocol(seeds, by_clip.set_axis(["1", "12"], axis=1))
+    assert list(table.loc["A"]) == [
+        *("0.700 / 0.300", "0.700 / 0.300"),
+        *("0.600 / - (clip 1)", "0.950 / 0.050 (clip 12)"),
+    ]
+    assert list(table.loc["B"])[2:] == ["0.850 / - (clip 12)", "0.950 / - (clip 1)"]
+
+
 def test_published_folders_give_the_same_scene(archive, tmp_path):
     for part in ("train", "test"):
         for clip in np.unique(archive[f"{part}_clip"]):

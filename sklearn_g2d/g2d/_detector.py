@@ -252,7 +252,7 @@ class G2DOutlierDetector(NetworkDetector):
         >>> from sklearn_g2d import G2DOutlierDetector
         >>> detector = G2DOutlierDetector.from_paper("images", generator__max_steps=50)
         >>> detector.generator.n_critic, detector.generator.max_steps
-        (5, 50)
+        (1, 50)
         """
         if data not in ("tables", "images"):
             raise ValueError(f'data must be "tables" or "images", got {data!r}.')
@@ -274,11 +274,12 @@ class G2DOutlierDetector(NetworkDetector):
             scaler = GlobalMinMaxScaler()
             generator.set_params(
                 max_steps=300,
+                n_critic=1,
                 epoch_steps=3,
                 generator_network=ConvGenerator(),
                 critic_network=ConvNetwork(),
             )
-            classifier.set_params(network=ConvNetwork())
+            classifier.set_params(max_steps=200, network=ConvNetwork())
         parts = cls(features=PASSTHROUGH, scaler=scaler, generator=generator, classifier=classifier)
         parts.set_params(n_neighbors=0, n_generated=1.0, support_fraction=1.0)
         return parts.set_params(threshold="probability").set_params(**changes)
