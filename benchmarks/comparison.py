@@ -212,10 +212,10 @@ def page(folder: Path) -> str:
         "# The papers, this package and PyOD side by side",
         "Made by `python -m benchmarks.comparison` from the CSV files beside this page. This "
         "package is at its defaults, a mean over seeds; as published is `from_paper(...)` of the "
-        "same detector, with one seed. EER, the equal error rate, is better when lower. The best "
-        "figure of a line is in **bold**, whoever it belongs to. The best of PyOD's detectors and "
-        "of the other baselines is picked by these very test figures, line by line, which flatters "
-        "them. Where a cell is empty nothing was measured.",
+        "same detector, on tables with three seeds, elsewhere with one. EER, the equal error rate, "
+        "is better when lower. The best figure of a line is in **bold**, whoever it belongs to. "
+        "The best of PyOD's detectors and of the other baselines is picked by these very test "
+        "figures, line by line, which flatters them. Where a cell is empty nothing was measured.",
         "A paper's figure tells what to expect and is no competitor: data, split and protocol "
         "differ. Caltech-101 stands in for the paper's Caltech-256, puzzles made here for the "
         "authors' frames, and on Ped2 all frames are pooled, at half resolution. The paper does "

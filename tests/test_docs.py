@@ -166,7 +166,7 @@ WITH_FIGURES = pytest.mark.parametrize(
     "page", [ROOT / "README.md", RESULTS / "README.md"], ids=["README", "findings"]
 )
 IN_FILES = {  # labels of the pages, and the names of detectors in CSV files
-    "G2D as published (`from_paper`), one seed": "G2D as published",
+    "G2D as published (`from_paper`)": "G2D as published",
     "ALAD, a GAN": "ALAD",
     'G2D, told nothing (`contamination="auto"`)': "G2D auto",
     "G2D, pretrained features": "G2D pretrained",
