@@ -131,13 +131,13 @@ class PatchNet(BaseEstimator):
         sizes[:, 0] = np.round(self.channels * sizes[:, 0])
         if (sizes < 1).any() or (sizes % 1).any():
             raise ValueError(
-                "layers of PatchNet must be a sequence of (multiplier, kernel, stride), with integer "
-                f"kernels and strides and at least one channel each; got {self.layers!r}."
+                "layers of PatchNet must be a sequence of (multiplier, kernel, stride), each with "
+                f"at least one channel, and integer kernel and stride; got {self.layers!r}."
             )
         region_pixels = check_numbers(self, "region_pixels", least=2)
         if len(region_pixels) != 2 or region_pixels[0] > region_pixels[1]:
             raise ValueError(
-                "region_pixels of PatchNet must be two numbers, with the smaller one first; got "
+                "region_pixels of PatchNet must be two numbers, the smaller first; got "
                 f"{self.region_pixels!r}."
             )
         return PatchNetModule(
