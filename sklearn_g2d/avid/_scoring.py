@@ -180,7 +180,7 @@ class MapScorer(Stored):
         }
 
     def _statistics(self, maps: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Return mean and deviation of maps, by location if asked and smoothed over half a region."""
+        """Return mean and deviation of maps; if by location, smoothed over half a region."""
         axis = 0 if self.per_location or self.region_size is None else None
         figures = maps.mean(axis=axis), maps.std(axis=axis)
         if axis == 0 and self.region_size is not None:
