@@ -56,7 +56,7 @@ _SCORING_BATCH_CELLS = 2**24
 
 
 class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
-    """Base class of all detectors of this package, whose scores are higher for more normal samples.
+    """Base class of all detectors of this package; scores are higher for more normal samples.
 
     A subclass sets `offset_` and `calibration_scores_` in `fit`; see `ThresholdMixin`.
     """
@@ -223,6 +223,7 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         return detector
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A damaged file must not give a detector that labels all rows the same without an error.
         for name in ("offset_", "calibration_scores_"):
             if not np.isfinite(state.get(name, 0.0)).all():
                 raise ValueError(f"{name} is infinite or NaN")
@@ -329,6 +330,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             estimator has the same state as before.
         """
         self._validate_params()
+        # Do this first, because messages between processes may go through the chosen GPU.
         choose_own_gpu(self.device)
         if self.verbose and parallel.rank() == 0:
             make_visible()
@@ -351,6 +353,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         )
         self.device_ = str(runtime.device)
         session = Session(runtime, random_state, partial(self._train, context=context), earlier)
+        # On one thread small networks are faster, and their scores are always the same.
         threads = nullcontext() if self._is_convolutional else single_thread()
         with threads, arithmetic_of(runtime.device):
             self._fit(rows, session)
@@ -401,6 +404,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             return X
         n_rows = parallel.gather(len(X))
         n_own = len(X) if sum(n_rows) <= most else most * len(X) // sum(n_rows)
+        # All processes draw the same seeds, and each uses another one of them.
         seeds = random_state.randint(np.iinfo(np.int32).max, size=len(n_rows))
         lot = np.random.RandomState(seeds[parallel.rank()]).permutation(len(X))
         return np.concatenate(parallel.gather(take(X, np.sort(lot[:n_own]))))
@@ -450,6 +454,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         self._training_scores = None
         if self.contamination == "auto":
             self._calibrate(out_of_fold, AUTO_FALSE_ALARM_RATE, too_few="warn")
+            # Held-out scores of all rows exist only if no rows were drawn from a larger table.
             if positions is not None and len(positions) == len(X):
                 self._training_scores = np.empty(len(X))
         else:
@@ -500,6 +505,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         is_watched = bool(getattr(self, "_skl_callbacks", []))
 
         def on_step(step: int, losses: Losses) -> bool:
+            # Tasks for callbacks take time, which matters in the short steps of small networks.
             if not is_watched:
                 return False
             task = stage.subcontext(task_name="step")

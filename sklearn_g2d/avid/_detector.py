@@ -476,6 +476,7 @@ class AVIDDetector(NetworkDetector):
         def current() -> dict[str, Any]:
             networks = copy.deepcopy(trainer.result)  # because training goes on
             detector = copy.copy(self)
+            # Only the first process has callbacks, so it must not wait for the others.
             with parallel.alone():
                 trained = copy.copy(model).load(networks)
                 detector._learn_maps(trained, X, rows[held_out], left_out)
@@ -505,6 +506,7 @@ class AVIDDetector(NetworkDetector):
     ) -> list[Maps]:
         """Return maps of a table's rows in `trained_on`, by networks that have not seen them."""
         found = []
+        # If nothing was held out before, the folds must contain all rows.
         n_folds = _FURTHER_FOLDS if len(trained_on) < len(rows) else min(len(rows), 5)
         for unseen in (trained_on[fold::n_folds] for fold in range(n_folds)):
             seen = np.delete(rows, unseen, axis=0)
@@ -516,6 +518,7 @@ class AVIDDetector(NetworkDetector):
                 model.encode(rows[unseen]).to(device),
                 session.runtime,
             )
+            # Callbacks do not follow these trainings, and cannot stop them.
             TrainingLoop(trainer, max_steps).run(
                 lambda *_: False, remedy="Lower the learning_rates of training."
             )
@@ -537,6 +540,8 @@ class AVIDDetector(NetworkDetector):
             most, most_held_out = min(most, MAX_TABLE_ROWS), _MAX_HELD_OUT_ROWS
         rows = self._pooled(X, most, random_state)
         chosen = random_state.permutation(len(rows))[:most]
+        # Sorted positions are faster to read from a memory map. `order` has the positions of these
+        # rows in their random order.
         rows = take(rows, np.sort(chosen))
         order = np.argsort(np.argsort(chosen))
         if all(np.array_equal(rows[i], rows[order[0]]) for i in order[1:]):
@@ -546,6 +551,7 @@ class AVIDDetector(NetworkDetector):
                 "normal ones do.",
             )
         is_central = self._central_rows(rows)
+        # Now `order` has positions among the central rows, in the same random order.
         order = (np.cumsum(is_central) - 1)[order[is_central[order]]]
         rows, left_out = rows[is_central], rows[~is_central]
         n = min(int(_HELD_OUT_FRACTION * len(order)), most_held_out)

@@ -156,6 +156,7 @@ class ImageModel(Model):
         check_networks(self.inpainter, self.detector, shape)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Files hold the networks only once, because folding can be repeated.
         return {name: value for name, value in vars(self).items() if name != "_folded"}
 
     @property
@@ -241,6 +242,7 @@ class ImageModel(Model):
         return Resizing(self.preprocessor.resize, to_images, self.preprocessor.to_pixels)
 
     def _constants(self) -> dict[str, dict[str, ArrayLike]]:
+        # If nothing is hidden, there is one mask of zeros, and its guesses are used everywhere.
         if self.hidden_block is None:
             hidden = self.preprocessor.blank()[:, None, :1].numpy()
             counted = 1 - hidden

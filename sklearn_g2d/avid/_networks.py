@@ -362,6 +362,7 @@ def _try(network: OwnNetwork, shape: tuple[int, ...], takes_mask: bool = False) 
     """Call a user's network; raise ValueError if a detector's logits have a wrong shape."""
     x = torch.zeros(shape, dtype=torch.float32, device="cpu")
     mask = x[:1, :1] if x.ndim == 4 else x[:1]
+    # The user's module may draw from PyTorch's global random generator, which must not change.
     with globally_seeded(torch.Generator(), 0):
         output = network.eval()(x, mask) if takes_mask else network.eval()(x)
     wanted = "(n, 1, height, width)" if x.ndim == 4 else "(n, n_features)"

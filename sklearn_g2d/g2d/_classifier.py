@@ -193,6 +193,7 @@ class FoldedClassifier(BaseEstimator):
         # Trees and neighbours may give exact zeros. Clip them, because their logarithm is infinite.
         odds = []
         for member in self.members_:
+            # Another library's classifier may have no `classes_`: assume that they are in order.
             classes = list(getattr(member, "classes_", (NORMAL, OUTLIER)))
             logs = np.log(np.clip(member.predict_proba(X), 1e-6, 1 - 1e-6))
             odds.append(logs[:, classes.index(NORMAL)] - logs[:, classes.index(OUTLIER)])
@@ -216,6 +217,7 @@ class ClassifierTrainer(Trainer):
     ) -> None:
         self.settings, self.network = settings, network
         self.normal, self.generated = runtime.tensor(normal), runtime.tensor(generated)
+        # Each batch has as many generated rows as normal rows.
         self.half = max(1, parallel.batch_share(settings.batch_size) // 2)
         masks = torch.from_numpy(~held_out).to(runtime.device)
         self.n_allowed = (~held_out).sum(axis=1).tolist()
@@ -237,6 +239,7 @@ class ClassifierTrainer(Trainer):
         rows = self.allowed.gather(1, drawn)
         generated = self.generated[self._draw(len(self.generated), n_members, half)]
         batch = torch.cat([self.normal[rows], generated], 1)
+        # These networks compute their gradients faster than autograd, but not in bfloat16.
         if isinstance(self.network, EnsembleMLP) and not self.runtime.bfloat16:
             loss = self.network.backpropagate_cross_entropy(batch, self.targets)
             self._follow_gradients(self.optimizer)

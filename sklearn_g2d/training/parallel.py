@@ -107,6 +107,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
+    # All processes meet here, also those without an error, so that each learns of all errors.
     failures = gather(failure and f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure

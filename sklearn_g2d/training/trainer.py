@@ -41,6 +41,8 @@ class Trainer(ABC):
         self.n_steps = 0
         self.rate_factor = 1.0
         self._networks = networks
+        # Only the user's modules draw from PyTorch's global generators. Seeding these takes time,
+        # so do it only for such modules.
         has_own = any(isinstance(module, OwnModules) for module in self._modules())
         self._randomness: Callable[[], AbstractContextManager[Any]] = (
             partial(globally_seeded, self.runtime.host, device=self.runtime.device)
