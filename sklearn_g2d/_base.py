@@ -1,4 +1,4 @@
-"""What detectors share: `fit` around a subclass's `_fit`, scores, thresholds, p-values, files."""
+"""Base classes of detectors: `fit` around a subclass's `_fit`, scores, thresholds and files."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
 
 logger = logging.getLogger("sklearn_g2d")
 
-# Share of new normal rows that the threshold of contamination="auto" flags.
+# Fraction of new normal rows that the threshold of contamination="auto" flags.
 AUTO_FALSE_ALARM_RATE = 0.05
 
-# What is scored at once: few enough rows, and cells of large images, for memory.
+# Largest numbers of rows, and of cells of large images, that are scored at once, to save memory.
 _SCORING_BATCH_ROWS = 8192
 _SCORING_BATCH_CELLS = 2**24
 
 
 class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
-    """Learns normal samples, then scores new ones, higher = more normal.
+    """Base class of all detectors of this package; scores are higher for more normal samples.
 
     A subclass sets `offset_` and `calibration_scores_` in `fit`; see `ThresholdMixin`.
     """
@@ -70,11 +70,11 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
 
     @abstractmethod
     def _validate(self, X: Any, *, reset: bool) -> Any:
-        """Check samples; `reset` says that they are those of `fit`."""
+        """Check samples, and return them; `reset` is True for those of `fit`."""
 
     @abstractmethod
     def _score_validated(self, X: Any) -> NDArray[np.float64]:
-        """Score checked samples, higher = more normal."""
+        """Score checked samples; higher = more normal."""
 
     @shielded()
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -88,14 +88,14 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         Returns
         -------
         ndarray of shape (n_samples,)
-            float64, in the detector's own units.
+            Scores in float64, in units of the detector.
 
         Raises
         ------
         ValueError
-            If `X` holds what is not a finite number, or its columns are not those of `fit`.
+            If `X` holds NaN or infinity, or if its columns differ from those of `fit`.
         TypeError
-            If `X` is something else than rows or images.
+            If `X` is neither rows nor images.
         """
         check_is_fitted(self)
         scores = self._score_validated(self._validate(X, reset=False))
@@ -107,7 +107,7 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         return scores
 
     def _source_of_scores(self) -> str:
-        """Name the part whose output the scores are."""
+        """Return the name of the part that computes the scores, for error messages."""
         return type(self).__name__
 
     def calibrate(
@@ -117,33 +117,33 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         *,
         groups: ArrayLike | None = None,
     ) -> Self:
-        """Move the threshold so that new normal rows are flagged at a promised rate.
+        """Set the threshold so that new normal rows have a guaranteed rate of false alarms.
 
-        Split conformal prediction: for rows exchangeable with `X_normal`, `predict` gives -1 with
-        a probability of at most `false_alarm_rate`, whatever the detector learned. It is what a
-        `ConformalDetector` of a frozen detector does.
+        This is split conformal prediction. For rows that are exchangeable with `X_normal`,
+        `predict` gives -1 with a probability of at most `false_alarm_rate`, whatever the detector
+        has learned. A `ConformalDetector` around a frozen detector does the same.
 
         Parameters
         ----------
         X_normal : array-like, as for `score_samples`
             At least ``1 / false_alarm_rate - 1`` normal rows that were **not** in the training
-            data; fewer cannot promise the rate and raise a ValueError.
+            data. Fewer rows cannot guarantee the rate, and raise a ValueError.
         false_alarm_rate : float in (0, 1), default=0.01
-            Fraction of normal rows that may be flagged.
+            Fraction of new normal rows that may be flagged.
         groups : array-like of shape (n_samples,), default=None
-            Which rows belong together, such as photographs of one part. The promise is then for
-            rows of new groups, and needs as many groups.
+            Names of groups of rows that belong together, such as photographs of one part. The rate
+            then holds for rows of new groups, and so many groups are needed instead of rows.
 
         Returns
         -------
         self
-            With new `offset_`, `calibration_scores_` and `calibration_weights_`.
+            It has a new `offset_`, `calibration_scores_` and `calibration_weights_`.
         """
         self._calibrate(self.score_samples(X_normal), false_alarm_rate, groups)
         return self
 
     def _set_offset(self, scores: NDArray[np.float64], groups: ArrayLike | None = None) -> None:
-        """Set the threshold as `contamination` says, by scores of normal samples of `fit`."""
+        """Set the threshold by `contamination`, from scores of normal samples of `fit`."""
         if self.contamination == "auto":
             self._calibrate(scores, AUTO_FALSE_ALARM_RATE, groups, too_few="warn")
         else:
@@ -151,27 +151,28 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
 
     def to(self, device: str) -> Self:
-        """Choose where networks compute from now on.
+        """Choose the device for scoring.
 
-        These are AVID's networks of images, convolutional classifiers, and pretrained features,
-        also those of a detector's parts. Small perceptrons and the search for neighbours stay on
-        the CPU, in float64. Nothing is moved before it is needed: networks lie in the memory of the
-        CPU between two calls. Scores in float32 agree on all devices within 1e-4 of their spread.
+        It is used by AVID's networks of images, convolutional classifiers and pretrained features,
+        also inside of a detector's parts. Small perceptrons and the search for neighbours stay on
+        the CPU, in float64. Between two calls all networks are in the memory of the CPU, and each
+        call copies them to the device. Scores in float32 agree on all devices within 1e-4 of their
+        spread.
 
         Parameters
         ----------
         device : str
-            "cpu", "cuda", "cuda:1", "mps", or "auto", CUDA if it is there.
+            "cpu", "cuda", "cuda:1", "mps", or "auto", which means CUDA if there is a GPU.
 
         Returns
         -------
         self
-            With another `device_`.
+            It has a new `device_`.
 
         Raises
         ------
         ValueError
-            If PyTorch does not know the device, or cannot reach it.
+            If PyTorch does not know the device, or cannot use it.
         """
         check_is_fitted(self)
         name = str(resolve_device(device))
@@ -185,8 +186,8 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         Parameters
         ----------
         path : str, path-like or binary file object
-            Where to; usually it ends in ".skops". A former file is replaced, or stays whole if an
-            error is raised. Callbacks are not saved.
+            Destination; its name usually ends in ".skops". An existing file is replaced, or stays
+            unchanged if an error is raised. Callbacks are not saved.
         """
         persistence.save(self, path)
 
@@ -197,19 +198,20 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         Parameters
         ----------
         path : str, path-like or binary file object
-            Nothing in it is executed, whoever wrote it, unless you trust it.
+            The file. Code in it is not executed, unless you trust it.
         trusted : iterable of str, type or function, default=()
-            Your own classes and functions in the file, and compiled ones.
+            Your own classes and functions that the file may use, and compiled ones.
 
         Returns
         -------
         detector
-            Fitted; its scores equal those of the saved one.
+            A fitted detector with the same scores as the saved one.
 
         Raises
         ------
         ModelFileError
-            If the file holds another class; also what `sklearn_g2d.persistence.load` raises.
+            If the file holds another class, and for the reasons that
+            `sklearn_g2d.persistence.load` lists.
         """
         detector = persistence.load(path, trusted=trusted)
         if not isinstance(detector, cls):
@@ -221,6 +223,7 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
         return detector
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A damaged file must not give a detector that labels all rows the same without an error.
         for name in ("offset_", "calibration_scores_"):
             if not np.isfinite(state.get(name, 0.0)).all():
                 raise ValueError(f"{name} is infinite or NaN")
@@ -230,31 +233,31 @@ class BaseDetector(ThresholdMixin, EstimatorOfParts, ABC):
     def to_onnx(self, path: str | os.PathLike[str], *, dtype: DTypeLike = "float64") -> None:
         """Write the fitted detector as an ONNX graph, which runs without PyTorch.
 
-        The graph takes one array "X", shaped as `fit` was given it. It gives "decision_function"
-        and "score_samples", both float64 of shape (n_samples,) and **higher = more normal**; of an
-        `AVIDDetector` or a `PatchDetector`, also its "anomaly_map". They equal this detector's up
-        to rounding, but for one that scores in bfloat16, which is warned of. Nothing is checked:
-        NaN gives NaN.
+        The graph takes one array "X" of the same shape as in `fit`. It returns "decision_function"
+        and "score_samples", both float64 of shape (n_samples,) and **higher = more normal**. The
+        graph of an `AVIDDetector` or a `PatchDetector` also returns "anomaly_map". The results
+        equal those of this detector up to rounding. If the detector scores in bfloat16, they
+        differ more, and a warning says so. The graph does not check "X": NaN gives NaN.
 
         Parameters
         ----------
         path : str or path-like
-            Where to; an existing file is replaced, once all of the new one is on the disk.
+            Destination. An existing file is replaced when the new one is complete on the disk.
         dtype : {"float64", "float32", "uint8"}, default="float64"
-            Of "X".
+            Type of "X".
 
         Raises
         ------
         UnsupportedObjectError
-            If the detector's features, its classifier or its estimator are your own.
+            If features, classifier or estimator of the detector are your own.
         ImportError
-            Without the packages of the extra "onnx".
+            If the packages of the extra "onnx" are not installed.
         """
         export.to_onnx(self, path, dtype=dtype)
 
 
 class NetworkDetector(CallbackSupportMixin, BaseDetector):
-    """Detector of rows or images whose parts train networks, under callbacks."""
+    """Base class of detectors with networks, which callbacks can follow during training."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseDetector._parameter_constraints,
@@ -265,7 +268,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         "verbose": ["verbose"],
     }
 
-    # Trainings in one `fit`, of which callbacks are told.
+    # Number of trainings in one `fit`, which callbacks need in advance.
     _n_stages: ClassVar[int]
 
     image_shape: Any
@@ -280,40 +283,40 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
 
     @abstractmethod
     def _build_parts(self, random_state: np.random.RandomState) -> None:
-        """Put clones of the parts, or their defaults, into attributes that end with "_"."""
+        """Set clones of the parts, or the default parts, as attributes that end with "_"."""
 
     @abstractmethod
     def _fit(self, X: NDArray[Any], session: Session) -> None:
-        """Learn from checked rows."""
+        """Fit the parts on checked rows."""
 
     @abstractmethod
     def _score_batch(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Score checked rows, few enough for memory."""
+        """Score a batch of checked rows that is small enough for memory."""
 
     @property
     @abstractmethod
     def _is_convolutional(self) -> bool:
-        """Whether networks are large enough for more than one thread."""
+        """Whether the networks are convolutional, and gain from more than one thread."""
 
     @property
     def _prefers_bfloat16(self) -> bool:
-        """Whether networks gain by bfloat16 on a processor that has it."""
+        """Whether the networks are faster in bfloat16 on a processor that multiplies in it."""
         return self._is_convolutional
 
     @unchanged_on_failure
     @shielded()
     @with_callbacks
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Learn what normal rows, or images, look like.
+        """Learn from normal rows or images.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Normal rows or images, at least two, also as a frame of pandas, polars, pyarrow or dask;
-            without NaN, infinity or text.
+            At least two normal rows or images, also as a frame of pandas, polars, pyarrow or dask.
+            NaN, infinity and text raise ValueError.
         y : ignored
-            Labels are not used. Two kinds of them are warned of, as the rows of outliers should be
-            dropped.
+            Labels are not used. If there are two different ones, a warning says so, because rows of
+            outliers should be removed before.
 
         Returns
         -------
@@ -322,11 +325,12 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         Raises
         ------
         TrainingDivergedError
-            If training diverges, and three retries at lower learning rates do, too; a
-            ConvergenceWarning says that a retry did not. Whatever is raised, also by an interrupt,
-            the estimator keeps the state that it had before.
+            If training diverges, and three retries with lower learning rates diverge, too. If a
+            retry succeeds, there is a ConvergenceWarning. After any error, or an interrupt, the
+            estimator has the same state as before.
         """
         self._validate_params()
+        # Do this first, because messages between processes may go through the chosen GPU.
         choose_own_gpu(self.device)
         if self.verbose and parallel.rank() == 0:
             make_visible()
@@ -337,7 +341,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         random_state = parallel.from_first(check_random_state(self.random_state))
         start = {"random_state": random_state, "to_continue": earlier}
         context.call_on_fit_task_begin(estimator=self, X=rows, metadata=start)
-        random_state = start["random_state"]  # of a checkpoint, which repeats what was drawn
+        random_state = start["random_state"]  # a callback may restore a checkpoint's
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         self._build_parts(random_state)
         runtime = Runtime.create(
@@ -349,6 +353,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         )
         self.device_ = str(runtime.device)
         session = Session(runtime, random_state, partial(self._train, context=context), earlier)
+        # On one thread small networks are faster, and their scores are always the same.
         threads = nullcontext() if self._is_convolutional else single_thread()
         with threads, arithmetic_of(runtime.device):
             self._fit(rows, session)
@@ -357,11 +362,11 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True  # what scikit-learn calls a stack of images
+        tags.input_tags.three_d_array = True  # scikit-learn's tag for stacks of images
         return tags
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> NDArray[Any]:
-        """Check rows or images; returns rows, which are views of images."""
+        """Check rows or images, and return rows, which are views of images."""
         known = self.image_shape if reset else self.image_shape_
         X = plain(X)
         rows, image_shape = as_rows(X, known, name=type(self).__name__, fitted=not reset)
@@ -380,7 +385,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         return rows
 
     def _validate_training(self, X: ArrayLike) -> NDArray[Any]:
-        """Check what `fit` is given, by all processes if several train together."""
+        """Check the data of `fit`, in all processes if several train together."""
         with parallel.together():
             rows = self._validate(X, reset=True)
         shapes = parallel.gather(self.image_shape_ or (self.n_features_in_,))
@@ -394,39 +399,40 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
     def _pooled(
         self, X: NDArray[Any], most: int, random_state: np.random.RandomState
     ) -> NDArray[Any]:
-        """Give all processes that train together the same rows: all, or about `most` by lot."""
+        """Return the same rows in all processes: all of them, or about `most` at random."""
         if parallel.n_processes() == 1:
             return X
         n_rows = parallel.gather(len(X))
         n_own = len(X) if sum(n_rows) <= most else most * len(X) // sum(n_rows)
+        # All processes draw the same seeds, and each uses another one of them.
         seeds = random_state.randint(np.iinfo(np.int32).max, size=len(n_rows))
         lot = np.random.RandomState(seeds[parallel.rank()]).permutation(len(X))
         return np.concatenate(parallel.gather(take(X, np.sort(lot[:n_own]))))
 
     def _init_callback_context(self, *args: Any, **kwargs: Any) -> CallbackContext:
-        """Begin to report; of several processes that train together, only the first does."""
+        """Start callbacks; if several processes train together, only in the first one."""
         callbacks = getattr(self, "_skl_callbacks", [])
         if parallel.rank() > 0:
             self.set_callbacks()
-        with parallel.together():  # callbacks may refuse
+        with parallel.together():  # because callbacks may raise an error
             context = super()._init_callback_context(*args, **kwargs)
         self.set_callbacks(*callbacks)
         return context
 
     @property
     def training_scores_(self) -> NDArray[np.float64]:
-        """Give the scores of the training rows in their order; the class says by which networks.
+        """Return the scores of the training rows in their order.
 
         Returns
         -------
         ndarray of shape (n_samples,)
-            **Higher = more normal**.
+            Scores, **higher = more normal**. The class documents which networks compute them.
         """
         check_is_fitted(self)
         if self._training_scores is None:
             raise AttributeError(
-                "training_scores_ is not kept of these training rows, because to score them takes "
-                "longer than to fit. Call score_samples, or set contamination to a number."
+                "training_scores_ does not exist for these training rows, because scoring them "
+                "takes longer than fit. Call score_samples, or set contamination to a number."
             )
         return self._training_scores
 
@@ -438,16 +444,17 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
     ) -> None:
         """Set `offset_` from the training rows `X` and the scores of held-out ones.
 
-        `positions` says which rows of `X` these are; None stands for any.
+        `positions` are the positions of the held-out rows in `X`; None if they are unknown.
         """
         if not np.isfinite(out_of_fold).all():
             raise TrainingDivergedError(
-                "Scores of training rows are infinite or NaN, and so would be those of new ones. "
+                "Scores of training rows are infinite or NaN, so that new rows cannot be judged. "
                 "Lower max_steps, or check the classifier if it is your own."
             )
         self._training_scores = None
         if self.contamination == "auto":
             self._calibrate(out_of_fold, AUTO_FALSE_ALARM_RATE, too_few="warn")
+            # Held-out scores of all rows exist only if no rows were drawn from a larger table.
             if positions is not None and len(positions) == len(X):
                 self._training_scores = np.empty(len(X))
         else:
@@ -459,7 +466,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             self._training_scores[positions] = out_of_fold
 
     def _as_given(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Shape rows as `fit` was given them."""
+        """Return rows in the shape of the data in `fit`."""
         if self.image_shape_ is None or not self._given_as_images:
             return rows
         return rows.reshape(-1, *self.image_shape_)
@@ -476,7 +483,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
 
     @abstractmethod
     def _to_continue(self) -> Any:
-        """Give the networks that `warm_start` continues; None if `fit` starts anew."""
+        """Return the part or model that `warm_start` continues; None if `fit` builds a new one."""
 
     def _train(
         self,
@@ -490,7 +497,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
     ) -> History:
         """Run a trainer as a stage of `fit`; see `Session`.
 
-        Callbacks are given the `Training` at the beginning, whose state they may load or keep.
+        At its beginning callbacks get the `Training`, so that they can load or keep its state.
         """
         training = Training(trainer, max_steps)
         stage = context.subcontext(task_name=name, max_subtasks=max_steps)
@@ -498,6 +505,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         is_watched = bool(getattr(self, "_skl_callbacks", []))
 
         def on_step(step: int, losses: Losses) -> bool:
+            # Tasks for callbacks take time, which matters in the short steps of small networks.
             if not is_watched:
                 return False
             task = stage.subcontext(task_name="step")
@@ -513,9 +521,9 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         if training.retries and parallel.rank() == 0:
             steps = ", ".join(map(str, training.retries))
             warn_caller(
-                f"Training of the {name} diverged, went back to the last good state (after steps "
-                f"{steps}), each time at half the learning rates, and then came to its end. Judge "
-                f"the detector before you rely on it. {remedy}",
+                f"Training of the {name} diverged. It went back to the last good state (after "
+                f"steps {steps}), each time with half the learning rates, and then succeeded. "
+                f"Evaluate the detector before you rely on it. {remedy}",
                 ConvergenceWarning,
             )
         if self.verbose and training.history and parallel.rank() == 0:
@@ -525,13 +533,13 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
 
 
 def _on_devices(part: Any) -> Iterator[Any]:
-    """Give a fitted part, and what it is made of, as far as it says on which device it computes."""
+    """Yield a fitted part, and the parts inside of it, if they have an attribute `device_`."""
     if isinstance(part, dict | list | tuple):
         inner = list(part.values() if isinstance(part, dict) else part)
     elif isinstance(part, BaseEstimator | Stored):
         if hasattr(part, "device_"):
             yield part
-        # A detector's parameters are the user's, and are not in use: it has fitted clones.
+        # Skip a detector's parameters: they belong to the user, and the detector uses clones.
         given = part.get_params(deep=False) if isinstance(part, BaseDetector) else {}
         inner = [value for name, value in vars(part).items() if name not in given]
     else:
@@ -541,7 +549,7 @@ def _on_devices(part: Any) -> Iterator[Any]:
 
 
 def make_visible() -> None:
-    """Let the logger write to stderr if nobody has set up logging."""
+    """Let the logger write to stderr if the user has not set up logging."""
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)

@@ -463,7 +463,7 @@ def test_a_table_is_no_image(X, table):
         ({"detector__layers": ((1, 2),)}, r"sequence of \(multiplier, kernel, stride\)"),
         (
             {"detector__layers": ((1, 0, 1),)},
-            r"least one channel, pixel .* got \(\(1, 0, 1\),\)",
+            r"least one channel, and integer kernel .* got \(\(1, 0, 1\),\)",
         ),
         ({"detector__normalize": "yes"}, r"'normalize' .* Got 'yes'"),
         ({"detector__negative_slope": -1}, r"'negative_slope' .* Got -1"),

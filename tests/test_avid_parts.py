@@ -256,7 +256,7 @@ def test_an_own_detector_may_tell_the_size_of_regions(images):
     ("name", "networks", "error", "message"),
     [
         ("images", {"inpainter": lambda n: 5}, TypeError, "return a torch.nn.Module, got 5"),
-        ("images", {"inpainter": nn.Identity()}, ValueError, "every fit starts anew; got .*Ident"),
+        ("images", {"inpainter": nn.Identity()}, ValueError, "each fit needs a new one.*Ident"),
         (
             "images",
             {"inpainter": lambda n: OwnInpainter(n + 1)},

@@ -160,11 +160,11 @@ def test_the_package_does_not_grow_unnoticed():
     # 570 for folders of images, read and written, 790 for patches of still images,
     # 40 for the weights of AVID's maps, 1,080 for the command that inspects photographs,
     # 250 for the published methods as they can be trained, 880 for two views of what moves before
-    # a fixed camera, 30 for what is said of wrong clips and files, 50 for plain English, 100 for
+    # a fixed camera, 30 for what is said of wrong clips and files, 60 for plain English, 100 for
     # faster fits, 300 for scores on GPUs, and arithmetic and messages there, 190 for images and
     # folders that memory does not hold, 40 for a camera whose background has changed, and 65 for
     # the versions of a report.
-    assert n_lines <= 19_815
+    assert n_lines <= 19_825
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

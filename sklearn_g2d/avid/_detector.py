@@ -47,34 +47,36 @@ from sklearn_g2d.utils.search import NeighborSearch
 from sklearn_g2d.utils.surroundings import shielded
 from sklearn_g2d.utils.warnings import warn_caller
 
-# Training keeps its images in memory: at most so many values, drawn at random from more.
+# Largest number of values for training, because they stay in memory: images are drawn at random
+# from more. More table rows than the second number improve the networks little.
 MAX_TRAINING_VALUES = 2**26
-MAX_TABLE_ROWS = 50_000  # of a table: more hardly add to what a training looks at
+MAX_TABLE_ROWS = 50_000
 
-# Fraction of the training data that the networks are not trained on, and the most images, or
-# rows, of it: they tell what maps of new normal data look like.
+# Fraction of the training data that the networks are not trained on, and its largest numbers of
+# images and rows. They show what maps of new normal data look like.
 _HELD_OUT_FRACTION, _MAX_HELD_OUT_IMAGES, _MAX_HELD_OUT_ROWS = 0.2, 100, 2000
 
-# Of fewer rows a table's fifth is too few for the promised rate of false alarms: the other rows
-# are held out, too, in so many folds, each by networks of its own.
+# Below this number of rows, a fifth of a table is too small to guarantee the rate of false alarms.
+# Then the other rows are held out, too, in so many folds, each with networks of its own.
 _FEW_ROWS, _FURTHER_FOLDS = 95, 4
 
-# Held-out data are standardised without the fold that is judged: a few would hide behind their
-# own deviation.
+# Each fold of the held-out data is standardised by the statistics of the other folds. Its own
+# anomalies would increase the deviation that they are divided by.
 _STANDARDIZING_FOLDS = 20
 
-# A row of which every cell is so many of a table's bounds out is an outlier, whatever rows were
-# held out.
+# A table row is an outlier if all its cells are this fraction of the bound away from the centre,
+# whatever the held-out rows look like. The second number is how many such rows are tried.
 _FAR, _N_FAR = 0.75, 64
 
-# Robust deviations by which a row is too remote to learn from: networks reproduce what they saw.
+# A single row is left out of training if it is so many robust deviations more remote than the
+# median, because networks learn to reproduce what they have seen.
 _LEAST_ALONE = 3.0
 
 # Quantiles of maps of held-out data: the thresholds of Eq. 4, and the range of a color scale.
 _MASK_QUANTILE = 0.95
 _RANGE_QUANTILES = 0.005, 0.999
 
-# A table's values are bounded at so many standard deviations.
+# Values of a table are bounded at so many standard deviations.
 _BOUND = 8.0
 
 BlockFunction = Callable[["AVIDDetector", NDArray[Any]], NDArray[Any]]
@@ -85,85 +87,91 @@ SOURCES = get_args(Source)
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class AVIDDetector(NetworkDetector):
-    """Find anomalous images and where they are anomalous, by inpainting and patch detection.
+    """Detection of anomalous images, and of the anomalous places in them, by inpainting.
 
-    Two networks are trained on normal images only [1]_: the inpainter learns to restore what was
-    hidden from it, and the detector to tell normal regions from others. A place is anomalous where
-    the inpainter restores something else than is there, and where the detector says so. The
-    defaults change what has to be changed for the method to detect: the inpainter fills in hidden
-    blocks instead of removing noise, and the detector learns from regions exchanged between
-    training images. `from_paper` is the published method. On rows of a table the regions are the
-    cells: the map says which features of a row are odd.
+    Two networks learn from normal images only [1]_. The inpainter learns to restore hidden parts of
+    an image, and the detector learns to tell normal regions from others. A place is anomalous where
+    the image differs from what the inpainter expects, and where the detector says so. Two defaults
+    differ from the paper, because the published method detects little otherwise: the inpainter
+    fills in hidden blocks instead of removing noise, and the detector learns from regions that are
+    exchanged between training images. `from_paper` gives the published method. In rows of a table
+    the regions are the cells: the map shows which features of a row are anomalous.
 
     Scores are **higher for more normal** images, and `predict` gives **+1 for inliers and -1 for
-    outliers**, as everywhere in scikit-learn; maps are **higher where an image is more
+    outliers**, as everywhere in scikit-learn. Maps are **higher where an image is more
     anomalous**.
 
     Parameters
     ----------
     region_size : "auto" or int, default="auto"
-        Height and width in pixels of what is judged at once: about the size of the smallest
-        anomaly. "auto" takes an eighth of the shorter side, but at least 8. Images only.
+        Height and width of a region in pixels: about the size of the smallest anomaly to detect.
+        "auto" means an eighth of the shorter side of an image, but at least 8. Images only.
     training : MaskedInpainting, CellInpainting or AdversarialInpainting, default=None
-        How the networks are trained. None stands for ``MaskedInpainting()`` on images and
+        Method of training the networks. None means ``MaskedInpainting()`` on images and
         ``CellInpainting()`` on tables.
     inpainter : UNet, CellNetwork or callable, default=None
-        Network that inpaints. None stands for ``UNet()`` on images and ``CellNetwork()`` on
-        tables. A callable is given the number of channels, or of columns, and returns a
-        `torch.nn.Module` whose ``forward(x, mask)`` maps x of shape (n, channels, height, width),
-        or (n, n_features), to values of that shape. The mask is 1 where x is hidden; it has one
-        sample or n, and one channel. Sizes of images are multiples of the module's attribute
-        `stride`, if it has one.
+        Network that inpaints. None means ``UNet()`` on images and ``CellNetwork()`` on tables. A
+        callable gets the number of channels, or of columns, and returns a `torch.nn.Module`. The
+        module's ``forward(x, mask)`` maps x of shape (n, channels, height, width), or
+        (n, n_features), to values of the same shape. The mask is 1 where x is hidden; it has one
+        channel, and 1 or n samples. If the module has an attribute `stride`, heights and widths
+        are multiples of it.
     detector : PatchNet, CellNetwork or callable, default=None
-        Network that judges regions. None stands for ``PatchNet()`` on images and
-        ``CellNetwork()`` on tables. The ``forward(x)`` of a callable's module maps images to
-        logits of shape (n, 1, h, w), or rows to logits of their shape, high = anomalous.
+        Network that judges regions. None means ``PatchNet()`` on images and ``CellNetwork()`` on
+        tables. The ``forward(x)`` of a callable's module maps images to logits of shape
+        (n, 1, h, w), or rows to logits of the same shape, **high = anomalous**.
     combination : {"excess", "minimum", "inpainter", "detector"}, default="excess"
-        How the maps of both networks become one: the mean of what exceeds that of normal data;
-        the lower one, as published; or that of one network. On images the mean is weighted by how
-        rarely a map shows a square that was pasted into a held-out image below a normal region
-        (docs/maps.md); on tables the inpainter's map counts twice.
+        How one map is made of the maps of both networks. "excess" averages how far they exceed maps
+        of normal data. On images a map has a larger weight if it rarely shows a pasted square as
+        less anomalous than a normal region (docs/maps.md); on tables the inpainter's map has twice
+        the weight. "minimum" is the lower value of both, as published. "inpainter" and "detector"
+        are the map of one network.
     error : {"log", "absolute"}, default="log"
-        What the inpainter's map shows, on images averaged over a region: the logarithm of the
-        squared error, or the absolute error, as published. With "log", both maps of images are
-        also standardised by what is expected at places of the same appearance.
+        Error in the inpainter's map, averaged over a region on images: the logarithm of the squared
+        error, or the absolute error, as published. With "log", both maps of images are also
+        standardised by what is expected at places of the same appearance.
     top_fraction : float in (0, 1], default=0.2
-        Fraction of the regions, the most anomalous ones, whose mean is the score.
+        The score is the mean of the map over this fraction of the regions, the most anomalous ones.
     per_location : bool, default=False
-        Whether maps are standardised for each location by itself. For a fixed camera or a
-        part that always lies alike; needs some dozens of images. Always so on tables.
+        Whether maps are standardised separately at each location. Use it for a fixed camera, or for
+        a part that is always in the same position; it needs a few dozen images. Tables are always
+        standardised by column.
     normalize_illumination : bool or "auto", default="auto"
-        Whether each place is seen relative to the mean and the deviation of a window of two
-        regions around it. "auto": only where such means make up a quarter of the variance of the
-        training images. Images only.
+        Whether to subtract the local mean and divide by the local deviation, both in a window of
+        two regions around each pixel. "auto" does so only if local means make up a quarter of the
+        variance of the training images. Images only.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Where `predict` draws the line. A float says that outliers are among the training rows, or
-        images, and flags that fraction of them. "auto" promises about 5 % false alarms on new
-        normal ones, judged by held-out ones.
+        A number says that this fraction of the training rows, or images, are outliers, and sets the
+        threshold so that this fraction is flagged. "auto" gives about 5 % false alarms on new
+        normal ones, by the scores of held-out ones.
     support_fraction : "auto" or float in [0.5, 1], default="auto"
-        Fraction of a table's rows to learn from, as of `G2DOutlierDetector`, but "auto" leaves out
-        all very remote rows, since networks reproduce what they have seen. Of images, all.
+        Fraction of the training rows of a table to learn from, the most central ones. The threshold
+        depends on the others, too. "auto" means .6 if `contamination` is a number, because then
+        there are outliers among the training rows. Otherwise it leaves out all very remote rows,
+        because networks learn to reproduce what they have seen. All images are used.
     image_shape : tuple of int, default=None
-        Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of
-        shape (n_samples, channels, height, width) need not say so.
+        Channels, height and width, if the rows given to `fit` are pixels of images. Arrays of shape
+        (n_samples, channels, height, width) do not need it.
     device : str, default="auto"
-        Device of networks of images, in training and in scoring, and of training on tables. "auto"
-        is CUDA on images, if there is a GPU, and else the CPU.
-    precision : "auto", "float32" or "bfloat16", default="auto"
-        Of the networks on images. "auto" takes bfloat16 where the processor multiplies in it.
+        Device of training, and of networks of images in scoring. "auto" means CUDA on images if
+        there is a GPU, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Precision of the networks of images, in training and in scoring. "auto" means bfloat16 if
+        the processor multiplies in it.
     warm_start : bool, default=False
-        Whether `fit` continues from the networks of the previous call instead of starting anew.
+        Whether `fit` continues the training of the networks from the previous call, for
+        `max_steps` more steps, instead of training new networks.
     verbose : int, default=0
-        Above 0, the end of training is logged to the logger "sklearn_g2d" at level INFO.
+        Above 0, the logger "sklearn_g2d" reports the end of training at level INFO.
     random_state : int, RandomState instance or None, default=None
-        Seed of everything random in `fit`.
+        Seed of `fit`, and of parts that have no seed.
 
     Attributes
     ----------
     training_, inpainter_, detector_ : estimator or callable
-        The parts that were used.
+        The parts in use.
     region_size_ : int
-        What `region_size` came to; 1 on tables.
+        The region size in use; 1 on tables.
     offset_ : float
         Threshold: ``decision_function(X) = score_samples(X) - offset_``.
     inpainter_threshold_, detector_threshold_ : float
@@ -171,28 +179,26 @@ class AVIDDetector(NetworkDetector):
     map_range_ : tuple of float
         Lowest and highest value of a color scale for maps: quantiles of held-out maps.
     history_ : dict of ndarray
-        Losses by step: "reconstruction_loss" of the inpainter, "detector_loss" and, where the
-        networks train against each other, "adversarial_loss". "networks_retries" are the steps
-        from which training was taken up again, if it was, each time at half the learning rates.
+        Losses by step: "reconstruction_loss" of the inpainter, "detector_loss" and, if the networks
+        are trained against each other, "adversarial_loss". If training diverged, "networks_retries"
+        are the steps from which it was repeated with half the learning rates.
     n_iter_ : int
-        Training steps taken.
+        Number of training steps.
     training_scores_ : ndarray of shape (n_samples,)
         Scores of the training rows in their order, **higher = more normal**, most of them by
-        networks that saw the row. Kept only where `contamination` is a number.
+        networks that saw the row. They exist only if `contamination` is a number.
     calibration_scores_ : ndarray
-        Sorted scores of held-out normal images, on which `p_values` rest.
+        Sorted scores of held-out normal images, which `p_values` compares with.
     device_ : str
-        Device that training ran on, and networks of images score on; see `to`.
+        Device of training, and of networks of images in scoring; see `to`.
     image_shape_ : tuple of int, or None
         Channels, height and width of the images in `fit`; None after a table.
-    n_features_in_ : int
-        Number of columns, or of intensities of an image, in `fit`.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Their names, if all were strings.
+    n_features_in_, feature_names_in_ : int, ndarray of str
+        Number of columns, or of intensities of an image, and names of columns if they have names.
 
     See Also
     --------
-    G2DOutlierDetector : Says which images are outliers, in less time, but not where.
+    G2DOutlierDetector : Finds outliers among images in less time, without maps.
     sklearn_g2d.display.AnomalyMapDisplay : Draws maps over images.
 
     References
@@ -255,22 +261,21 @@ class AVIDDetector(NetworkDetector):
     def from_paper(
         cls, data: Literal["images", "tables"] = "images", **changes: Any
     ) -> AVIDDetector:
-        """Give the published method, every setting visible.
-
-        Channels of the networks are the authors' at an eighth, for theirs take a GPU. The paper
-        does not treat tables; there both networks are perceptrons.
+        """Build the published method, with all settings visible as parameters.
 
         Parameters
         ----------
         data : {"images", "tables"}, default="images"
-            What the detector is for.
+            "images" gives the published networks with an eighth of the authors' channels, because
+            theirs need a GPU. The paper has no tables: "tables" replaces both networks by
+            perceptrons.
         **changes
-            Parameters to set, also of parts: ``training__max_steps=20``.
+            Parameters for `set_params`, such as ``training__max_steps=20``.
 
         Returns
         -------
         AVIDDetector
-            Not fitted.
+            A detector that is not fitted.
 
         Examples
         --------
@@ -301,33 +306,33 @@ class AVIDDetector(NetworkDetector):
 
     @shielded()
     def anomaly_map(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.float64]:
-        """Say where images, or rows, are anomalous; **higher = more anomalous**.
+        """Return maps of the anomalous places in images or rows; **higher = more anomalous**.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Images or rows.
         source : {"combined", "inpainter", "detector"}, default="combined"
-            Whose map: that of the `combination` of `fit`, or one network's.
+            "combined" gives the map that `combination` describes, the others that of one network.
 
         Returns
         -------
         ndarray of shape (n_samples, height, width), or (n_samples, n_features) of a table
-            How far the networks deviate, in standard deviations, from what they say of normal
-            data. Never adjusted to an image, so that values of different images compare.
+            Deviations from maps of normal data, in standard deviations. Values of different images
+            are comparable, because maps are never rescaled for a single image.
 
         Raises
         ------
         NotFittedError
-            Before `fit`.
+            If the detector is not fitted.
         ValueError
-            If the source is unknown, or `X` is not what the detector was fitted on.
+            If the source is unknown, or if the shape of `X` differs from that in `fit`.
         """
         return self._in_blocks(X, lambda ready, block: ready._map(block, source), source)
 
     @shielded()
     def region_scores(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.float64]:
-        """Say which regions are anomalous; **higher = more anomalous**.
+        """Return the mean of the map in each region; **higher = more anomalous**.
 
         Parameters
         ----------
@@ -339,8 +344,8 @@ class AVIDDetector(NetworkDetector):
         Returns
         -------
         ndarray of shape (n_samples, n_rows, n_columns), or (n_samples, n_features) of a table
-            Means of `anomaly_map` over windows of `region_size_`, half of it apart. Of a table,
-            the map itself.
+            Means of `anomaly_map` over windows of `region_size_` pixels, which overlap by half. For
+            a table, the map itself.
         """
 
         def regions(ready: AVIDDetector, block: NDArray[Any]) -> NDArray[np.float64]:
@@ -350,21 +355,21 @@ class AVIDDetector(NetworkDetector):
 
     @shielded()
     def predict_mask(self, X: ArrayLike, source: Source = "combined") -> NDArray[np.bool_]:
-        """Segment what is anomalous, Eq. 4 of the paper.
+        """Mark the anomalous places, Eq. 4 of the paper.
 
         Parameters
         ----------
         X : array-like, as for `anomaly_map`
             Images or rows.
         source : {"combined", "inpainter", "detector"}, default="combined"
-            Who has to find a place anomalous: both networks, unless the `combination` of `fit`
-            is one network's map; or one network.
+            "combined" means that both networks must find a place anomalous, or only one if
+            `combination` is the map of one network. The others mean one network.
 
         Returns
         -------
         ndarray of shape (n_samples, height, width), or (n_samples, n_features) of a table
-            True where the inpainter's map reaches `inpainter_threshold_` and the detector's
-            reaches `detector_threshold_`.
+            True where the inpainter's map is at least `inpainter_threshold_`, and the detector's
+            map at least `detector_threshold_`.
         """
 
         def mask(ready: AVIDDetector, block: NDArray[Any]) -> NDArray[np.bool_]:
@@ -382,7 +387,7 @@ class AVIDDetector(NetworkDetector):
 
     @shielded()
     def inpaint(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Show what the inpainter expects instead of each region, given its surroundings.
+        """Replace each region by what the inpainter expects there from its surroundings.
 
         Parameters
         ----------
@@ -392,7 +397,8 @@ class AVIDDetector(NetworkDetector):
         Returns
         -------
         ndarray of the shape of `X`
-            In its units. After `AdversarialInpainting`, which hides nothing, the restored image.
+            Expected values in the units of `X`. `AdversarialInpainting` hides nothing: then it is
+            the image that the inpainter restores from `X`.
         """
         return self._as_given(self._in_blocks(X, lambda ready, block: ready._model.inpaint(block)))
 
@@ -418,14 +424,14 @@ class AVIDDetector(NetworkDetector):
         self.region_size_ = self._resolve_region_size()
 
     def _check_kind(self, name: str, part: Any, right: Any) -> None:
-        """Refuse a part that is for other data, or a network that is already built."""
+        """Raise ValueError if a part is for other data, or is a module instead of a factory."""
         if isinstance(part, nn.Module):
             raise ValueError(
-                f"{name} must be a callable that builds a torch.nn.Module, for every fit starts "
-                f"anew; got the module {type(part).__name__}(...)."
+                f"{name} must be a callable that builds a torch.nn.Module, because each fit needs "
+                f"a new one; got the module {type(part).__name__}(...)."
             )
         if not isinstance(part, Training | Network):
-            return  # None, or the user's own factory
+            return  # it is None, or the user's own factory
         data = "tables" if self.image_shape_ is None else "images"
         if data not in part.data:
             hint = "" if self.image_shape_ else ", or image_shape if the rows are pixels of images"
@@ -455,9 +461,9 @@ class AVIDDetector(NetworkDetector):
         return int(self.region_size)
 
     def _fit(self, X: NDArray[Any], session: Session) -> None:
-        """Train both networks, section 3.3 of the paper, and learn what their maps look like."""
+        """Train both networks, section 3.3 of the paper, and learn from maps of normal data."""
         rows, held_out, trained_on, left_out = self._split(X, session.random_state)
-        # For the threshold, as many of those left out as are held out of the others.
+        # The threshold depends on the same fraction of the rows that are left out as of the others.
         left_out = left_out[: round(len(left_out) * len(held_out) / len(rows))]
         model = self._make_model(rows, session)
         trainer = self.training_.make_trainer(
@@ -468,8 +474,9 @@ class AVIDDetector(NetworkDetector):
         )
 
         def current() -> dict[str, Any]:
-            networks = copy.deepcopy(trainer.result)  # which train on
+            networks = copy.deepcopy(trainer.result)  # because training goes on
             detector = copy.copy(self)
+            # Only the first process has callbacks, so it must not wait for the others.
             with parallel.alone():
                 trained = copy.copy(model).load(networks)
                 detector._learn_maps(trained, X, rows[held_out], left_out)
@@ -487,7 +494,7 @@ class AVIDDetector(NetworkDetector):
         if self.image_shape_ is None and 2 < len(rows) < _FEW_ROWS:
             further = self._further_maps(rows, trained_on, session, n_steps(history))
         if further and len(held_out) == len(trained_on):
-            held_out = held_out[:0]  # all were trained on
+            held_out = held_out[:0]  # the model was trained on all of them
         self._learn_maps(model, X, rows[held_out], left_out, further)
         if self.warm_start and hasattr(self, "history_"):
             history = extend(self.history_, history)
@@ -497,8 +504,9 @@ class AVIDDetector(NetworkDetector):
     def _further_maps(
         self, rows: NDArray[Any], trained_on: NDArray[np.intp], session: Session, max_steps: int
     ) -> list[Maps]:
-        """Give maps of a table's rows in `trained_on`, by networks that have not seen them."""
+        """Return maps of a table's rows in `trained_on`, by networks that have not seen them."""
         found = []
+        # If nothing was held out before, the folds must contain all rows.
         n_folds = _FURTHER_FOLDS if len(trained_on) < len(rows) else min(len(rows), 5)
         for unseen in (trained_on[fold::n_folds] for fold in range(n_folds)):
             seen = np.delete(rows, unseen, axis=0)
@@ -510,6 +518,7 @@ class AVIDDetector(NetworkDetector):
                 model.encode(rows[unseen]).to(device),
                 session.runtime,
             )
+            # Callbacks do not follow these trainings, and cannot stop them.
             TrainingLoop(trainer, max_steps).run(
                 lambda *_: False, remedy="Lower the learning_rates of training."
             )
@@ -519,10 +528,11 @@ class AVIDDetector(NetworkDetector):
     def _split(
         self, X: NDArray[Any], random_state: np.random.RandomState
     ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp], NDArray[Any]]:
-        """Draw the rows to train with; returns them, those to hold out, and the others.
+        """Choose central rows, and split them into rows to hold out and rows to train on.
 
-        More samples than fit into memory are drawn from at random. Of very few none is spared: all
-        are trained on and held out. The rows that come last are not central, and left out.
+        Return the central rows, the positions among them of the rows to hold out and of the rows
+        to train on, and the rows that are not central. If memory is too small for all rows, they
+        are drawn at random. If there are very few rows, all of them are in both parts.
         """
         most = max(2, MAX_TRAINING_VALUES // X.shape[1])
         most_held_out = _MAX_HELD_OUT_IMAGES
@@ -530,15 +540,18 @@ class AVIDDetector(NetworkDetector):
             most, most_held_out = min(most, MAX_TABLE_ROWS), _MAX_HELD_OUT_ROWS
         rows = self._pooled(X, most, random_state)
         chosen = random_state.permutation(len(rows))[:most]
+        # Sorted positions are faster to read from a memory map. `order` has the positions of these
+        # rows in their random order.
         rows = take(rows, np.sort(chosen))
         order = np.argsort(np.argsort(chosen))
         if all(np.array_equal(rows[i], rows[order[0]]) for i in order[1:]):
             warn_caller(
-                "All training samples are alike: there is nothing to exchange between them, and "
-                "any deviation will count as anomalous. Pass samples that differ as normal ones "
-                "do.",
+                "All training samples are alike. The networks cannot learn from exchanging parts "
+                "of them, and any deviation will count as anomalous. Pass samples that differ as "
+                "normal ones do.",
             )
         is_central = self._central_rows(rows)
+        # Now `order` has positions among the central rows, in the same random order.
         order = (np.cumsum(is_central) - 1)[order[is_central[order]]]
         rows, left_out = rows[is_central], rows[~is_central]
         n = min(int(_HELD_OUT_FRACTION * len(order)), most_held_out)
@@ -551,7 +564,7 @@ class AVIDDetector(NetworkDetector):
             if self.support_fraction not in ("auto", 1):
                 raise ValueError(
                     f"support_fraction={self.support_fraction} is for tables, but X holds images. "
-                    "Leave it out, and leave out images with flaws."
+                    "Remove this parameter, and remove images with anomalies from X."
                 )
             return np.ones(len(rows), dtype=bool)
         points = SquashingScaler(_BOUND, 0.0).fit_transform(rows)
@@ -559,7 +572,7 @@ class AVIDDetector(NetworkDetector):
         return central_rows(NeighborSearch(points), fraction, least_alone=_LEAST_ALONE)
 
     def _make_model(self, X: NDArray[Any], session: Session) -> ImageModel | TableModel:
-        """Build the networks and what precedes them, or continue those of the previous fit."""
+        """Build the networks and their preprocessing, or take those of the previous fit."""
         architecture = self._describe_architecture()
         if session.earlier is not None:
             for name, now in architecture.items():
@@ -569,11 +582,11 @@ class AVIDDetector(NetworkDetector):
                         f"warm_start=True continues networks fitted with {name}={before}, but "
                         f"{name} is now {now}. Change it back, or set warm_start=False."
                     )
-            model = copy.deepcopy(session.earlier)  # for the former state has to survive a failure
+            model = copy.deepcopy(session.earlier)  # if this fit fails, the old state remains
         else:
             self._architecture: dict[str, str] = architecture
             model = self._make_new_model(X, session.runtime.rng)
-        # What may change between fits that continue.
+        # These settings may differ from those of the previous fit.
         model.error = self.error
         if isinstance(model, ImageModel):
             model.bfloat16, model.device_ = session.runtime.bfloat16, self.device_
@@ -588,9 +601,9 @@ class AVIDDetector(NetworkDetector):
         inpainter = build_network(self.inpainter_, n_inputs, rng, takes_mask=True)
         detector = build_network(self.detector_, n_inputs, rng, takes_mask=False)
         if shape is None:
-            # Of two rows, each column by itself would hold the same two values.
+            # If columns of two rows are scaled separately, all of them hold the same two values.
             scaler = SquashingScaler(_BOUND, 0.0, common_scale=len(X) < 3).fit(X)
-            # Drawn also where nothing is hidden, so that one seed draws one set of batches.
+            # Draw groups even if nothing is hidden, so that batches depend on the seed only.
             groups = divide_columns(n_inputs, rng)
             seen = scaler.transform(X)
             limits = seen.min(axis=0), seen.max(axis=0)
@@ -619,7 +632,7 @@ class AVIDDetector(NetworkDetector):
             "region_size": self.region_size_,
             "normalize_illumination": self.normalize_illumination,
         }
-        # Without places in memory, which differ from process to process.
+        # Remove memory addresses, because they differ from process to process.
         places = re.compile(" at 0x[0-9a-fA-F]+")
         return {name: places.sub("", repr(value)) for name, value in described.items()}
 
@@ -633,10 +646,10 @@ class AVIDDetector(NetworkDetector):
         left_out: NDArray[Any],
         further: Sequence[Maps] = (),
     ) -> None:
-        """Learn what maps of normal data are, from data that the networks have not seen.
+        """Learn what maps of normal data look like, from data that the networks have not seen.
 
-        These are rows held out and the `further` maps. Rows `left_out` count for the threshold
-        only.
+        These data are the held-out rows and the `further` maps. The rows in `left_out` are used for
+        the threshold only.
         """
         model.fit_normalizer(held_out)
         found = [*([model.maps(held_out)] if len(held_out) else []), *further]
@@ -663,7 +676,7 @@ class AVIDDetector(NetworkDetector):
         return MapScorer(self.combination, region_size, self.top_fraction, self.per_location)
 
     def _held_out_scores(self, maps: Maps) -> NDArray[np.float64]:
-        """Score maps, each standardised by others."""
+        """Return scores of held-out maps, each standardised by the statistics of other maps."""
         n = len(maps[0])
         n_folds = min(n, _STANDARDIZING_FOLDS)
         scores = np.empty(n)
@@ -679,8 +692,10 @@ class AVIDDetector(NetworkDetector):
             limit = self._score_batch(far).max()
             together = self._scorer.combine(*self._scorer.standardize(maps))
             if n < 3:
-                scores[:] = limit  # nothing was held out: only what is far is an outlier
-            # Else the networks know no better. Of very few, those held out are far out themselves.
+                scores[:] = limit  # nothing was held out: only far rows are outliers
+            # Raise lower scores to the limit, so that far rows are outliers. Do not do so if the
+            # networks find far rows as normal as half of the held-out rows, or as one of very few,
+            # which are far from each other themselves.
             elif limit < np.quantile(self._scorer.scores(together), 0.5 if n < 19 else 0.0):
                 scores = np.maximum(scores, limit)
         return scores
@@ -688,14 +703,14 @@ class AVIDDetector(NetworkDetector):
     def _in_blocks(
         self, X: ArrayLike, function: BlockFunction, source: str = "combined"
     ) -> NDArray[Any]:
-        """Check rows and map them by a function, few at a time: maps take memory."""
+        """Check rows, and apply a function to them in blocks, because maps need much memory."""
         check_is_fitted(self)
         if source not in SOURCES:
             raise ValueError(f"source must be one of {SOURCES}, got {source!r}.")
         return self._map_blocks(self._validate(X, reset=False), function)
 
     def _map_blocks(self, X: NDArray[Any], function: BlockFunction) -> NDArray[Any]:
-        """Map rows by a function of this detector, with its networks where they score, and rows."""
+        """Apply a function of the detector, with networks on their device, to blocks of rows."""
         size, ready = self._model.batch_size, copy.copy(self)
         with self._model.ready() as ready._model:
             for i, block in enumerate(blocks(X, size)):
@@ -706,7 +721,7 @@ class AVIDDetector(NetworkDetector):
         return found
 
     def _standard_maps(self, X: NDArray[Any]) -> list[NDArray[np.float64]]:
-        """Give the inpainter's and the detector's maps of checked rows."""
+        """Return the inpainter's and the detector's standardised maps of checked rows."""
         return self._scorer.standardize(self._model.maps(X))
 
     def _map(self, X: NDArray[Any], source: Source = "combined") -> NDArray[np.float64]:

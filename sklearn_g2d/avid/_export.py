@@ -1,4 +1,4 @@
-"""Fitted `AVIDDetector`s as modules, which `sklearn_g2d.export` writes as ONNX graphs."""
+"""The module of a fitted `AVIDDetector` that `sklearn_g2d.export` writes as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn_g2d.export import Constants, Resampling, stages_of
 
 
 class ScoringGraph(nn.Module):
-    """Everything between a user's array and the scores of a detector: what is exported."""
+    """All computations from an array of images or rows to the scores of a fitted detector."""
 
     output_names = "decision_function", "score_samples", "anomaly_map"
 
@@ -48,7 +48,7 @@ class ScoringGraph(nn.Module):
 
 
 def _resizing(model: ImageModel) -> list[Resampling]:
-    """Give a model's changes of size as matrix products."""
+    """Return the resizing functions of a model as matrix products, for its sizes only."""
     _, *size = model.preprocessor.image_shape
     with torch.no_grad():
         logits_size = model.detector(model.preprocessor.blank()).shape[2:]

@@ -1,6 +1,6 @@
-"""What AVID hides, exchanges and judges: blocks of images, or cells of a table's rows.
+"""Samples for AVID's training, with parts to hide and exchange: blocks of images, or table cells.
 
-`Blocks` and `Cells` have one interface, so that one trainer serves both.
+`Blocks` and `Cells` have the same interface, so that one trainer works with both.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from torch.nn import functional as F
 
 from sklearn_g2d.training.runtime import Runtime
 
-# A region counts as anomalous where the exchange changed it by more than the first fraction of
-# the mean change, as normal below the second; between them nothing can be said.
+# A region is labelled anomalous if the exchange changed it by more than the first fraction of the
+# mean change, and normal if by less than the second. In between the label is uncertain, and the
+# region has no weight in the loss.
 _CHANGED, _UNCHANGED = 0.25, 0.03
 
-# A table's columns are divided into groups that are hidden together, several times over.
+# The columns of a table are divided at random into so many groups, each of which is hidden as a
+# whole. There are several such divisions, so that a column is guessed from different others.
 _GROUPS, _DIVISIONS = 5, 4
 
-# Squares that are pasted into an image to learn which network's map tells more.
+# Number of squares that are pasted into an image to find out which network's map is better.
 _SQUARES = 3
 
 
 @dataclass(eq=False, repr=False)
 class Crops:
-    """Crops of a `size`, height and width, from images `X` (n, channels, height, width)."""
+    """Crops from images `X` (n, channels, height, width), with `size` as height and width."""
 
     X: Tensor
     size: tuple[int, int]
 
     def draw(self, n: int, runtime: Runtime) -> Tensor:
-        """Draw `n` crops, all at one place."""
+        """Draw `n` crops from random images, all at the same place."""
         chosen = _integers(len(self.X), n, runtime.rng)
         top, left = (
             _number(length - cut + 1, runtime)
@@ -47,7 +49,7 @@ class Crops:
 
 
 class Blocks(Crops):
-    """Crops of images, of which square blocks are hidden or exchanged; `block_sizes` in regions."""
+    """Crops of images with square blocks to hide or exchange; `block_sizes` are in regions."""
 
     def __init__(
         self, X: Tensor, size: tuple[int, int], region_size: int, block_sizes: Sequence[float]
@@ -56,12 +58,12 @@ class Blocks(Crops):
         self.blocks = [block_pixels(region_size, factor) for factor in block_sizes]
 
     def draw_pairs(self, n: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
-        """Draw crops, and other images' crops at the same place."""
+        """Draw crops, and crops of other images at the same place."""
         both = self.draw(2 * n, runtime)
         return both[:n], both[n:]
 
     def mask(self, x: Tensor, fraction: float, runtime: Runtime) -> Tensor:
-        """Draw blocks of one size on a grid with a random origin."""
+        """Draw a mask of blocks of one size, on a grid with a random origin."""
         block = self.blocks[_number(len(self.blocks), runtime)]
         height, width = x.shape[2:]
         shape = (len(x), 1, height // block + 2, width // block + 2)
@@ -71,7 +73,7 @@ class Blocks(Crops):
         return pixels[:, :, top : top + height, left : left + width]
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Judge a region by the squared change in it and around it."""
+        """Label regions by the squared change in and around them; also return which are certain."""
         size = (like.shape[2], like.shape[3])
         change = F.adaptive_avg_pool2d((after - before).square().mean(1, keepdim=True), size)
         change = F.avg_pool2d(change, 3, 1, 1)
@@ -92,10 +94,10 @@ class Rows:
 
 
 class Cells(Rows):
-    """Rows of a table, of which single cells are hidden or exchanged.
+    """Rows of a table with single cells to hide or exchange.
 
-    A `far_fraction` of the exchanged values are drawn from far around their column instead of from
-    it: otherwise the detector would have to guess what to make of values that no row has.
+    The fraction `far_fraction` of the exchanged values is drawn from a range wider than that of the
+    column, so that the detector also learns to judge values that no training row has.
     """
 
     def __init__(self, X: Tensor, far_fraction: float) -> None:
@@ -104,7 +106,7 @@ class Cells(Rows):
         self._low, self._high = X.amin(0), X.amax(0)
 
     def draw_pairs(self, n: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
-        """Draw rows, and for each cell another value of its column, or around it."""
+        """Draw rows, and for each cell another value from its column, or from a wider range."""
         shape, rng = (n, self.X.shape[1]), runtime.rng
         places = torch.randint(len(self.X), shape, generator=rng, device=rng.device)
         other = self.X.gather(0, places)
@@ -113,25 +115,25 @@ class Cells(Rows):
         return self.draw(n, runtime), torch.where(uniform[1] < self.far_fraction, anywhere, other)
 
     def mask(self, x: Tensor, fraction: float, runtime: Runtime) -> Tensor:
-        """Draw cells; rows differ in how many, `fraction` on average."""
+        """Draw a mask of cells: a different fraction in each row, and `fraction` on average."""
         uniform = _uniform((len(x), x.shape[1] + 1), runtime.rng)
         return (uniform[:, 1:] < 2 * fraction * uniform[:, :1]).to(x)
 
     def compare(self, before: Tensor, after: Tensor, like: Tensor) -> tuple[Tensor, None]:
-        """Compare values."""
+        """Label cells with another value; all labels are certain."""
         return after != before, None
 
 
 def block_pixels(region_size: int, factor: float) -> int:
-    """Give the side of a block that is so many regions wide."""
+    """Return the side in pixels of a block that is `factor` times as wide as a region."""
     return max(2, round(region_size * factor))
 
 
 def divide_image(size: tuple[int, int], block: int) -> Tensor:
-    """Give masks (4, 1, 1, height, width) that together hide every pixel once.
+    """Return masks (4, 1, 1, height, width) that together hide every pixel once.
 
-    Each hides every second block of every second row of blocks, so that something near is seen of
-    whatever is hidden.
+    Each mask hides every second block of every second row of blocks, so that the blocks beside a
+    hidden block are visible.
     """
     rows, columns = (torch.arange(length, device="cpu") // block % 2 for length in size)
     masks = [((rows == i)[:, None] & (columns == j)) for i in (0, 1) for j in (0, 1)]
@@ -141,9 +143,9 @@ def divide_image(size: tuple[int, int], block: int) -> Tensor:
 def paste_squares(
     images: NDArray[Any], size: int, random_state: np.random.RandomState
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Put squares from other places of other images into images (n, channels, height, width).
+    """Paste squares of other images into images (n, channels, height, width).
 
-    Gives these, and where they were changed, 1 or 0: (n, height, width).
+    Return the images, and a mask (n, height, width) that is 1 where they were changed.
     """
     pasted = images.copy()
     n, _, *shape = images.shape
@@ -151,7 +153,8 @@ def paste_squares(
     n_places = np.array(shape) - size + 1
     for i in range(n):
         for other in i - random_state.randint(1, max(n, 2), _SQUARES):
-            # Not at the same place, as in training: the detector would be judged by its own task.
+            # Paste at another place. In training the places are equal, and a test with the task of
+            # its training would favour the detector.
             source, target = (
                 (..., *(slice(start, start + size) for start in random_state.randint(n_places)))
                 for _ in range(2)
@@ -162,7 +165,7 @@ def paste_squares(
 
 
 def divide_columns(n_features: int, rng: torch.Generator) -> NDArray[np.bool_]:
-    """Give masks (n_masks, n_features) that together hide all columns equally often."""
+    """Return masks (n_masks, n_features) that together hide all columns equally often."""
     orders = torch.stack(
         [torch.randperm(n_features, generator=rng, device=rng.device) for _ in range(_DIVISIONS)]
     )
@@ -175,7 +178,7 @@ def _integers(high: int, n: int, rng: torch.Generator) -> Tensor:
 
 
 def _number(high: int, runtime: Runtime) -> int:
-    """Draw a number that Python goes by."""
+    """Draw a number on the CPU, so that Python need not wait for the device."""
     (number,) = _integers(high, 1, runtime.host).tolist()
     return number
 

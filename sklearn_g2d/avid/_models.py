@@ -1,4 +1,4 @@
-"""AVID's networks for one kind of data, with what precedes them: from rows to two maps."""
+"""AVID's networks for images or for tables, with their preprocessing: from rows to two maps."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from sklearn_g2d.training.ensemble import StorableModule
 from sklearn_g2d.training.runtime import bfloat16_products, computes_in_bfloat16, on_device
 from sklearn_g2d.utils.state import Stored
 
-# Training looks at crops of so many regions in height and width.
+# Training uses crops of so many regions in height and in width.
 _CROP_REGIONS = 4
 
-# Pixels, as the networks see them, and rows of tables that are scored at once.
+# Numbers of pixels after preprocessing, and of table rows, that are scored at once.
 _SCORING_PIXELS, _SCORING_ROWS = 2**17, 256
 
-# Squared errors below this, in the data's variance, are alike: the logarithm would spread them.
+# This is added to squared errors, in units of the data's variance, before the logarithm. Without it
+# differences between very small errors would become large.
 _LEAST_ERROR = 0.1
 
 Figures = Mapping[str, Mapping[str, Tensor]]  # constants by part and name
@@ -57,40 +58,40 @@ class Model(Stored, ABC):
     @property
     @abstractmethod
     def batch_size(self) -> int:
-        """How many samples are scored at once."""
+        """Return the number of samples that are scored at once."""
 
     def load(self, networks: tuple[StorableModule, StorableModule]) -> Self:
-        """Take trained networks."""
+        """Use trained networks from now on, and return the model."""
         self.inpainter, self.detector = (network.to("cpu", self.dtype) for network in networks)
         return self
 
     def folded(self) -> Self:
-        """Give the model as it is exported: itself, or a copy with fewer operations."""
+        """Return the model for export: itself, or a copy with fewer operations."""
         return self
 
     def ready(self) -> AbstractContextManager[Self]:
-        """Give the model as it scores, for as long as a call needs it: itself, or a copy."""
+        """Return a context with the model for scoring: itself, or a copy on the device."""
         return nullcontext(self)
 
     @abstractmethod
     def encode(self, X: NDArray[Any]) -> Tensor:
-        """Map rows to what the networks see, float32."""
+        """Map rows to the input of the networks, float32."""
 
     @abstractmethod
     def fit_normalizer(self, X: NDArray[Any]) -> None:
-        """Learn, for `maps`, from normal rows that were not trained on."""
+        """Learn to standardise `maps`, from normal rows that the networks have not seen."""
 
     @abstractmethod
     def maps(self, X: NDArray[Any]) -> Maps:
-        """Give both maps of rows, higher = more anomalous: a value for each pixel, or cell."""
+        """Return both maps of rows, a value for each pixel or cell; higher = more anomalous."""
 
     @abstractmethod
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Replace every place of rows by the inpainter's guess."""
+        """Replace all values of rows by the inpainter's guesses."""
 
     @abstractmethod
     def _constants(self) -> dict[str, dict[str, ArrayLike]]:
-        """Give what `_compute` takes, by part and name."""
+        """Return the constants of `_compute`, by part and name."""
 
     def _tensors(self) -> Figures:
         return {
@@ -99,10 +100,10 @@ class Model(Stored, ABC):
         }
 
     def _guesses(self, x: Tensor, c: Figures, at_once: bool) -> Iterable[tuple[Tensor, Tensor]]:
-        """Let the inpainter guess under each mask; gives guesses, and where they count.
+        """Return the inpainter's guesses under each mask, and masks of the places to use them.
 
-        All `at_once` is one batch, with a copy of every sample for each mask: graphs are smaller
-        so, but batches of another size change the last digits.
+        With `at_once` there is one batch, with a copy of each sample for each mask. This makes a
+        graph smaller, but scoring must not do it: another batch size changes the last digits.
         """
         masks, counted = c["masks"]["hidden"], c["masks"]["counted"]
         if not at_once:
@@ -117,7 +118,7 @@ class Model(Stored, ABC):
 
 
 class Resizing(NamedTuple):
-    """How images, logits and maps change their size; graphs do it by matrix products."""
+    """Functions that resize images, logits and maps; graphs use matrix products instead."""
 
     images: Callable[[Tensor], Tensor]
     logits: Callable[[Tensor], Tensor]
@@ -126,24 +127,24 @@ class Resizing(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class ImageModel(Model):
-    """Networks of a common `stride` for images, whose maps have the size of these.
+    """Networks for images, with a common `stride`; their maps have the size of the images.
 
-    The map of the inpainter is the logarithm of the squared error, averaged over a region, and
-    maps are standardised by an `AppearanceNormalizer`; or it is ``|X - I(X)|``, averaged over a
-    region.
+    With the error "log" the inpainter's map is the logarithm of the squared error, averaged over a
+    region, and both maps are standardised by an `AppearanceNormalizer`. With "absolute" it is
+    ``|X - I(X)|``, averaged over a region.
 
-    Batch norm is folded into the convolutions when the networks score, but not where they are
-    stored, because they may train on. They lie on the CPU between two calls.
+    For scoring, batch norms are folded into the convolutions of a copy. The networks of the model
+    itself keep them, because training may go on. They are on the CPU between two calls.
     """
 
     preprocessor: ImagePreprocessor
     stride: InitVar[int]
-    hidden_block: int | None = None  # its pixels, hidden when the inpainter guesses
-    bfloat16: bool = False  # for scoring, on processors that have it
+    hidden_block: int | None = None  # side of blocks to hide in scoring; None hides nothing
+    bfloat16: bool = False  # for scoring, if the processor multiplies in it
     device_: str = "cpu"  # for scoring
     normalizer: AppearanceNormalizer | None = None
 
-    # Without annotations, so that these are no fields. The first are the networks as they score.
+    # These have no annotations, so that they are no fields. `_folded` are the networks for scoring.
     _folded = cast("tuple[Any, Any] | None", None)
     _is_ready, _device, _figures = False, torch.device("cpu"), cast(Figures, {})
 
@@ -155,6 +156,7 @@ class ImageModel(Model):
         check_networks(self.inpainter, self.detector, shape)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Files hold the networks only once, because folding can be repeated.
         return {name: value for name, value in vars(self).items() if name != "_folded"}
 
     @property
@@ -163,12 +165,12 @@ class ImageModel(Model):
         return self.bfloat16 and computes_in_bfloat16(self._device)
 
     def load(self, networks: tuple[StorableModule, StorableModule]) -> Self:
-        """Take trained networks."""
+        """Use trained networks from now on, and return the model."""
         self._folded = None
         return super().load(networks)
 
     def folded(self) -> Self:
-        """Give a copy whose networks have no batch norm."""
+        """Return a copy with batch norms folded into the convolutions."""
         if self._folded is None:
             self._folded = ready_to_score(self.inpainter), ready_to_score(self.detector)
         model = copy.copy(self)
@@ -177,7 +179,7 @@ class ImageModel(Model):
 
     @contextmanager
     def ready(self) -> Iterator[Self]:
-        """Give a copy whose networks are folded, and lie on the device."""
+        """Return a context with a copy that has folded networks on the device."""
         if self._is_ready:
             yield self
             return
@@ -185,7 +187,7 @@ class ImageModel(Model):
         with on_device(self.device_, model.inpainter, model.detector) as (device, networks):
             model.inpainter, model.detector = networks
             model._is_ready, model._device, figures = True, device, model._tensors()
-            model._figures = {  # without those in float64, which not every device has
+            model._figures = {  # the others are float64, which not every device has
                 part: {name: value.to(device) for name, value in figures[part].items()}
                 for part in ("masks", "normalizer")
             }
@@ -193,16 +195,16 @@ class ImageModel(Model):
 
     @property
     def batch_size(self) -> int:
-        """How many images are scored at once."""
+        """Return the number of images that are scored at once."""
         return max(1, _SCORING_PIXELS // math.prod(self.preprocessor.padded_size))
 
     def encode(self, X: NDArray[Any]) -> Tensor:
-        """Map rows to images."""
+        """Map rows to images for the networks, float32."""
         batches = gen_batches(len(X), self.batch_size)
         return torch.cat([self.preprocessor.encode(X[rows]) for rows in batches])
 
     def fit_normalizer(self, X: NDArray[Any]) -> None:
-        """Learn what maps are expected to be; not of absolute errors, as published."""
+        """Learn to standardise maps by appearance, except maps of absolute errors."""
         self.normalizer = None
         if self.error == "log":
             window = odd(self.preprocessor.region_size)
@@ -213,7 +215,7 @@ class ImageModel(Model):
                 )
 
     def maps(self, X: NDArray[Any]) -> Maps:
-        """Give both maps: arrays (n, height, width)."""
+        """Return both maps: arrays (n, height, width)."""
         with self.ready() as model:
             found = [
                 model._finish(images, maps, model._figures, model.resizing())[: len(rows)]
@@ -224,7 +226,7 @@ class ImageModel(Model):
 
     @torch.no_grad()
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Replace every block of images by the inpainter's guess."""
+        """Replace all blocks of images by the inpainter's guesses."""
         found = []
         with self.ready() as model:
             for rows, images in model._batches(X):
@@ -234,12 +236,13 @@ class ImageModel(Model):
         return np.concatenate(found)
 
     def resizing(self) -> Resizing:
-        """Give the changes of size of which `_compute` takes this or other versions."""
+        """Return the functions that resize; `_compute` takes these, or the versions of a graph."""
         size = self.preprocessor.padded_size
         to_images = partial(F.interpolate, size=size, mode="bilinear")
         return Resizing(self.preprocessor.resize, to_images, self.preprocessor.to_pixels)
 
     def _constants(self) -> dict[str, dict[str, ArrayLike]]:
+        # If nothing is hidden, there is one mask of zeros, and its guesses are used everywhere.
         if self.hidden_block is None:
             hidden = self.preprocessor.blank()[:, None, :1].numpy()
             counted = 1 - hidden
@@ -253,7 +256,7 @@ class ImageModel(Model):
         }
 
     def _compute(self, rows: Tensor, c: Figures, *functions: Any) -> tuple[Tensor, ...]:
-        """Map rows of pixels, float64, to both maps, as graphs do."""
+        """Map rows of pixels, float64, to both maps, in one batch, for graphs."""
         resizing = Resizing(*functions)
         images = self.preprocessor._compute(rows, c["preprocessor"], resizing.images)
         inpainted = self._inpainted(images, c, at_once=True)
@@ -265,9 +268,9 @@ class ImageModel(Model):
         return sum(guess.float() * counted for guess, counted in guesses)  # type: ignore[return-value]
 
     def _raw(self, images: Tensor, inpainted: Tensor, logits: Tensor, resizing: Resizing) -> Tensor:
-        """Give the error of what was inpainted, and the logits, as maps (n, 2, h, w)."""
+        """Return the error of the inpainted images, and the logits, as maps (n, 2, h, w)."""
         window = odd(self.preprocessor.region_size)
-        # Single pixels are noise: the mean over a region tells more.
+        # Errors of single pixels are mostly noise, so take the mean over a region.
         if self.error == "absolute":
             error = box_mean((images - inpainted).abs().mean(1, keepdim=True), window)
         else:
@@ -276,14 +279,14 @@ class ImageModel(Model):
         return torch.cat([error, resizing.logits(logits)], dim=1)
 
     def _finish(self, images: Tensor, maps: Tensor, c: Figures, resizing: Resizing) -> Tensor:
-        """Standardise maps by the images' appearance, and bring them to the pixels."""
+        """Standardise maps by the images' appearance, and resize them to the images' size."""
         if self.normalizer is not None:
             maps = self.normalizer._compute(maps, images, c["normalizer"])
         return resizing.maps(maps)
 
     @torch.no_grad()
     def _raw_maps(self, X: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Tensor, Tensor]]:
-        """Give batches of rows, their images, and the raw maps of these."""
+        """Yield batches of rows, with their images and the raw maps of the images."""
         resizing = self.resizing()
         for rows, images in self._batches(X):
             with self._autocast():
@@ -292,29 +295,30 @@ class ImageModel(Model):
             yield rows, images, self._raw(images, inpainted, logits, resizing)
 
     def _batches(self, X: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Tensor]]:
-        """Give rows, and images filled up to batches of one size.
+        """Yield batches of rows, and of their images, filled up with zeros to one size.
 
-        Convolutions differ in their last digits from one size of batch to another, and an
-        image's score must not depend on its neighbours.
+        An image's score must not depend on the other images, but the last digits of convolutions
+        depend on the batch size.
         """
         for batch in gen_batches(len(X), self.batch_size):
             images = self.preprocessor.encode(X[batch]).to(self._device)
             yield X[batch], F.pad(images, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(images)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """Score in the precision of training, if this processor has it."""
+        """Return a context with bfloat16 if the model scores in it."""
         return bfloat16_products(self._device.type) if self.rounds else nullcontext()
 
 
 @dataclass(eq=False, repr=False)
 class TableModel(Model):
-    """Networks for rows of a table, whose regions are the cells.
+    """Networks for rows of a table; the regions are the cells.
 
-    What the inpainter sees is clipped at the `lowest` and `highest` values of training
-    (n_features,), or it would carry on beyond them; errors are of the rows as they are.
+    The inpainter's input is clipped at the `lowest` and `highest` values of training (n_features,),
+    because it would extrapolate to values outside of them. Errors are those of the rows before
+    clipping.
 
-    Each row of `groups` (n_groups, n_features) says which cells are hidden together, if any are
-    when the inpainter guesses. Its map is the logarithm, or the root, of the mean squared error.
+    Each row of `groups` (n_groups, n_features) marks columns that are hidden together, if `hides`.
+    The inpainter's map is the logarithm, or the root, of the mean squared error.
     """
 
     scaler: SquashingScaler
@@ -323,7 +327,7 @@ class TableModel(Model):
     lowest: NDArray[np.float64]
     highest: NDArray[np.float64]
 
-    # Networks of tables are small enough for it.
+    # Networks for tables are small enough for float64.
     dtype: ClassVar[torch.dtype] = torch.float64
 
     def __post_init__(self) -> None:
@@ -331,21 +335,21 @@ class TableModel(Model):
 
     @property
     def batch_size(self) -> int:
-        """How many rows are scored at once."""
+        """Return the number of rows that are scored at once."""
         return _SCORING_ROWS
 
     def encode(self, X: NDArray[Any]) -> Tensor:
-        """Map rows to scaled ones."""
+        """Map rows to scaled rows, float32."""
         return torch.from_numpy(self.scaler.transform(X)).float()
 
     def fit_normalizer(self, X: NDArray[Any]) -> None:
-        """Learn nothing: a `MapScorer` standardises each column by itself."""
+        """Do nothing, because a `MapScorer` standardises each column."""
 
     @torch.no_grad()
     def maps(self, X: NDArray[Any]) -> Maps:
-        """Give both maps: arrays (n, n_features)."""
+        """Return both maps: arrays (n, n_features)."""
         c, rows = self._tensors(), torch.from_numpy(self.scaler.transform(X))
-        # Batches of one size: products differ in their last digits from one size to another.
+        # All batches have one size, because the last digits of products depend on it.
         batches = F.pad(rows, (0, 0, 0, -len(rows) % _SCORING_ROWS)).split(_SCORING_ROWS)
         found = zip(*(self._compute(batch, c, at_once=False) for batch in batches), strict=True)
         by_inpainter, by_detector = (torch.cat(maps)[: len(rows)].numpy() for maps in found)
@@ -353,7 +357,7 @@ class TableModel(Model):
 
     @torch.no_grad()
     def inpaint(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Replace every cell by the inpainter's guess from other cells of its row."""
+        """Replace all cells by the inpainter's guesses from other cells of the row."""
         rows, c = torch.from_numpy(self.scaler.transform(X)), self._tensors()
         guessed = _mean(self._guesses(rows, c, at_once=False), c)
         return self.scaler.inverse_transform(guessed.numpy())
@@ -379,5 +383,5 @@ class TableModel(Model):
 
 
 def _mean(values: Iterable[tuple[Tensor, Tensor]], c: Figures) -> Tensor:
-    """Average what there is for each mask over the masks that count it."""
+    """Average the values under all masks, each over the masks that use it."""
     return sum(value * counted for value, counted in values) / c["masks"]["times"]

@@ -1,8 +1,8 @@
-"""The networks of AVID: what inpaints and what judges, for images and for rows of a table.
+"""The networks of AVID: inpainters and detectors, for images and for rows of a table.
 
-`UNet`, `PatchNet` and `CellNetwork` are what a user passes to `AVIDDetector`; they build modules.
-An inpainter maps values, and the mask of what it may not see, to values of the same shape. A
-detector maps values to one logit for each region, high = anomalous.
+Users pass `UNet`, `PatchNet` and `CellNetwork` to `AVIDDetector`; they build the modules. An
+inpainter maps values, and a mask of the hidden ones, to values of the same shape. A detector maps
+values to a logit for each region, high = anomalous.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from sklearn_g2d.training.convolutions import LAYOUT, UNBUILT, doubled, folded, 
 from sklearn_g2d.training.ensemble import EnsembleMLP, OwnModules, StorableModule
 from sklearn_g2d.training.runtime import globally_seeded
 
-# Side of the images by which the stride of a user's own detector is found.
+# Side in pixels of the images that are used to find the stride of a user's own detector.
 _PROBE_PIXELS = 64
 
 
 @dataclass(eq=False, repr=False)
 class UNet(BaseEstimator):
-    """An inpainter of images: an encoder and a decoder with skips between their halves [1]_.
+    """An inpainter for images: an encoder and a decoder with skip connections [1]_.
 
     Parameters
     ----------
     channels : int, default=16
-        Channels at full resolution. The authors of AVID have 64, which wants a GPU.
+        Number of channels at full resolution. The authors of AVID use 64, which needs a GPU.
     multipliers : sequence of float, default=(1, 2, 4, 4)
-        Channels at full resolution, at a half, at a quarter and so on, in units of `channels`.
+        Number of channels at full resolution, at half, at a quarter and so on, in units of
+        `channels`.
     first_skip : int, default=2
-        First level with a skip; 0 is full resolution. Fine detail of the surroundings does not
-        help to guess what is hidden, and skips at full resolution let a network copy its input.
+        First level with a skip connection; 0 is full resolution. Fine details of the surroundings
+        do not help to guess a hidden block, and with skip connections at full resolution a network
+        can copy its input.
 
     References
     ----------
@@ -77,22 +79,22 @@ class UNet(BaseEstimator):
 
 @dataclass(eq=False, repr=False)
 class PatchNet(BaseEstimator):
-    """A detector of images: convolutions that judge every region at once (Fig. 2 of the paper).
+    """A detector for images: convolutions that judge all regions at once (Fig. 2 of the paper).
 
     Parameters
     ----------
     channels : int, default=16
-        Unit of the channels in `layers`.
+        Unit of the numbers of channels in `layers`.
     layers : sequence of (multiplier, kernel, stride)
-        Every convolution but the last, which is 1 x 1 and gives the logit: its channels in units
-        of `channels`, the side of its kernel, its stride.
+        For each convolution: the number of channels in units of `channels`, the side of the kernel,
+        and the stride. A convolution of 1 x 1, which gives the logit, is added at the end.
     normalize : bool, default=True
-        Whether batch norm follows each convolution but the first and the last.
+        Whether batch norm follows each convolution except the first and the last.
     negative_slope : float, default=0.1
         Slope of the activation below zero.
     region_pixels : tuple of int, default=(12, 20)
-        Least and greatest side of a region in pixels. Images with smaller or larger regions are
-        resized before they reach the networks, for a layer sees so many pixels and no more.
+        Smallest and largest side of a region in pixels. Images with smaller or larger regions are
+        resized for the networks, because each logit depends on a fixed number of pixels.
 
     Examples
     --------
@@ -129,8 +131,8 @@ class PatchNet(BaseEstimator):
         sizes[:, 0] = np.round(self.channels * sizes[:, 0])
         if (sizes < 1).any() or (sizes % 1).any():
             raise ValueError(
-                "layers of PatchNet must be a sequence of (multiplier, kernel, stride), with at "
-                f"least one channel, pixel and step each; got {self.layers!r}."
+                "layers of PatchNet must be a sequence of (multiplier, kernel, stride), each with "
+                f"at least one channel, and integer kernel and stride; got {self.layers!r}."
             )
         region_pixels = check_numbers(self, "region_pixels", least=2)
         if len(region_pixels) != 2 or region_pixels[0] > region_pixels[1]:
@@ -149,12 +151,12 @@ class PatchNet(BaseEstimator):
 
 @dataclass(eq=False, repr=False)
 class CellNetwork(BaseEstimator):
-    """An inpainter, or a detector, of rows of a table: a multilayer perceptron.
+    """An inpainter, or a detector, for rows of a table: a multilayer perceptron.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=(128, 128)
-        Widths of the hidden layers.
+        Sizes of the hidden layers.
 
     Examples
     --------
@@ -172,7 +174,7 @@ class CellNetwork(BaseEstimator):
     def build(
         self, n_features: int, rng: torch.Generator, *, takes_mask: bool = False
     ) -> CellNetworkModule:
-        """Build a network for rows of `n_features`: an inpainter, if it takes a mask."""
+        """Build a network for rows of `n_features`: an inpainter if it takes a mask."""
         self._validate_params()
         sizes = check_numbers(self, "hidden_layer_sizes", least=1, kind=Integral, n_least=0)
         return CellNetworkModule(
@@ -180,7 +182,7 @@ class CellNetwork(BaseEstimator):
         )
 
 
-# The networks of this package, and what `AVIDDetector` may be given as either of its own.
+# The networks of this package, and the valid types of the parameters of `AVIDDetector`.
 Network = UNet | PatchNet | CellNetwork
 INPAINTER_CONSTRAINT: list[Any] = [UNet, CellNetwork, callable, None]
 DETECTOR_CONSTRAINT: list[Any] = [PatchNet, CellNetwork, callable, None]
@@ -189,7 +191,7 @@ DETECTOR_CONSTRAINT: list[Any] = [PatchNet, CellNetwork, callable, None]
 def check_numbers(
     part: Any, name: str, *, least: float, kind: Any = Real, n_least: int = 1
 ) -> list[Any]:
-    """Give a parameter as a list; ValueError unless its numbers are of the `kind` and `least`."""
+    """Return a parameter as a list; raise ValueError for a wrong kind or numbers below `least`."""
     given = getattr(part, name)
     numbers: Any = np.asarray(given, dtype=object).tolist()
     is_list = isinstance(numbers, list) and len(numbers) >= n_least
@@ -202,11 +204,11 @@ def check_numbers(
     return [int(v) if kind is Integral else float(v) for v in numbers]
 
 
-# Modules. Without a generator their weights are left to be loaded.
+# The modules. Without a random generator they have no weights until these are loaded.
 
 
 class UNetModule(StorableModule):
-    """What `UNet` builds, with so many channels at each resolution."""
+    """The module that `UNet` builds; `channels` are those at each resolution."""
 
     def __init__(
         self,
@@ -225,7 +227,7 @@ class UNetModule(StorableModule):
             nn.Sequential(_convolution(above, below, 4, 2), _convolution(below, below))
             for above, below in levels
         )
-        # Channels become fewer before they become larger, which costs a quarter of the reverse.
+        # Channels are reduced before the size is doubled, which costs a quarter of the other order.
         self.reducers = nn.ModuleList(_convolution(below, above) for above, below in levels)
         self.decoder = nn.ModuleList(
             _convolution(above * (1 + (level >= first_skip)), above)
@@ -251,7 +253,7 @@ class UNetModule(StorableModule):
 
 
 class PatchNetModule(StorableModule):
-    """What `PatchNet` builds: layers of (channels, kernel, stride), and one of 1 x 1."""
+    """The module that `PatchNet` builds; `layers` are (channels, kernel, stride)."""
 
     def __init__(
         self,
@@ -279,7 +281,7 @@ class PatchNetModule(StorableModule):
 
 
 class CellNetworkModule(StorableModule):
-    """What `CellNetwork` builds: it inpaints if it takes a mask, and judges if it does not."""
+    """The module that `CellNetwork` builds: an inpainter if it takes a mask, else a detector."""
 
     def __init__(
         self,
@@ -294,20 +296,20 @@ class CellNetworkModule(StorableModule):
         self.perceptron = EnsembleMLP(1, (n_inputs, *hidden, n_features), rng)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Guess the cells of `x` (n, d) where `mask` (n or 1, d) is 1, or give each a logit."""
+        """Inpaint `x` (n, d) where `mask` (n or 1, d) is 1; without it, return logits (n, d)."""
         if mask is not None:
             x = torch.cat([x * (1 - mask), mask.expand_as(x)], dim=1)
         return self.perceptron(x[None])[0]
 
 
 class OwnNetwork(OwnModules):
-    """A network of the user's."""
+    """A network that a user's factory builds."""
 
     @property
     def stride(self) -> int:
-        """Of which height and width of images have to be multiples."""
+        """Return the number that heights and widths of images must be multiples of."""
         stride = getattr(self.members[0], "stride", 1)
-        return max(stride) if isinstance(stride, tuple) else int(stride)  # of a convolution
+        return max(stride) if isinstance(stride, tuple) else int(stride)  # convolutions have tuples
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Call the module."""
@@ -315,14 +317,14 @@ class OwnNetwork(OwnModules):
 
 
 def ready_to_score(network: StorableModule) -> StorableModule:
-    """Give a copy with fewer operations; a network of the user's itself, which may look inside."""
+    """Return a copy with folded batch norms; a user's network is returned unchanged."""
     return network if isinstance(network, OwnNetwork) else folded(network)
 
 
 def build_network(
     part: Any, n_inputs: int, rng: torch.Generator, *, takes_mask: bool
 ) -> StorableModule:
-    """Build an inpainter, which takes a mask, or a detector for so many channels, or columns."""
+    """Build an inpainter if it takes a mask, else a detector; inputs are channels or columns."""
     if isinstance(part, CellNetwork):
         return part.build(n_inputs, rng, takes_mask=takes_mask)
     if isinstance(part, UNet | PatchNet):
@@ -331,10 +333,10 @@ def build_network(
 
 
 def common_stride(inpainter: Any, detector: Any, n_channels: int) -> int:
-    """Give what height and width of images have to be multiples of, for both networks."""
+    """Return the common stride of both networks: image sizes must be multiples of it."""
     stride = detector.stride
     if isinstance(detector, OwnNetwork) and not hasattr(detector.members[0], "stride"):
-        # It need not tell: the pixels from one logit to the next.
+        # Without this attribute, find the stride by the numbers of logits for two sizes of images.
         n_logits, n_more = (
             _try(detector, (1, n_channels, side, side)).shape[2]
             for side in (_PROBE_PIXELS, 2 * _PROBE_PIXELS)
@@ -344,7 +346,7 @@ def common_stride(inpainter: Any, detector: Any, n_channels: int) -> int:
 
 
 def check_networks(inpainter: Any, detector: Any, shape: tuple[int, ...]) -> None:
-    """Raise ValueError if networks of the user's do not map a batch of this shape as they must."""
+    """Raise ValueError if a user's network returns a wrong shape for a batch of this shape."""
     if isinstance(inpainter, OwnNetwork):
         found = tuple(_try(inpainter, shape, takes_mask=True).shape)
         if found != shape:
@@ -357,9 +359,10 @@ def check_networks(inpainter: Any, detector: Any, shape: tuple[int, ...]) -> Non
 
 @torch.no_grad()
 def _try(network: OwnNetwork, shape: tuple[int, ...], takes_mask: bool = False) -> Tensor:
-    """Call a network of the user's; raises ValueError if a detector gives no logits of regions."""
+    """Call a user's network; raise ValueError if a detector's logits have a wrong shape."""
     x = torch.zeros(shape, dtype=torch.float32, device="cpu")
     mask = x[:1, :1] if x.ndim == 4 else x[:1]
+    # The user's module may draw from PyTorch's global random generator, which must not change.
     with globally_seeded(torch.Generator(), 0):
         output = network.eval()(x, mask) if takes_mask else network.eval()(x)
     wanted = "(n, 1, height, width)" if x.ndim == 4 else "(n, n_features)"
@@ -380,7 +383,7 @@ def _convolution(
     normalize: bool = True,
     negative_slope: float = 0.1,
 ) -> nn.Sequential:
-    """Convolve with padding that keeps the size, or divides it by the stride, rounded up."""
+    """Return a convolution; its padding keeps the size, or divides it by the stride, rounded up."""
     padding = (kernel - 1) // 2 if kernel % 2 or stride == 1 else (kernel - stride) // 2
     layers: list[nn.Module] = [
         nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=not normalize, **UNBUILT)

@@ -1,6 +1,6 @@
-"""AVID as published: Eq. 2, 3 and 4, each a function, and the moments of section 4.3.
+"""AVID as published: functions for Eq. 2, 3 and 4, and the best moments of section 4.3.
 
-Where the paper has D(X), how normal a region is, this package's detector says how anomalous it is:
+The paper's D(X) says how normal a region is, and this package's detector how anomalous it is:
 D = 1 - sigmoid(logits).
 """
 
@@ -27,27 +27,28 @@ from sklearn_g2d.training.optimizers import Optimizer, Schedule
 from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.trainer import Losses
 
-# How often, in a training, the best moments of the networks are looked for, on how many samples.
+# Number of times in a training at which the networks are compared with their best moments so far,
+# and number of samples for that.
 _CHECKS, _CHECKED = 20, 64
 _UNDECIDED = 0.5  # between the detector's targets, 0 and 1
 
 
 def contaminate(x: Tensor, gamma: float, scale: float, rng: torch.Generator) -> Tensor:
-    """Add noise to normal data, Eq. 2; `scale` is what gamma is a fraction of."""
+    """Add noise to normal data, Eq. 2; `gamma` is in units of `scale`."""
     noise = torch.randn(x.shape, generator=rng, device=rng.device, dtype=torch.float32).to(x)
     return x + gamma * scale * noise
 
 
 def inpainter_loss(inpainted: Tensor, objective: str) -> Tensor:
-    """Give what the inpainter minimises in Eq. 3, by Y - D(I(X with noise))."""
+    """Return the inpainter's loss, its part of Eq. 3, from Y - D(I(X with noise))."""
     return _log_square(inpainted) if objective == "log" else inpainted.square().mean()
 
 
 def detector_loss(real: Tensor, inpainted: Tensor, objective: str) -> Tensor:
-    """Give what the detector minimises, minus Eq. 3, by Y - D(X) and Y - D(I(X with noise)).
+    """Return the detector's loss, minus Eq. 3, from Y - D(X) and Y - D(I(X with noise)).
 
-    E log ||D(X)||^2 + E log ||Y - D(I(X with noise))||^2 is to be large; or, as the authors'
-    code has it, E ||Y - D(X)||^2 + E ||D(I(X with noise))||^2 small.
+    "log" maximises E log ||D(X)||^2 + E log ||Y - D(I(X with noise))||^2. "squares" minimises
+    E ||Y - D(X)||^2 + E ||D(I(X with noise))||^2, as in the authors' code.
     """
     if objective == "log":
         return -_log_square(1 - real) - _log_square(inpainted)
@@ -57,17 +58,17 @@ def detector_loss(real: Tensor, inpainted: Tensor, objective: str) -> Tensor:
 def segment(
     by_inpainter: NDArray[Any], by_detector: NDArray[Any], alpha: float, zeta: float
 ) -> NDArray[np.bool_]:
-    """Say where both maps reach their thresholds, Eq. 4; `zeta` is one of anomaly, not of D."""
+    """Mark where both maps reach their thresholds, Eq. 4; here high maps mean anomalies."""
     return (by_inpainter >= alpha) & (by_detector >= zeta)
 
 
 @dataclass(eq=False, repr=False)
 class AdversarialInpainting(Training):
-    """Train the networks against each other, as published [1]_; on images and on tables.
+    """Training of the networks against each other, as published [1]_, on images and on tables.
 
-    The inpainter learns to remove noise so that the detector takes what it inpaints for normal; the
-    detector learns to tell it from normal data. Each is kept at its best moment on held-out data.
-    Nothing is hidden from the inpainter.
+    The inpainter learns to remove noise so that the detector judges the result as normal. The
+    detector learns to tell these results from normal data. Each network is kept as it was at its
+    best moment, judged on held-out data. Nothing is hidden from the inpainter.
 
     Parameters
     ----------
@@ -76,17 +77,17 @@ class AdversarialInpainting(Training):
     learning_rates : tuple of float, default=(2e-4, 2e-4)
     optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
     schedule : {"constant", "cosine"} or callable, default="constant"
-        As for `MaskedInpainting`.
+        As in `MaskedInpainting`.
     gamma : float, default=0.4
-        Standard deviation of the noise in Eq. 2: on images a fraction of the range of the grey
-        values, on tables one of the columns' standard deviation.
+        Standard deviation of the noise in Eq. 2, as a fraction of the range of the grey values on
+        images, and of the columns' standard deviation on tables.
     betas : tuple of float, default=(0.9, 0.9)
-        Of Adam and AdamW; ignored by other optimisers.
+        Parameters of Adam and AdamW; ignored by other optimisers.
     objective : {"log", "squares"}, default="log"
-        "log" is Eq. 3; "squares" are the least squares that stand in the authors' code.
+        "log" is Eq. 3; "squares" are the least squares of the authors' code.
     reconstruction_weight : float, default=0.0
-        Weight of ||X - I(X with noise)||^2 in the inpainter's loss. Eq. 3 has no such term; the
-        text says that it is minimised, and the authors' code has it behind a switch.
+        Weight of ||X - I(X with noise)||^2 in the inpainter's loss. Eq. 3 has no such term. The
+        paper's text says that it is minimised, and it is an option of the authors' code.
 
     References
     ----------
@@ -122,7 +123,7 @@ class AdversarialInpainting(Training):
     def make_trainer(
         self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
     ) -> AdversarialTrainer:
-        """Prepare the training of a model's networks on what they see, `X`."""
+        """Return a trainer of a model's networks on `X`, the input of the networks."""
         samples, validation = (
             Crops(part, model.crop) if isinstance(model, ImageModel) else Rows(part)
             for part in (X, held_out)
@@ -171,7 +172,7 @@ class AdversarialTrainer(NetworksTrainer):
         }
 
     def _restore(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Inpaint what has noise on it."""
+        """Inpaint samples with added noise."""
         return self._inpaint(contaminate(x, self.training.gamma, self._scale, rng))
 
     def _inpaint(self, x: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ class AdversarialTrainer(NetworksTrainer):
             return self.inpainter(x, torch.zeros_like(x[:1, :1])).float()
 
     def _anomaly(self, x: Tensor) -> Tensor:
-        """Give Y - D(x): a likelihood for each region, or a number around it, as the authors do."""
+        """Return Y - D(x) for each region: a likelihood, or any number for the authors' loss."""
         with self.runtime.autocast():
             found = self.detector(x).float()
         return torch.sigmoid(found) if self.training.objective == "log" else found
@@ -187,15 +188,15 @@ class AdversarialTrainer(NetworksTrainer):
     def _look_for_best_moments(self) -> None:
         error, mistakes = self._figures()
         if self._kept_inpainter.update(self.inpainter, error):
-            # A better inpainter is harder to find out: what was told from a worse one, as any
-            # detector tells the first, says nothing.
+            # Any detector finds the results of the first inpainters. Its mistakes with a worse
+            # inpainter say nothing, so start the search for the best detector again.
             self._kept_detector.lowest.fill_(math.inf)
         self._kept_detector.update(self.detector, mistakes)
 
     @torch.no_grad()
     def _figures(self) -> tuple[float, float]:
-        """Section 4.3: I's error on normal data, and how badly D tells real from inpainted."""
-        # The same samples and noise each time, so that moments compare.
+        """Return the inpainter's error and the detector's mistakes on held-out data (4.3)."""
+        # Use the same samples and noise each time, so that moments are comparable.
         runtime = self.runtime.seeded(0)
         x = self.validation.draw(_CHECKED, runtime)
         self.inpainter.eval()
@@ -212,12 +213,12 @@ class AdversarialTrainer(NetworksTrainer):
 
 
 def _log_square(likelihoods: Tensor) -> Tensor:
-    """Mean over samples of log ||.||^2 of the matrix of their regions' likelihoods, Eq. 3."""
+    """Return the mean over samples of log ||.||^2 of the regions' likelihoods, Eq. 3."""
     return likelihoods.flatten(1).square().mean(1).add(1e-12).log().mean()
 
 
 class _BestMoment(nn.Module):
-    """A network as it was when a figure was lowest."""
+    """A copy of a network from the step at which a figure was lowest."""
 
     network: StorableModule
     lowest: Tensor

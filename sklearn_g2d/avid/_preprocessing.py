@@ -1,4 +1,4 @@
-"""Images on their way to AVID's networks: one scale, one size of region, even illumination."""
+"""Preprocessing of images for AVID: scale of values, size of regions, and illumination."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch.nn import functional as F
 from sklearn_g2d.utils.images import ImageShape
 from sklearn_g2d.utils.state import Stored
 
-# What lies further out, in standard deviations of the training pixels, is cut off: squares
-# have to be finite in float32.
+# Pixels are clipped at so many standard deviations of the training pixels, because their squares
+# must be finite in float32.
 _BOUND = 1e6
 
-# Illumination varies where local means make up this fraction of the variance, in so many images:
-# it is .01 to .08 of digits, .6 to .8 of photographs.
+# Illumination is normalised if local means make up more than this fraction of the variance, in
+# about so many images. The fraction is .01 to .08 for digits, and .6 to .8 for photographs.
 _VARYING_FRACTION, _PROBED_IMAGES = 0.25, 100
 
-# Least local deviation by which normalisation divides, in that of all training pixels.
+# Least local deviation to divide by, in units of that of all training pixels.
 _LEAST_CONTRAST = 0.1
 
 
 class ImagePreprocessor(Stored):
-    """Rows of pixels to images as the networks see them, and what networks give back to pixels.
+    """Turns rows of pixels into images for the networks, and outputs of networks into pixels.
 
-    Images whose regions are smaller or larger than `region_pixels` are resized so that a region
-    has the size between; then height and width are padded to multiples of the networks' `stride`.
-    `region_size` and `padded_size` are what the networks see, in pixels.
+    If the region size is outside of the two `region_pixels`, images are resized so that it is the
+    mean of both. Then height and width are padded to multiples of the networks' `stride`. The
+    attributes `region_size` and `padded_size` are in pixels after these steps.
 
-    Illumination must not count as a difference. If it is normalised, the local mean is
-    subtracted and the local deviation divided by, both in a window of two regions. "auto" leaves
-    that to `fit`: only where local means make up much of the variance is there something to do.
+    Differences in illumination should not be anomalies. To normalise it, the local mean is
+    subtracted, and the result divided by the local deviation, both in a window of two regions.
+    With "auto" this is done only if `fit` finds that local means make up much of the variance.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class ImagePreprocessor(Stored):
         self.padded_size = height, width
 
     def fit(self, X: NDArray[Any]) -> ImagePreprocessor:
-        """Learn the mean of every channel, and the deviation of all pixels, from rows.
+        """Learn the mean of each channel, and the deviation of all pixels, from rows.
 
-        Raises ValueError if the values are too large for their variance to be computed.
+        If the variance overflows, ValueError is raised.
         """
         pixels = X.reshape(len(X), self.image_shape[0], -1)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -68,8 +68,8 @@ class ImagePreprocessor(Stored):
             deviation = float(pixels.std(dtype=np.float64))
         if not np.isfinite(deviation):
             raise ValueError(
-                f"X holds values up to {np.abs(X).max():.3g}, too large to compute a variance "
-                "from. Rescale the images, or remove those with such pixels."
+                f"X holds values up to {np.abs(X).max():.3g}, which are too large to compute the "
+                "variance of the pixels. Rescale the images, or remove those with such values."
             )
         self._deviation = deviation if deviation > 0 else 1.0
         if self._probes_illumination:
@@ -84,7 +84,7 @@ class ImagePreprocessor(Stored):
         return self._compute(_as_tensor(X), self._tensors(), self.resize)
 
     def decode(self, images: Tensor, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Turn what the networks made of the rows `X` back into such rows."""
+        """Turn images from the inpainter, made from the rows `X`, into rows like these."""
         images = images[..., : self._size[0], : self._size[1]]
         if self.normalize_illumination:
             mean, deviation = self._illumination(self._scaled(X))
@@ -93,16 +93,16 @@ class ImagePreprocessor(Stored):
         return (pixels * self._deviation + self._mean).reshape(len(X), -1)
 
     def blank(self) -> Tensor:
-        """Give zeros for an image as the networks see it: (1, channels, height, width)."""
+        """Return zeros in the shape of the networks' input: (1, channels, height, width)."""
         shape = 1, self.image_shape[0], *self.padded_size
         return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
     def resize(self, images: Tensor) -> Tensor:
-        """Bring images (n, k, height, width) to the size that the networks see, unpadded."""
+        """Resize images (n, k, height, width) for the networks, without padding."""
         return resized(images, self._size)
 
     def to_pixels(self, maps: Tensor) -> Tensor:
-        """Bring maps (n, k, h, w) of what the networks see to the images' size."""
+        """Resize maps (n, k, h, w) of the networks' input to the images' size, without padding."""
         return resized(maps[..., : self._size[0], : self._size[1]], self.image_shape[1:])
 
     def _constants(self) -> dict[str, ArrayLike]:
@@ -133,14 +133,14 @@ class ImagePreprocessor(Stored):
         return self._scale(_as_tensor(X), self._tensors(), self.resize)
 
     def _illumination(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Local mean, and local deviation, of images."""
+        """Return the local mean and the local deviation of images."""
         mean = box_mean(images, self._window)
         variance = box_mean((images - mean).square(), self._window)
         return mean, (variance + _LEAST_CONTRAST**2).sqrt()
 
 
 def resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize images (n, k, h, w): by the means of areas if they shrink, linearly if they grow."""
+    """Resize images (n, k, h, w): by means of areas to make them smaller, else bilinearly."""
     if images.shape[2:] == size:
         return images
     smaller = size[0] < images.shape[2]
@@ -148,17 +148,17 @@ def resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def box_mean(images: Tensor, width: int) -> Tensor:
-    """Average over squares of an odd width, cut off at the images' borders."""
+    """Average over squares of an odd width around each pixel, without pixels outside of images."""
     half = width // 2
     rows = F.avg_pool2d(images, (width, 1), 1, (half, 0), count_include_pad=False)
     return F.avg_pool2d(rows, (1, width), 1, (0, half), count_include_pad=False)
 
 
 def odd(size: int) -> int:
-    """Give the odd number that is a size or the next one."""
+    """Return `size` if it is odd, else the next odd number."""
     return 2 * (size // 2) + 1
 
 
 def _as_tensor(X: NDArray[Any]) -> Tensor:
-    # A copy: PyTorch warns of arrays that are read-only.
+    # Copy the array, because PyTorch gives a warning for read-only arrays.
     return torch.from_numpy(np.array(X, dtype=np.float64, order="C"))

@@ -1,4 +1,4 @@
-"""From maps to scores: what maps are expected to be, and how two become one and a score."""
+"""From maps to scores: standardise two maps, combine them, and average the top regions."""
 
 from __future__ import annotations
 
@@ -19,38 +19,40 @@ from sklearn_g2d.avid._preprocessing import box_mean, odd
 from sklearn_g2d.utils.arrays import namespace, sort
 from sklearn_g2d.utils.state import Stored
 
-# Contrast and sharpness below these, in the variance of the training pixels, are alike.
+# These are added to contrast and sharpness, in units of the variance of the training pixels, before
+# the logarithm, because differences between very small values should not count.
 _LEAST_CONTRAST, _LEAST_SHARPNESS = 0.1, 0.02
 
-# Ridge penalty, in places, of which a region has some twenty: few images allow for few
-# differences. And the least variance, in its mean.
+# Ridge penalty, in numbers of places, so that a few images give almost the same expectation for all
+# appearances; a region has about twenty places. And the least variance, as a fraction of its mean.
 _PENALTY, _LEAST_VARIANCE = 200.0, 0.1
 
-# Of the bend at which a map begins to count; an infinite one would make ties.
+# Sharpness of the smooth clipping of maps at zero. Exact clipping would make ties.
 _SHARPNESS = 3.0
 
-# Of the inpainter's and the detector's map, where nothing tells more: the detector knows fewer
-# anomalies.
+# Weights of the inpainter's and the detector's map on tables, and if others cannot be learned. The
+# inpainter's is higher, because the detector recognises fewer kinds of anomalies.
 _WEIGHTS = 2.0, 1.0
 
-# Least fraction of a region that has to be changed before it counts as anomalous.
+# A region counts as anomalous if more than this fraction of it was changed.
 _LEAST_CHANGED = 0.5
 
-# Of the inverse error of a map, which is its weight: a map that misleads must count very little.
+# The weight of a map is its inverse error to this power, so that a misleading map counts very
+# little.
 _POWER = 3
 
 Maps = tuple[NDArray[np.float64], NDArray[np.float64]]  # the inpainter's and the detector's
 
 
 class AppearanceNormalizer(Stored):
-    """Standardise maps, also given the brightness, contrast and sharpness around each pixel.
+    """Standardises maps by the brightness, contrast and sharpness around each pixel.
 
-    The inpainter errs more where an image is busy, and the detector doubts some textures more than
-    others, so that an anomaly in a plain place would never be seen. The deviation of a map is that
-    from what is expected at places of the same appearance, or from what is expected anywhere (for
-    the appearance itself may be the anomaly), whichever is greater. Given the appearance, mean and
-    variance are quadratic in it, fitted by least squares. "Around" means a square with a side of
-    `window` pixels, an odd number.
+    The inpainter makes larger errors where an image has many details, and the detector is less sure
+    about some textures than about others. Without this step an anomaly in a plain place would not
+    be found. The result is the larger of two deviations of a map: the deviation from its mean at
+    places of the same appearance, and that from its mean at all places, because the appearance may
+    itself be the anomaly. Mean and variance are quadratic functions of the appearance, fitted by
+    least squares. The appearance is that of a square with a side of `window` pixels, an odd number.
     """
 
     def __init__(self, window: int) -> None:
@@ -58,7 +60,7 @@ class AppearanceNormalizer(Stored):
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> AppearanceNormalizer:
         """Learn from batches of maps (n, k, h, w) of normal images (n, channels, h, w)."""
-        step = max(1, self.window // 4)  # neighbouring places tell the same
+        step = max(1, self.window // 4)  # because neighbouring places are nearly equal
         sampled = [
             (local_stats(images, self.window)[:, :, ::step, ::step], maps[:, :, ::step, ::step])
             for maps, images in batches
@@ -76,7 +78,7 @@ class AppearanceNormalizer(Stored):
         c = {name: torch.from_numpy(figure) for name, figure in self.figures.items()}
         terms = _terms(stats.float()[None, :, :, None], c)[0, :, :, 0].double()
         penalty = torch.full((len(terms),), _PENALTY, dtype=torch.float64, device="cpu")
-        penalty[0] = 0  # of the intercept
+        penalty[0] = 0  # the intercept has no penalty
         gram = terms @ terms.T + penalty.diag()
         expected = torch.linalg.solve(gram, terms @ values.T).T
         squares = (values - expected @ terms).square()
@@ -94,7 +96,7 @@ class AppearanceNormalizer(Stored):
         return dict(self.figures)
 
     def _compute(self, maps: Tensor, images: Tensor, c: Mapping[str, Tensor]) -> Tensor:
-        """Give deviations of maps (n, k, h, w) of images from what is expected, (n, k, h, w)."""
+        """Return standardised deviations of maps (n, k, h, w) of images: (n, k, h, w)."""
         terms = _terms(local_stats(images, self.window), c)
         mean, variance = F.conv2d(terms, c["coefficients"]).chunk(2, dim=1)
         of_appearance = (maps - mean) / variance.maximum(c["least_variance"]).sqrt()
@@ -104,10 +106,10 @@ class AppearanceNormalizer(Stored):
 
 @dataclass(eq=False, repr=False)
 class MapScorer(Stored):
-    """Standardise two maps, combine them, and pool the top regions to a score.
+    """Standardises two maps, combines them, and averages the top regions to a score.
 
-    Tables, whose regions are the cells, have no `region_size`; their columns are always
-    standardised by themselves.
+    For tables `region_size` is None, because the regions are the cells, and maps are always
+    standardised by column.
     """
 
     combination: str
@@ -117,47 +119,47 @@ class MapScorer(Stored):
     weights: tuple[float, float] = _WEIGHTS  # of the maps in "excess"
 
     def fit(self, maps: Maps) -> MapScorer:
-        """Learn what maps of normal data are."""
+        """Learn mean and deviation of maps of normal data."""
         self.statistics = [self._statistics(values) for values in maps]
         return self
 
     def fit_weights(self, maps: Maps, pasted: Maps, changed: NDArray[np.float64]) -> None:
-        """Learn which map tells more, from normal images and those that squares were pasted into.
+        """Learn weights of the maps from normal images, and from these with pasted squares.
 
-        The error of a map is the fraction of pairs in which a normal region looks more anomalous
-        than a pasted one; a map counts by a power of its inverse.
+        The error of a map is the fraction of pairs in which it shows a normal region as more
+        anomalous than a pasted one. The weight of the map is a power of the inverse error.
         """
         is_pasted = self.regions(changed) > _LEAST_CHANGED
         n = int(is_pasted.sum())
         if n == 0 or not all(np.isfinite(values).all() for values in (*maps, *pasted)):
-            return  # where maps are not finite, scores will not be either, which is an error
+            return  # scores of infinite maps raise an error later
         errors = []
         for of_map in zip(self.standardize(maps), self.standardize(pasted), strict=True):
             normal, anomalous = (self.regions(_excess(values)) for values in of_map)
             values = np.concatenate([normal.ravel(), anomalous[is_pasted]])
-            # No error is known to be less than one of so many.
+            # n regions cannot show that an error is below 1 / n.
             errors.append(1 - roc_auc_score(np.arange(len(values)) >= normal.size, values) + 1 / n)
         self.weights = errors[0] ** -_POWER, errors[1] ** -_POWER
 
     def standardize(self, maps: Sequence[Any], c: Mapping[str, Any] | None = None) -> list[Any]:
-        """Give maps, arrays or tensors, in deviations from the mean of normal ones."""
+        """Standardise maps, arrays or tensors, by mean and deviation of normal ones."""
         c = self._constants() if c is None else c
         return [(values - c[f"mean_{i}"]) / c[f"deviation_{i}"] for i, values in enumerate(maps)]
 
     def combine(self, by_inpainter: Any, by_detector: Any) -> Any:
-        """Put the two maps into one."""
+        """Combine the two standardised maps."""
         if self.combination in ("inpainter", "detector"):
             return by_inpainter if self.combination == "inpainter" else by_detector
         if self.combination == "minimum":
-            # Eq. 4 keeps what both find; as both thresholds rise, that is the lower one.
+            # Eq. 4 keeps places where both maps are high, that is, where the lower one is high.
             return namespace(by_inpainter).minimum(by_inpainter, by_detector)
-        # Both are clipped at zero, smoothly, before they are averaged: a confident "normal" from
-        # one network must not cancel an alarm from the other.
+        # Clip both maps at zero, smoothly, before averaging: a confident "normal" from one network
+        # must not cancel an alarm from the other.
         first, second = self.weights
         return (first * _excess(by_inpainter) + second * _excess(by_detector)) / (first + second)
 
     def regions(self, maps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Average maps over windows of a region, half of it apart; a table's map stays."""
+        """Average maps over windows of a region, which overlap by half; keep a table's map."""
         if self.region_size is None:
             return maps
         size = self.region_size
@@ -165,7 +167,7 @@ class MapScorer(Stored):
         return windows[:, 0].numpy()
 
     def scores(self, regions: Any) -> Any:
-        """Give minus the mean of the most anomalous regions, arrays or tensors."""
+        """Return minus the mean of the most anomalous regions, arrays or tensors."""
         n_regions = math.prod(regions.shape[1:])
         n_top = max(1, round(self.top_fraction * n_regions))
         return -sort(regions.reshape(-1, n_regions))[:, -n_top:].mean(1)
@@ -178,21 +180,21 @@ class MapScorer(Stored):
         }
 
     def _statistics(self, maps: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Mean and deviation of maps; for each location if asked, smoothed over half a region."""
+        """Return mean and deviation of maps; if by location, smoothed over half a region."""
         axis = 0 if self.per_location or self.region_size is None else None
         figures = maps.mean(axis=axis), maps.std(axis=axis)
         if axis == 0 and self.region_size is not None:
             width = odd(self.region_size // 2)
             figures = tuple(uniform_filter(figure, width, mode="nearest") for figure in figures)
         mean, deviation = figures
-        # Where all maps agree, a deviation far below the others would make noise an alarm.
+        # Where maps are nearly equal, a very small deviation would turn noise into alarms.
         least = 0.1 * np.std(maps)
         deviation = np.maximum(deviation, least if least > 0 else 1.0)
         return np.asarray(mean), np.asarray(deviation)
 
 
 def local_stats(images: Tensor, window: int) -> Tensor:
-    """Describe the surroundings of pixels, brightness, contrast and sharpness: (n, 3, h, w)."""
+    """Return brightness, log-contrast and log-sharpness around each pixel: (n, 3, h, w)."""
     brightness = box_mean(images.mean(1, keepdim=True), window)
     power = box_mean(images.square().mean(1, keepdim=True), window)
     contrast = (power - brightness.square()).clamp(min=0)
@@ -205,8 +207,8 @@ def local_stats(images: Tensor, window: int) -> Tensor:
 
 
 def _terms(stats: Tensor, c: Mapping[str, Tensor]) -> Tensor:
-    """Standardise statistics (n, 3, h, w) to 1, the three, their squares and their products."""
-    # No quadratic holds beyond what it was fitted to.
+    """Return 1, the three standardised statistics (n, 3, h, w), their squares and products."""
+    # A quadratic function does not hold outside of the range that it was fitted on.
     stats = stats.maximum(c["lowest"]).minimum(c["highest"])
     stats = (stats - c["mean"]) / c["deviation"]
     one, two, three = stats.split(1, dim=1)
@@ -219,6 +221,6 @@ def _over_pixels(figures: Tensor) -> NDArray[np.float32]:
 
 
 def _excess(deviations: Any) -> Any:
-    """How far values lie above 0, smoothly, so that those below still differ."""
+    """Clip values at 0, smoothly, so that values below 0 still differ."""
     xp, x = namespace(deviations), _SHARPNESS * deviations
     return xp.logaddexp(xp.zeros_like(x), x) / _SHARPNESS

@@ -1,6 +1,6 @@
-"""How AVID's networks are trained: what all ways share, and those by hiding and exchanging.
+"""Methods of training AVID's networks, by hiding and exchanging parts of the samples.
 
-`AdversarialInpainting`, the published way, is in `_paper.py`.
+The published method, `AdversarialInpainting`, is in `_paper.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _WARM_UP_STEPS = 50
 
 @dataclass(eq=False, repr=False)
 class Training(BaseEstimator, ABC):
-    """What all ways of training the networks share: steps, batches and learning rates."""
+    """Base class of the methods of training: steps, batches and learning rates."""
 
     max_steps: int = 1000
     batch_size: int = 16
@@ -50,8 +50,8 @@ class Training(BaseEstimator, ABC):
     optimizer: Optimizer = "adam"
     schedule: Schedule = "cosine"
 
-    data: ClassVar[tuple[str, ...]]  # kinds of it that this is for
-    hides: ClassVar[bool]  # whether places are hidden from the inpainter, also in scoring
+    data: ClassVar[tuple[str, ...]]  # kinds of data that the method is for
+    hides: ClassVar[bool]  # whether parts are hidden from the inpainter, also in scoring
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "max_steps": [Interval(Integral, 0, None, closed="left")],
@@ -66,7 +66,7 @@ class Training(BaseEstimator, ABC):
         self._validate_params()
         if len(check_numbers(self, "learning_rates", least=0)) != 2:
             raise ValueError(
-                "learning_rates must be two numbers, the inpainter's and the detector's; got "
+                "learning_rates must be two numbers, for the inpainter and for the detector; got "
                 f"{self.learning_rates!r}."
             )
 
@@ -74,12 +74,12 @@ class Training(BaseEstimator, ABC):
     def make_trainer(
         self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
     ) -> NetworksTrainer:
-        """Prepare the training of a model's networks on what they see, `X`."""
+        """Return a trainer of a model's networks on `X`, the input of the networks."""
 
 
 @dataclass(eq=False, repr=False)
 class _Inpainting(Training):
-    """What the two ways of hiding and exchanging share."""
+    """Base class of the two methods that hide and exchange parts of the samples."""
 
     detector_every: int = 1
     reconstruction_weight: float = 1.0
@@ -103,44 +103,46 @@ class _Inpainting(Training):
 
 @dataclass(eq=False, repr=False)
 class MaskedInpainting(_Inpainting):
-    """Inpaint hidden blocks of images, and detect blocks exchanged between them.
+    """Training by inpainting hidden blocks of images, and by detecting exchanged blocks.
 
-    The default of `AVIDDetector` on images. Both networks see crops of images. The inpainter
-    learns to restore blocks that are hidden from it; they are hidden from new images, too. The
-    detector learns which regions were exchanged with another image's at the same place.
+    This is the default of `AVIDDetector` on images. Both networks see crops of images. The
+    inpainter learns to restore blocks that are hidden from it; in new images blocks are hidden,
+    too. The detector learns to find regions that were replaced by those of another image at the
+    same place.
 
     Parameters
     ----------
     max_steps : int, default=4000
-        0 leaves the networks untrained.
+        Number of training steps; 0 leaves the networks untrained.
     batch_size : int, default=16
-        Crops in a step.
+        Number of crops in a step.
     learning_rates : tuple of float, default=(4e-3, 3e-3)
-        Of the inpainter and of the detector.
+        Learning rates of the inpainter and of the detector.
     optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
-        Adam with betas of .9 and .99, SGD with a momentum of .9, or a callable that is given
-        parameters and a learning rate and returns a `torch.optim.Optimizer`.
+        Adam and AdamW have betas of .9 and .99, SGD has a momentum of .9. A callable gets the
+        parameters and the learning rate, and returns a `torch.optim.Optimizer`.
     schedule : {"constant", "cosine"} or callable, default="cosine"
-        Of both learning rates. "cosine" rises over 50 steps, then falls to 0. A callable is given
-        the finished fraction of the training and returns a factor.
+        Factor of both learning rates. "cosine" rises over 50 steps, and then falls to 0. A callable
+        gets the finished fraction of the training.
     detector_every : int, default=3
-        The detector takes a step after so many of the inpainter's: it is easier to train, and more
-        steps let it see edges only.
+        Number of inpainter steps for each detector step. The detector is easier to train, and after
+        more steps it would look only at the edges of exchanged blocks.
     reconstruction_weight : float, default=1.0
         Weight of the squared error in the inpainter's loss.
     adversarial_weight : float, default=0.0
-        Weight, in the inpainter's loss, of how anomalous the detector finds what was inpainted.
-        Above 0 the detector also learns that what came out otherwise than it was is anomalous. It
-        does not help (docs/ablation.md).
+        Weight of the adversarial term in the inpainter's loss: how anomalous the detector finds the
+        inpainted crops. Above 0 the detector also learns that inpainted regions that differ from
+        the original are anomalous. It improved no benchmark (docs/ablation.md).
     hidden_fraction : float, default=0.5
         Fraction of the pixels that are hidden from the inpainter.
     exchanged_fraction : float, default=0.3
-        Fraction of the pixels that are exchanged before the detector.
+        Fraction of the pixels that are exchanged for the detector.
     averaging_decay : float, default=0.99
-        Decay of the average over steps that is taken of the networks; 0 keeps the last ones.
+        Decay of the running average of the weights over steps, which is used in scoring. 0 means
+        the weights after the last step.
     block_sizes : sequence of float, default=(0.5, 0.7, 1.0)
-        Sides of hidden and exchanged blocks, in regions; each batch has one of them. The smallest
-        are hidden in scoring.
+        Sides of hidden and exchanged blocks, in units of the region size. Each batch has blocks of
+        one size. In scoring the smallest blocks are hidden.
 
     Examples
     --------
@@ -167,13 +169,13 @@ class MaskedInpainting(_Inpainting):
         check_numbers(self, "block_sizes", least=0.01)
 
     def hidden_block(self, region_size: int) -> int:
-        """Give the pixels of the blocks that scoring hides."""
+        """Return the side in pixels of the blocks that are hidden in scoring."""
         return block_pixels(region_size, min(self.block_sizes))
 
     def make_trainer(
         self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
     ) -> InpaintingTrainer:
-        """Prepare the training of a model's networks on images `X`."""
+        """Return a trainer of a model's networks on images `X`."""
         assert isinstance(model, ImageModel)
         blocks = Blocks(X, model.crop, model.preprocessor.region_size, self.block_sizes)
         return InpaintingTrainer(self, model.inpainter, model.detector, blocks, runtime)
@@ -181,11 +183,11 @@ class MaskedInpainting(_Inpainting):
 
 @dataclass(eq=False, repr=False)
 class CellInpainting(_Inpainting):
-    """Inpaint hidden cells of a table's rows, and detect cells exchanged between them.
+    """Training by inpainting hidden cells of a table's rows, and by detecting exchanged cells.
 
-    The default of `AVIDDetector` on tables. The inpainter learns to restore cells that are hidden
-    from it; they are hidden in new rows, too. The detector learns which cells have another row's
-    value.
+    This is the default of `AVIDDetector` on tables. The inpainter learns to restore cells that are
+    hidden from it; in new rows cells are hidden, too. The detector learns to find cells that have
+    the value of another row.
 
     Parameters
     ----------
@@ -198,14 +200,14 @@ class CellInpainting(_Inpainting):
     reconstruction_weight : float, default=1.0
     adversarial_weight : float, default=0.0
     averaging_decay : float, default=0.99
-        As for `MaskedInpainting`.
+        As in `MaskedInpainting`.
     hidden_fraction : float, default=0.5
-        Fraction of the cells that are hidden from the inpainter, on average; at most .5.
+        Mean fraction of the cells that are hidden from the inpainter, at most .5.
     exchanged_fraction : float, default=0.3
-        Fraction of the cells that are exchanged before the detector, on average; at most .5.
+        Mean fraction of the cells that are exchanged for the detector, at most .5.
     far_fraction : float, default=0.25
-        Fraction of the exchanged cells whose new value is not another row's, but drawn from far
-        around the column.
+        Fraction of the exchanged cells that get a value from a range wider than that of the column,
+        instead of the value of another row.
 
     Examples
     --------
@@ -230,13 +232,13 @@ class CellInpainting(_Inpainting):
     def make_trainer(
         self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
     ) -> InpaintingTrainer:
-        """Prepare the training of a model's networks on rows `X`."""
+        """Return a trainer of a model's networks on rows `X`."""
         cells = Cells(X, self.far_fraction)
         return InpaintingTrainer(self, model.inpainter, model.detector, cells, runtime)
 
 
 class NetworksTrainer(Trainer):
-    """An inpainter and a detector in training, and modules that `keep` what is to be used."""
+    """Base class of trainers of both networks; `keep` makes modules with those for scoring."""
 
     def __init__(
         self,
@@ -265,7 +267,7 @@ class NetworksTrainer(Trainer):
 
     @property
     def result(self) -> tuple[StorableModule, StorableModule]:
-        """The inpainter and the detector to be used, in evaluation mode."""
+        """Return the inpainter and the detector for scoring, in evaluation mode."""
         return self._kept_inpainter.network.eval(), self._kept_detector.network.eval()
 
     def _schedule(self) -> float:
@@ -274,9 +276,9 @@ class NetworksTrainer(Trainer):
 
 
 class InpaintingTrainer(NetworksTrainer):
-    """Training by hiding and exchanging what `samples` say.
+    """Training by hiding and exchanging parts of the `samples`.
 
-    The "reconstruction_loss" is the mean squared error where the inpainter had to guess.
+    The "reconstruction_loss" is the mean squared error of the hidden parts.
     """
 
     def __init__(
@@ -289,16 +291,16 @@ class InpaintingTrainer(NetworksTrainer):
     ) -> None:
         self.training = training
         self.samples = samples
-        self._detector_losses: Losses = {}  # of the detector's last step
+        self._detector_losses: Losses = {}  # those of its last step
         keep = partial(_Average, decay=training.averaging_decay)
         super().__init__(training, inpainter, detector, keep, runtime)
 
     def state_dict(self) -> State:
-        """Copy all that further steps depend on, but for the data and the settings."""
+        """Copy everything that further steps depend on, except the data and the settings."""
         return super().state_dict() | {"detector_losses": dict(self._detector_losses)}
 
     def load_state_dict(self, state: State) -> None:
-        """Go back, or on, to a state, which may be loaded again afterwards."""
+        """Load an earlier or a later state, which may be loaded again afterwards."""
         super().load_state_dict(state)
         self._detector_losses = {
             name: torch.as_tensor(loss, device=self.runtime.device)
@@ -314,7 +316,7 @@ class InpaintingTrainer(NetworksTrainer):
         return losses | self._detector_losses
 
     def _inpainter_step(self) -> tuple[Losses, Tensor, Tensor]:
-        """Restore what is hidden; returns losses, and samples before and after."""
+        """Train the inpainter; return losses, samples, and the inpainted samples."""
         training = self.training
         x = self.samples.draw(self.batch_size, self.runtime)
         hidden = self.samples.mask(x, training.hidden_fraction, self.runtime)
@@ -333,7 +335,7 @@ class InpaintingTrainer(NetworksTrainer):
         return {name: value.detach() for name, value in losses.items()}, x, inpainted.detach()
 
     def _detector_step(self, x: Tensor, inpainted: Tensor) -> Losses:
-        """Tell regions of normal samples from exchanged ones, and from inpainted ones if asked."""
+        """Train the detector on normal and exchanged samples, and on inpainted ones if asked."""
         n = self.batch_size
         real, elsewhere = self.samples.draw_pairs(n, self.runtime)
         mask = self.samples.mask(real, self.training.exchanged_fraction, self.runtime)
@@ -356,11 +358,11 @@ class InpaintingTrainer(NetworksTrainer):
         return {"detector_loss": loss.detach()}
 
 
-_averaging = lru_cache(maxsize=1)(get_ema_multi_avg_fn)  # both networks' decay is the same
+_averaging = lru_cache(maxsize=1)(get_ema_multi_avg_fn)  # the decay of both networks is the same
 
 
 class _Average(nn.Module):
-    """The average of a network over the steps of its training."""
+    """The running average of a network's weights over the steps of its training."""
 
     network: StorableModule
 
@@ -368,14 +370,15 @@ class _Average(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).to(next(network.parameters()).device)
         self.decay = decay
-        # Found once: PyTorch's own `AveragedModel` walks through the modules at every step, which
-        # takes a tenth of it where networks are small.
+        # Collect the tensors only once. PyTorch's `AveragedModel` searches the modules at each
+        # step, which takes a tenth of a small network's step.
         self._averages, self._values = (
             [value for value in net.state_dict().values() if value.is_floating_point()]
             for net in (self.network, network)
         )
 
     def update(self, network: nn.Module, n_before: int) -> None:
-        # Over the last tenth at first, so that short trainings forget their start too.
+        # At first average only over the last tenth of the steps, so that a short training forgets
+        # its start, too.
         decay = min(self.decay, (1 + n_before) / (10 + n_before)) if n_before else 0.0
         _averaging(decay)(self._averages, self._values, n_before)

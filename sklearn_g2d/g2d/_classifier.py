@@ -1,4 +1,4 @@
-"""The paper's detector D: classifiers of normal against generated rows, each kept from a fold."""
+"""The paper's detector: classifiers of normal against generated rows, with held-out folds."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from sklearn_g2d.utils.arrays import Floats
 
 NORMAL, OUTLIER = 0, 1
 
-# Every classifier is kept from the rows of one fold, for honest scores of these rows.
+# No classifier is trained on the rows of its own fold, so that it scores them like new rows.
 N_FOLDS = 4
 
-# Samples in a batch of networks that score.
+# Number of samples in each batch of scoring. It never changes, see `log_odds`.
 _BATCH = 256
 
 
@@ -38,34 +38,37 @@ _BATCH = 256
 class NetworkClassifier(BaseEstimator):
     """An ensemble of networks that tell normal from generated rows, trained by PyTorch.
 
-    The detector D of the paper (section 3.2, Eq. 1). Each member is kept from the rows of one of
-    four folds, so that the threshold rests on scores of rows that a member did not see.
+    This is the detector of the paper (section 3.2, Eq. 1). The rows are divided into four folds,
+    and each member is trained without the rows of one fold. The threshold depends on scores of rows
+    by members that did not see them.
 
     Parameters
     ----------
     hidden_layer_sizes : tuple of int, default=(16,)
-        Of the perceptrons; ignored by other networks.
+        Hidden layers of the perceptrons; ignored by other networks.
     n_members : int, default=8
-        Networks trained side by side, whose scores are averaged. A single one sees all rows.
+        Number of networks, which are trained in parallel. The score is the mean of their scores. A
+        single network sees all rows.
     max_steps, batch_size : int, default=300 and 128
-        Training steps, of which 0 leave the networks untrained, and rows in a step.
+        Number of training steps (0 leaves the networks untrained), and of rows in a step.
     optimizer : {"adam", "adamw", "sgd"} or callable, default="adamw"
-        A callable is given the parameters and the learning rate and returns a
+        A callable gets the parameters and the learning rate, and returns a
         ``torch.optim.Optimizer``.
     learning_rate : float, default=2e-3
+        Learning rate of all networks.
     schedule : {"constant", "cosine"} or callable, default="constant"
-        Factor of the learning rate; a callable is given the finished fraction of the training.
+        Factor of the learning rate. A callable gets the finished fraction of the training.
     network : "perceptron", ConvNetwork or callable, default="perceptron"
-        A callable is given the shape of a sample, (n_features,) or (channels, height, width), and
-        the number of outputs, 2, and returns a ``torch.nn.Module`` that maps samples
-        ``(n, *shape)`` to logits (n, 2): normal, generated.
+        A callable gets the shape of a sample, (n_features,) or (channels, height, width), and the
+        number of outputs, 2, and returns a ``torch.nn.Module`` that maps samples ``(n, *shape)`` to
+        logits (n, 2) of normal and generated.
 
     Attributes
     ----------
     history_ : dict of ndarray
         "classifier_loss" (Eq. 1) by step.
     device_ : str
-        Where networks other than perceptrons score.
+        Device of scoring; perceptrons always score on the CPU.
 
     Examples
     --------
@@ -102,11 +105,11 @@ class NetworkClassifier(BaseEstimator):
         shape: Shape,
         as_new: Floats | None = None,
     ) -> Floats:
-        """Train, Eq. 1, on normal rows (n_samples, n_values) and generated ones, of a sample shape.
+        """Train by Eq. 1 on normal rows (n_samples, n_values) and generated rows.
 
-        Returns scores (n_samples,) of the normal rows by members that did not see them, **higher =
-        more normal**; of `as_new` (n_samples, n_values), if given, which is what the normal rows
-        would look like if they were new.
+        `shape` is the shape of a sample. `as_new` (n_samples, n_values) is how the normal rows
+        would look if they were new. Return scores (n_samples,) of `as_new`, or else of the normal
+        rows, by members that did not see them, **higher = more normal**.
         """
         self._validate_params()
         held_out = held_out_folds(self.n_members, len(normal))
@@ -124,11 +127,11 @@ class NetworkClassifier(BaseEstimator):
 
     @torch.no_grad()
     def log_odds(self, X: Floats) -> Floats:
-        """Give log p(normal) - log p(generated), of shape (n_members, n_samples).
+        """Return log p(normal) - log p(generated): (n_members, n_samples).
 
-        A row's score must not depend on the other rows, but products of matrices depend on their
-        sizes. Therefore networks score in batches of one size; perceptrons in float64, in which
-        other networks would be slow, and on the CPU.
+        A row's score must not depend on the other rows, but the last digits of matrix products
+        depend on their sizes. Therefore networks score in batches of one size. Perceptrons score in
+        float64 on the CPU; other networks would be slow in float64.
         """
         is_perceptron = isinstance(self._network, EnsembleMLP)
         samples = torch.from_numpy(X if is_perceptron else X.astype(np.float32))
@@ -138,7 +141,7 @@ class NetworkClassifier(BaseEstimator):
             return torch.cat(odds, 1)[:, : len(X)].cpu().numpy()
 
     def scoring_module(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        """Give the networks, and what maps float64 rows to `log_odds`, for the exported graph."""
+        """Return the networks and a function from float64 rows to `log_odds`, for the graph."""
         network = self._network
 
         def log_odds(rows: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ class NetworkClassifier(BaseEstimator):
         return network, log_odds
 
     def _current(self, network: Any) -> NetworkClassifier:
-        """Give a fitted copy with the networks as they are at this step of their training."""
+        """Return a fitted copy with a copy of the networks at this step of their training."""
         fitted = copy.copy(self)
         fitted._network, fitted.device_ = _ready_to_score(copy.deepcopy(network)), "cpu"
         return fitted
@@ -155,9 +158,9 @@ class NetworkClassifier(BaseEstimator):
 
 @dataclass(eq=False, repr=False)
 class FoldedClassifier(BaseEstimator):
-    """The user's classifier of normal (0) against generated (1) rows, in the place of D.
+    """A scikit-learn classifier of normal (0) against generated (1) rows.
 
-    Of its fitted clones, `members_`, each is kept from one of the four folds.
+    `members_` are its fitted clones: one for each of the four folds, trained without its rows.
     """
 
     classifier: Any
@@ -186,10 +189,11 @@ class FoldedClassifier(BaseEstimator):
         return held_out_scores(self.log_odds(normal if as_new is None else as_new), held_out)
 
     def log_odds(self, X: Floats) -> Floats:
-        """Give log p(normal) - log p(generated), of shape (n_members, n_samples)."""
-        # Trees and neighbours give exact zeros and ones, whose logarithm is infinite.
+        """Return log p(normal) - log p(generated): (n_members, n_samples)."""
+        # Trees and neighbours may give exact zeros. Clip them, because their logarithm is infinite.
         odds = []
         for member in self.members_:
+            # Another library's classifier may have no `classes_`: assume that they are in order.
             classes = list(getattr(member, "classes_", (NORMAL, OUTLIER)))
             logs = np.log(np.clip(member.predict_proba(X), 1e-6, 1 - 1e-6))
             odds.append(logs[:, classes.index(NORMAL)] - logs[:, classes.index(OUTLIER)])
@@ -197,9 +201,9 @@ class FoldedClassifier(BaseEstimator):
 
 
 class ClassifierTrainer(Trainer):
-    """Training of D, Eq. 1 of the paper; "classifier_loss" is the mean loss of the members.
+    """Training of the classifier, Eq. 1; "classifier_loss" is the mean loss of the members.
 
-    `held_out`, of shape (n_members, n), marks normal rows that a member must not be trained on.
+    `held_out` (n_members, n_samples) marks the normal rows that a member is not trained on.
     """
 
     def __init__(
@@ -213,10 +217,12 @@ class ClassifierTrainer(Trainer):
     ) -> None:
         self.settings, self.network = settings, network
         self.normal, self.generated = runtime.tensor(normal), runtime.tensor(generated)
+        # Each batch has as many generated rows as normal rows.
         self.half = max(1, parallel.batch_share(settings.batch_size) // 2)
         masks = torch.from_numpy(~held_out).to(runtime.device)
         self.n_allowed = (~held_out).sum(axis=1).tolist()
-        # Rows that each member may see, in order; those of fewer rows end with others.
+        # Positions of the rows that each member may see. Members may see different numbers of rows:
+        # the positions after these are never drawn.
         self.allowed = masks.int().argsort(dim=1, descending=True, stable=True)
         labels = torch.tensor([NORMAL, OUTLIER], device=runtime.device)
         self.targets = F.one_hot(labels.repeat_interleave(self.half)).float()
@@ -233,6 +239,7 @@ class ClassifierTrainer(Trainer):
         rows = self.allowed.gather(1, drawn)
         generated = self.generated[self._draw(len(self.generated), n_members, half)]
         batch = torch.cat([self.normal[rows], generated], 1)
+        # These networks compute their gradients faster than autograd, but not in bfloat16.
         if isinstance(self.network, EnsembleMLP) and not self.runtime.bfloat16:
             loss = self.network.backpropagate_cross_entropy(batch, self.targets)
             self._follow_gradients(self.optimizer)
@@ -240,7 +247,8 @@ class ClassifierTrainer(Trainer):
         with self.runtime.autocast():
             logits = self.network(batch).float()
         loss = F.cross_entropy(logits.flatten(0, 1), self.targets.repeat(n_members, 1))
-        self._update(self.optimizer, loss * n_members)  # a sum, so that members train as if alone
+        # Take the gradient of the sum, not of the mean, so that each member trains as if alone.
+        self._update(self.optimizer, loss * n_members)
         return {"classifier_loss": loss.detach()}
 
     def _draw(self, n: int, *shape: int) -> Tensor:
@@ -248,9 +256,9 @@ class ClassifierTrainer(Trainer):
 
 
 def held_out_folds(n_members: int, n_samples: int) -> NDArray[np.bool_]:
-    """Tell which samples each member must not be trained on: (n_members, n_samples).
+    """Mark the samples that each member must not be trained on: (n_members, n_samples).
 
-    Nothing is held out if there is a single member, or folds would have fewer than two samples.
+    Nothing is held out if there is a single member, or if folds would have fewer than two samples.
     """
     n_folds = min(N_FOLDS, n_members, n_samples // 2)
     if n_folds < 2:
@@ -259,7 +267,10 @@ def held_out_folds(n_members: int, n_samples: int) -> NDArray[np.bool_]:
 
 
 def held_out_scores(log_odds: Floats, held_out: NDArray[np.bool_]) -> Floats:
-    """Average the log-odds of members that were not trained on a sample; of all if none."""
+    """Average the log-odds of members that were not trained on a sample: (n_samples,).
+
+    If nothing was held out, average those of all members.
+    """
     if not held_out.any():
         return log_odds.mean(axis=0)
     return (log_odds * held_out).sum(axis=0) / held_out.sum(axis=0)

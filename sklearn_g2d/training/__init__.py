@@ -1,4 +1,4 @@
-"""PyTorch trainers on tensors; nothing here knows scikit-learn."""
+"""PyTorch trainers on tensors, independent of scikit-learn and of both methods."""
 
 from sklearn_g2d.training.runtime import cuda_arithmetic
 

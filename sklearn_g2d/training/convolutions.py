@@ -1,4 +1,4 @@
-"""What convolutional networks share: their layout in memory, and their initial weights."""
+"""Memory layout, initial weights and resizing of convolutional networks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sklearn_g2d.training.runtime import deterministic
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# Of images in memory: convolutions run fastest so on most processors (docs/results).
+# Layout of images in memory. Convolutions are fastest with it on most processors (docs/results).
 LAYOUT = torch.channels_last
 
-# How convolutions are built before they have memory; `initialize` gives it to them.
+# Arguments of layers, so that they have no memory until `initialize` is called.
 UNBUILT: dict[str, Any] = {"device": "meta", "dtype": torch.float32}
 
 
 @torch.no_grad()
 def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
-    """Give convolutions memory, and weights uniform in +-1/sqrt(fan in).
+    """Give layers memory, and weights that are uniform in +-1/sqrt(fan in).
 
-    They are built without either (device "meta"), for PyTorch would draw from its global
-    generator. Without a generator they are left like that, to be loaded.
+    Layers are built without memory (on the device "meta"), because PyTorch would draw their weights
+    from its global random generator. If `rng` is None they stay like that until weights are loaded.
     """
     if rng is None:
         return
@@ -35,7 +35,7 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to_empty(device=rng.device)
             fan_in = module.in_channels * math.prod(module.kernel_size)
-            # Every output of a transposed convolution meets only a part of its kernel.
+            # Each output of a transposed convolution depends on a part of the kernel only.
             if isinstance(module, nn.ConvTranspose2d):
                 fan_in //= math.prod(module.stride)
             bound = 1 / math.sqrt(fan_in)
@@ -52,7 +52,7 @@ def initialize(network: nn.Module, rng: torch.Generator | None) -> None:
 
 
 def folded(network: Network) -> Network:
-    """Give a copy for scoring, in which batch norms are part of the convolutions before them."""
+    """Return a copy for scoring, with batch norms folded into the convolutions before them."""
     network = copy.deepcopy(network).eval()
     for block in list(network.modules()):
         if isinstance(block, nn.Sequential):
@@ -66,14 +66,14 @@ def folded(network: Network) -> Network:
 
 
 def doubled(maps: Tensor) -> Tensor:
-    """Enlarge maps (n, channels, h, w) twofold, bilinearly."""
+    """Double height and width of maps (n, channels, h, w), bilinearly."""
     if maps.is_cuda and torch.is_grad_enabled() and deterministic():
         return _doubled(maps)
     return F.interpolate(maps, scale_factor=2, mode="bilinear")
 
 
 def _doubled(maps: Tensor) -> Tensor:
-    """Do it by slices, whose gradients CUDA adds in a fixed order, unlike its own of this."""
+    """Do the same with slices. CUDA adds their gradients in a fixed order, not those of PyTorch."""
     for axis in (2, 3):
         first, last = maps.narrow(axis, 0, 1), maps.narrow(axis, -1, 1)
         n_others = maps.shape[axis] - 1

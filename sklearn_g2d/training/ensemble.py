@@ -1,7 +1,7 @@
-"""Ensembles whose members run as one batched matrix product.
+"""Ensembles of networks that are computed together, by batched matrix products.
 
-Small networks are bound by the cost of launching operations, not by arithmetic, so that
-eight members in one call cost little more than one.
+Small networks need more time for starting operations than for arithmetic. Therefore eight members
+in one call take little more time than one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from sklearn_g2d.utils.surroundings import float32_by_default
 
 
 class StorableModule(Stored, nn.Module):
-    """A module that pickles as `config`, its constructor's arguments, and numpy arrays.
+    """A module that is pickled as `config`, the constructor's arguments, and NumPy arrays.
 
-    Such a file holds no tensor, so that a network trained on one device loads on any,
-    with whatever version of PyTorch is there.
+    A file holds no tensors, so that a network can be loaded without the device that it was trained
+    on, and with other versions of PyTorch.
     """
 
-    # Whatever sizes a file asks for, on "meta" they take no memory.
+    # Networks on "meta" take no memory, so that a damaged file cannot ask for too much of it.
     _built_on: ClassVar[str] = "meta"
 
     def __init__(self, **config: Any) -> None:
@@ -50,24 +50,24 @@ class StorableModule(Stored, nn.Module):
         with torch.device(self._built_on), _at_most(len(state["weights"])):
             type(self).__init__(self, **state["config"])
         load_weights(self, state["weights"])
-        self.eval()  # what is stored is there to be used; trainers know another mode
+        self.eval()  # stored networks are for scoring; trainers set the other mode
 
     def input_gradient(self, x: Tensor) -> Tensor:
-        """Give the gradient of a network's single output at inputs (n_members, n, n_values).
+        """Return the gradient of the single output at inputs (n_members, n, n_values).
 
-        It has their shape, and is differentiable with respect to the weights.
+        It has the shape of the inputs, and is differentiable with respect to the weights.
         """
         x = x.detach().requires_grad_()
         return torch.autograd.grad(self(x).float().sum(), x, create_graph=True)[0]
 
 
 def weights_of(module: nn.Module) -> dict[str, NDArray[Any]]:
-    """Copy a module's parameters to numpy."""
+    """Return copies of a module's parameters and buffers as NumPy arrays."""
     return {name: value.cpu().numpy().copy() for name, value in module.state_dict().items()}
 
 
 def load_weights(module: nn.Module, weights: dict[str, NDArray[Any]]) -> None:
-    """Put copies of numpy arrays in place of a module's parameters, keeping their dtype."""
+    """Replace a module's parameters and buffers by copies of NumPy arrays with their dtype."""
     for name, value in weights.items():
         if not np.isfinite(value).all():
             raise ValueError(f"the weights {name!r} of {type(module).__name__} are not finite")
@@ -76,9 +76,9 @@ def load_weights(module: nn.Module, weights: dict[str, NDArray[Any]]) -> None:
 
 
 def _laid_out(weight: Tensor) -> Tensor:
-    """Copy a kernel to the layout of images; even of a single channel, unlike `contiguous`.
+    """Copy a kernel to the memory layout of images, also with one channel, unlike `contiguous`.
 
-    The layout decides on the order of sums, and so on the last digits.
+    The order of sums, and with it the last digits, depends on the layout.
     """
     if weight.ndim != 4:
         return weight
@@ -87,14 +87,14 @@ def _laid_out(weight: Tensor) -> Tensor:
 
 @contextmanager
 def _at_most(n_weights: int) -> Iterator[None]:
-    """Stop this thread from building a network of many more parameters than that."""
+    """Raise ValueError if this thread builds a network with many more parameters than that."""
     thread, n_left = threading.get_ident(), 2 * n_weights + 8
 
     def count(*_: Any) -> None:
         nonlocal n_left
         n_left -= threading.get_ident() == thread
         if n_left < 0:
-            raise ValueError(f"a network of more than {n_weights} parameters is asked for")
+            raise ValueError(f"the file asks for a network of more than {n_weights} parameters")
 
     handle = register_module_parameter_registration_hook(count)
     try:
@@ -108,10 +108,10 @@ def _new(module_class: type[StorableModule]) -> StorableModule:
 
 
 class EnsembleLinear(nn.Module):
-    """Affine maps of `n_members` independent networks.
+    """A linear layer of `n_members` independent networks.
 
-    Their initial weights are uniform in +-1/sqrt(in_features); without `rng` they are left to be
-    loaded.
+    The initial weights are uniform in +-1/sqrt(in_features). If `rng` is None they are not
+    initialised, because they will be loaded.
     """
 
     def __init__(
@@ -131,7 +131,8 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n_members, n, in_features) to (n_members, n, out_features)."""
-        # At once: a module looks for an attribute in three places, which takes time in small steps.
+        # A module looks for an attribute in three dictionaries. In small steps that takes time, so
+        # use the right one directly.
         own = cast(dict[str, Tensor], self._parameters)
         return torch.baddbmm(own["bias"], x, own["weight"])
 
@@ -143,9 +144,9 @@ def check_sizes(hidden: Sequence[int]) -> None:
 
 
 class EnsembleMLP(StorableModule):
-    """Multilayer perceptrons, `n_members` of them, with LeakyReLU between their layers.
+    """An ensemble of `n_members` multilayer perceptrons, with LeakyReLU between their layers.
 
-    `sizes` are those of the input, of every hidden layer, and of the output.
+    `sizes` are the sizes of the input, of each hidden layer, and of the output.
     """
 
     def __init__(
@@ -172,10 +173,10 @@ class EnsembleMLP(StorableModule):
 
     @torch.no_grad()
     def backpropagate_cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Put the gradients of the members' cross-entropies into `grad`; returns their mean.
+        """Set `grad` to the gradients of the members' cross-entropies, and return their mean.
 
-        Samples (n_members, n, sizes[0]) have the probabilities `targets` (n, sizes[-1]). By hand,
-        because autograd takes three times as long for networks as small as these.
+        Samples (n_members, n, sizes[0]) have the probabilities `targets` (n, sizes[-1]). Autograd
+        takes three times as long for such small networks.
         """
         *hidden, last = layers = list(cast(Iterable[EnsembleLinear], self.layers))
         inputs = [x]
@@ -193,10 +194,10 @@ class EnsembleMLP(StorableModule):
         return -(log_probabilities * targets).sum() / (self.n_members * len(targets))
 
     def input_gradient(self, x: Tensor) -> Tensor:
-        """Give the same at half the cost of differentiating twice.
+        """Return the same in half of the time that autograd needs to differentiate twice.
 
-        LeakyReLU's derivative is constant almost everywhere, so that the gradient is a product of
-        masked weight matrices.
+        The derivative of LeakyReLU is constant almost everywhere. Therefore the gradient is a
+        product of masked weight matrices.
         """
         *hidden, last = cast(Iterable[EnsembleLinear], self.layers)
         slopes = []
@@ -212,14 +213,14 @@ class EnsembleMLP(StorableModule):
 
 
 class OwnModules(StorableModule):
-    """Modules of the user's: `n_members` of what a factory returns for `arguments`.
+    """The user's modules: `n_members` of them, which a factory returns for `arguments`.
 
-    Here and in training, where `Trainer` sees to it, they draw from PyTorch's global generator,
-    which is seeded for them (by `seed`, or from `rng`) and then put back.
+    They draw from PyTorch's global random generator. It is seeded for them (with `seed`, or from
+    `rng`), here and by `Trainer`, and then restored.
     """
 
-    # A copy is built from the same seed, and not on "meta", because modules may hold what is
-    # neither a parameter nor a buffer.
+    # A loaded network is built again from the same seed, and not on "meta": modules may hold values
+    # that are neither parameters nor buffers.
     _built_on: ClassVar[str] = "cpu"
 
     def __init__(
@@ -234,8 +235,8 @@ class OwnModules(StorableModule):
     ) -> None:
         if isinstance(factory, nn.Module):
             raise TypeError(
-                "A network must be a callable that builds a torch.nn.Module, for every fit starts "
-                f"anew; got the module {type(factory).__name__}(...)."
+                "A network must be a callable that builds a torch.nn.Module, because each fit "
+                f"needs a new one; got the module {type(factory).__name__}(...)."
             )
         seeded = globally_seeded(rng or torch.Generator(), seed)
         with seeded as seed, torch.device("cpu"), float32_by_default():
@@ -251,11 +252,11 @@ class OwnModules(StorableModule):
         self.n_members = n_members
         self.members = nn.ModuleList(members)
         for parameter in self.parameters():
-            parameter.data = _laid_out(parameter.data)  # as it will be after loading
+            parameter.data = _laid_out(parameter.data)  # the same layout as after loading
 
 
 class OwnNetworks(OwnModules):
-    """Networks of the user's that map samples ``(n, *input_shape)`` to ``(n, *output_shape)``."""
+    """The user's networks, from samples ``(n, *input_shape)`` to ``(n, *output_shape)``."""
 
     def __init__(
         self, *, input_shape: tuple[int, ...], output_shape: tuple[int, ...], **own: Any

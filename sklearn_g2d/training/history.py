@@ -1,4 +1,4 @@
-"""What `history_` holds: losses by step, and the steps from which training was taken up again."""
+"""The contents of `history_`: losses by step, and the steps from which training was repeated."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _RETRIES = "_retries"
 
 
 def record(name: str, training: Training) -> History:
-    """Record the training of the networks called `name`; retries only if there were any."""
+    """Return the losses of a training and, if there were retries, the steps of these."""
     retries = {name + _RETRIES: np.array(training.retries)} if training.retries else {}
     return training.history | retries
 
 
 def n_steps(history: History) -> int:
-    """Count the steps with losses."""
+    """Return the number of steps with losses."""
     return max((len(v) for name, v in history.items() if not name.endswith(_RETRIES)), default=0)
 
 
 def extend(earlier: History, later: History) -> History:
-    """Append what further training recorded."""
+    """Append the history of further training."""
     n = n_steps(earlier)
     return earlier | {
         name: np.concatenate(

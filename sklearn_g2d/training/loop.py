@@ -1,4 +1,4 @@
-"""The one loop that drives every trainer, and takes training up again when it diverges."""
+"""The loop that runs all trainers, and repeats steps of training that diverges."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from sklearn_g2d.errors import TrainingDivergedError
 from sklearn_g2d.training import parallel
 from sklearn_g2d.training.trainer import Losses, State, Trainer
 
-# Looking at a loss waits for the device, so it is done for a block of steps at once.
+# Number of steps in a block. Losses are checked at its end, because checks wait for the device.
 _BLOCK = 50
 
-# How often training is taken up again, and by how much learning rates are lowered each time.
+# Largest number of retries, and the factor of the learning rates in each of them.
 MAX_RETRIES, RETRY_FACTOR = 3, 0.5
 
-# A loss beyond so many times the first one (or 1) has exploded. No critic's score of an honest
-# training comes near it: steps of Adam are bounded, and so its losses grow like a low power of
-# their number, while those of a training that diverges are soon beyond all numbers.
+# A loss has exploded if it is more than so many times the first one (or 1). A critic's loss may
+# also grow in a good training, but more slowly: steps of Adam are bounded, so that losses grow like
+# a low power of the number of steps. If training diverges, they grow without limit.
 _EXPLOSION = 1e9
 
-# Called after each step with its number (from 1) and losses; returns True to stop.
+# A function that is called after each step with its number (from 1) and losses, and returns True to
+# stop.
 OnStep = Callable[[int, Losses], bool]
 
 
 class Training:
-    """A trainer on its way through so many steps, its losses recorded.
+    """The training of one trainer for a number of steps, with a record of its losses.
 
-    After every 50 steps the trainer's state is kept if all is well: no loss and no weight is
-    infinite or NaN, and no loss has exploded. Otherwise training goes back to the state kept last,
-    that after `step` steps, and is taken up again at half the learning rates, at most three times.
-    `retries` lists the steps from which that was done; `diverged` says that it was of no use.
+    After every 50 steps the trainer's state is kept if it is good: no loss and no weight is
+    infinite or NaN, and no loss has exploded. Otherwise training goes back to the last good state,
+    after `step` steps, and continues with half the learning rates, at most three times. `retries`
+    lists the steps from which this was done. `diverged` is True if it did not help.
     """
 
     def __init__(self, trainer: Trainer, max_steps: int) -> None:
@@ -49,13 +50,13 @@ class Training:
 
     @property
     def history(self) -> dict[str, NDArray[np.float32]]:
-        """Losses by name, each of shape (step,)."""
+        """Return the losses by name, each of shape (step,)."""
         if not self._blocks:
             return {}
         return dict(zip(self._names, np.concatenate(self._blocks).T.copy(), strict=True))
 
     def state_dict(self) -> State:
-        """Give the state kept last, and all that was recorded until then."""
+        """Return the last good state, and the record until then."""
         return {
             "trainer": self._kept,
             "last_step": self._last_step,
@@ -64,7 +65,7 @@ class Training:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on to a state, as if all its steps had been taken here."""
+        """Load a state, as if all its steps had been taken here."""
         self.trainer.load_state_dict(state["trainer"])
         self.step = self.trainer.n_steps
         self.retries = list(state["retries"])
@@ -75,11 +76,11 @@ class Training:
         self._kept = state["trainer"]
 
     def run(self, on_step: OnStep, *, remedy: str) -> None:
-        """Take the steps that are left, or until `on_step` asks to stop.
+        """Take the remaining steps, or stop when `on_step` returns True.
 
-        `on_step` is called once for every number of a step, also for those that a loaded state has
-        taken; steps that are taken again after a retry are not shown again. If training diverges
-        once more than it may, a TrainingDivergedError says so and names the `remedy`.
+        `on_step` is called once for each step, also for the steps of a loaded state, but not again
+        for steps that are repeated in a retry. If training diverges after the last retry, a
+        TrainingDivergedError with the `remedy` is raised.
         """
         shown = self._show_again(on_step)
         step, losses = self.step, list[Tensor]()
@@ -97,17 +98,17 @@ class Training:
                 step, losses = self.step, []
 
     def _show_again(self, on_step: OnStep) -> int:
-        """Show `on_step` what a loaded state has recorded; returns the number of steps."""
+        """Call `on_step` with the steps of a loaded state, and return their number."""
         history, stop = self.history, False
         for i in range(self.step):
             stop = on_step(i + 1, {name: torch.tensor(v[i]) for name, v in history.items()})
-        if stop:  # which was asked for when the process ended
+        if stop:  # the callback wanted to stop before the state was loaded
             self._last_step = self.step
         return self.step
 
     def _close(self, block: list[Tensor], remedy: str) -> None:
-        """Keep the state after a block of steps, or go back to the one before."""
-        # All at once: an operation a step takes a fiftieth of the time of small networks.
+        """Keep the state after a block of steps, or go back to the last good one."""
+        # Copy all losses at once: a copy in each step takes a fiftieth of a small network's time.
         losses = torch.stack(block).cpu().numpy().reshape(-1, len(self._names))
         trouble = self._trouble(losses)
         if trouble is None:
@@ -119,7 +120,7 @@ class Training:
             self.diverged = True
             raise TrainingDivergedError(
                 f"{trouble} within steps {self.step + 1} to {self.step + len(losses)}, also after "
-                f"{MAX_RETRIES} retries, each at half the learning rates of the one before. "
+                f"{MAX_RETRIES} retries, each with half the learning rates of the one before. "
                 f"{remedy}"
             )
         self.retries.append(self.step)
@@ -127,7 +128,7 @@ class Training:
         self.trainer.rate_factor = RETRY_FACTOR ** len(self.retries)
 
     def _trouble(self, losses: NDArray[np.float32]) -> str | None:
-        """Say what went wrong in a block of steps, if anything."""
+        """Return a description of what went wrong in a block of steps, or None."""
         bad = ~np.isfinite(losses).all(axis=0)
         if bad.any():
             return f"{self._names[int(np.argmax(bad))]} became infinite or NaN"

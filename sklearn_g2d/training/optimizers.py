@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by name, or the user's own."""
+"""Optimisers and schedules of the learning rate, by name or from the user's functions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def make_optimizer(
     learning_rate: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """Build an optimiser; SGD has momentum .9, and `betas` are those of Adam and AdamW."""
+    """Build an optimiser; SGD has a momentum of .9, and `betas` are for Adam and AdamW."""
     if callable(optimizer):
         made = optimizer(parameters, learning_rate)
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(
-                "A callable optimizer must return a torch.optim.Optimizer, as lambda parameters, "
-                f"learning_rate: torch.optim.Adam(parameters, learning_rate) does; got {made!r}."
+                "A callable optimizer must return a torch.optim.Optimizer, like lambda parameters, "
+                f"learning_rate: torch.optim.Adam(parameters, learning_rate); got {made!r}."
             )
         return made
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -41,10 +41,10 @@ def make_optimizer(
 
 
 def rate_factor(schedule: Schedule, step: int, max_steps: int, warm_up_steps: int = 0) -> float:
-    """Give the factor of the learning rate after `step` steps.
+    """Return the factor of the learning rate after `step` steps.
 
-    A callable is given the finished fraction of the training, from 0 to below 1. The factor of
-    "cosine" rises at first, over the warm-up steps.
+    A callable gets the finished fraction of the training, from 0 to below 1. The factor of "cosine"
+    first rises, over the warm-up steps.
     """
     if callable(schedule):
         return float(schedule(step / max_steps))

@@ -1,7 +1,8 @@
-"""Processes that train one detector together, by torch.distributed.
+"""Training of one detector by several processes, with torch.distributed.
 
-They do so wherever its default process group is initialised, as under torchrun: each takes its
-share of every batch, and gradients are averaged. For a process by itself all of this is nothing.
+Processes train together if the default process group is initialised, for example by a script under
+torchrun. Each takes a part of every batch, and gradients are averaged. In a single process these
+functions do nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _is_alone = ContextVar("_is_alone", default=False)
 
 
 def n_processes() -> int:
-    """Count the processes that train together; 1 if this one trains by itself."""
+    """Return the number of processes that train together; 1 if this one trains alone."""
     if _is_alone.get():
         return 1
     together = distributed.is_available() and distributed.is_initialized()
@@ -28,7 +29,7 @@ def n_processes() -> int:
 
 
 def rank() -> int:
-    """Give this process's number among them, from 0; the first one reports."""
+    """Return the number of this process, from 0. Only process 0 reports."""
     return distributed.get_rank() if n_processes() > 1 else 0
 
 
@@ -43,12 +44,12 @@ def uses_nccl() -> bool:
 
 
 def _sendable(tensor: Tensor) -> Tensor:
-    """Put a tensor where messages pass: nccl by itself takes none from the CPU."""
+    """Return a tensor on a device that can send messages: nccl sends only from GPUs."""
     return tensor if "cpu:" in distributed.get_backend_config() else tensor.cuda()
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """Put the means over processes in place of tensors; in one message, for many cost as many."""
+    """Replace tensors by their means over processes, in one message, which is faster than many."""
     if n_processes() == 1:
         return
     own = [tensor.detach() for tensor in tensors]
@@ -61,7 +62,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def align(tensors: Iterable[Tensor]) -> None:
-    """Put the first process's tensors in place of all others'."""
+    """Replace the tensors of all processes by those of the first one."""
     if n_processes() > 1:
         for tensor in tensors:
             whole = _sendable(tensor.contiguous())
@@ -78,7 +79,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(value: T) -> T:
-    """Give the first process's picklable value."""
+    """Return the picklable value of the first process."""
     values = [value]
     if n_processes() > 1:
         distributed.broadcast_object_list(values, src=0)
@@ -87,7 +88,7 @@ def from_first(value: T) -> T:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Compute something that the other processes do not: only the first one has callbacks."""
+    """Compute as a single process, because only the first process calls callbacks."""
     token = _is_alone.set(True)
     try:
         yield
@@ -97,15 +98,16 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raise in all processes what one of them raises, or the others would wait for it forever.
+    """Raise an error in all processes if one fails, because they would wait for it forever.
 
-    Theirs is a RuntimeError that says which process it was, and what it raised.
+    In the others it is a RuntimeError with the number of the process and its error.
     """
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
+    # All processes meet here, also those without an error, so that each learns of all errors.
     failures = gather(failure and f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure

@@ -1,4 +1,4 @@
-"""Where and how networks run: device, precision and random numbers."""
+"""Device, precision and random numbers of the networks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, precision of forward passes, and private random numbers of one fit.
+    """Device, precision of forward passes, and random generators of one fit.
 
-    `rng` draws on the device. `host` draws on the CPU what Python goes by, such as places, so that
-    no step has to wait for the device; where the device is the CPU, it is `rng`.
+    `rng` draws on the device. `host` draws numbers for Python on the CPU, such as places of crops,
+    so that no step has to wait for the device. If the device is the CPU, both are the same.
     """
 
     device: torch.device
@@ -49,7 +49,7 @@ class Runtime:
         prefer_bfloat16: bool = False,
         is_convolutional: bool = True,
     ) -> Runtime:
-        """Resolve "auto", which means bfloat16 if preferred and computed in; seed generators."""
+        """Resolve "auto" (bfloat16 if preferred and supported), and seed the generators."""
         resolved = resolve_device(device, is_convolutional=is_convolutional)
         bfloat16 = precision == "bfloat16"
         if precision == "auto":
@@ -57,14 +57,15 @@ class Runtime:
         return cls(resolved, bfloat16, *_generators(resolved, seed))
 
     def seeded(self, seed: int) -> Runtime:
-        """Give the same with other random numbers."""
+        """Return a copy with other random numbers."""
         rng, host = _generators(self.device, seed)
         return replace(self, rng=rng, host=host)
 
     def of_process(self) -> Runtime:
-        """Give this process random numbers of its own where several train together.
+        """Return a copy with random numbers of this process if several processes train together.
 
-        They begin alike, with equal networks, but each is to draw batches that the others do not.
+        All processes start with the same random numbers, so that their networks are equal. From
+        then on each draws batches of its own.
         """
         if parallel.n_processes() == 1:
             return self
@@ -73,13 +74,13 @@ class Runtime:
         return self.seeded(int(seeds[parallel.rank()]))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context in which matrix products run in the chosen precision."""
+        """Return a context in which matrix products have the chosen precision."""
         if not self.bfloat16:
-            return nullcontext()  # takes no time, of which small networks leave little
+            return nullcontext()  # costs no time, which matters for small networks
         return bfloat16_products(self.device.type)
 
     def tensor(self, array: ArrayLike) -> Tensor:
-        """Copy of `array` as float32 on the device."""
+        """Return a copy of `array` as float32 on the device."""
         return torch.as_tensor(np.asarray(array, dtype=np.float32)).to(self.device)
 
 
@@ -88,7 +89,7 @@ def _generators(device: torch.device, seed: int) -> tuple[torch.Generator, torch
     return rng, rng if device.type == "cpu" else torch.Generator().manual_seed(seed)
 
 
-# PyTorch's global generators are the process's: threads take turns.
+# All threads of a process share PyTorch's global generators, so only one at a time may seed them.
 _GLOBAL_GENERATORS = threading.RLock()
 
 
@@ -96,10 +97,10 @@ _GLOBAL_GENERATORS = threading.RLock()
 def globally_seeded(
     rng: torch.Generator, seed: int | None = None, device: torch.device | None = None
 ) -> Iterator[int]:
-    """Seed PyTorch's global generators, from which users' modules draw, and put them back.
+    """Seed PyTorch's global random generators for the user's modules, and restore them.
 
-    The seed, which is given back, is drawn from `rng` if there is none. Modules may draw on the
-    CPU and on the device, by default that of `rng`.
+    Without a seed, one is drawn from `rng`; the context returns it. Modules may draw on the CPU and
+    on `device`, by default the device of `rng`.
     """
     if seed is None:
         (seed,) = torch.randint(2**62, (1,), generator=rng, device=rng.device).tolist()
@@ -115,23 +116,23 @@ def globally_seeded(
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Run PyTorch and BLAS on one thread of the CPU, then on as many as before.
+    """Run PyTorch and BLAS on one CPU thread, and restore the numbers of threads afterwards.
 
-    Handing the products of small networks to a second thread takes longer than computing them
-    (docs/results). Besides, sums on several threads differ in their last digits, and training
-    amplifies them: so a search gives the same scores whatever its `n_jobs`.
+    For small networks a second thread costs more time than it saves (docs/results). Besides, the
+    last digits of sums depend on the number of threads, and training amplifies the differences.
+    With one thread, a parameter search gives the same scores with any `n_jobs`.
     """
     with _one_thread.while_needed():
         yield
 
 
 class _Shared:
-    """A setting of the whole process: the first call that needs it puts it, the last lifts it."""
+    """A setting of the whole process: the first of several calls sets it, the last restores it."""
 
     def __init__(self, put: Callable[[ExitStack], None]) -> None:
         self._put = put
         self._forget()
-        if hasattr(os, "register_at_fork"):  # the calls of other threads do not go on in a fork
+        if hasattr(os, "register_at_fork"):  # other threads, and their calls, end in a fork
             os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
@@ -140,7 +141,7 @@ class _Shared:
     @contextmanager
     def while_needed(self) -> Iterator[None]:
         call = object()
-        try:  # also around what an interrupt may leave half done
+        try:  # around all, because an interrupt may come at any point
             with self._lock:
                 self._calls.add(call)
                 if len(self._calls) == 1:
@@ -157,28 +158,30 @@ def _limit_threads(lift: ExitStack) -> None:
     global _libraries, _n_modules
     lift.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(1)
-    # A search for libraries takes milliseconds; what is imported may bring new ones.
+    # Searching for libraries takes milliseconds. Do it again only after imports, which may load new
+    # libraries.
     if _n_modules != len(sys.modules):
         _libraries, _n_modules = ThreadpoolController(), len(sys.modules)
     lift.enter_context(_libraries.limit(limits=1, user_api="blas"))
 
 
 _libraries: Any = None
-_n_modules = 0  # for which the libraries were searched
+_n_modules = 0  # number of modules when the libraries were searched
 _one_thread = _Shared(_limit_threads)
 
 
-# Whether CUDA may round to TF32, and whether it has to be deterministic.
+# Whether CUDA may round to TF32, and whether it must be deterministic.
 _arithmetic = ContextVar("_arithmetic", default=(False, True))
 
 
 @contextmanager
 def cuda_arithmetic(*, tf32: bool = False, deterministic: bool = True) -> Iterator[None]:
-    """Choose how CUDA devices compute in the calls of this thread that the context is around.
+    """Choose how CUDA devices compute in calls of this package inside of the context.
 
-    Whatever PyTorch is set to, fits and scores are computed in full float32, and the same in every
-    bit each time, unless this says otherwise. Calls at the same time in other threads compute as
-    the first of them does, and worker processes have to enter the context themselves.
+    Without it, fits and scores are computed in full float32 and are equal in every bit each time;
+    PyTorch's own settings are not used. The context holds for its own thread. Calls that run at the
+    same time in several threads compute like the first of them. Worker processes must enter the
+    context themselves.
 
     Parameters
     ----------
@@ -186,8 +189,8 @@ def cuda_arithmetic(*, tf32: bool = False, deterministic: bool = True) -> Iterat
         Whether products may round their factors to 10 bits, which is several times faster on
         recent GPUs. Scores then differ from those of the CPU by more than 1e-4 of their spread.
     deterministic : bool, default=True
-        Whether gradients are computed in a fixed order. Without it training is somewhat faster,
-        and gives other last digits each time.
+        Whether sums of gradients have a fixed order. With False training is slightly faster, but
+        the last digits change each time.
 
     Examples
     --------
@@ -195,7 +198,7 @@ def cuda_arithmetic(*, tf32: bool = False, deterministic: bool = True) -> Iterat
     >>> from sklearn_g2d import G2DOutlierDetector
     >>> from sklearn_g2d.training import cuda_arithmetic
     >>> X = np.random.default_rng(0).normal(size=(50, 3))
-    >>> with cuda_arithmetic(tf32=True):  # of no effect on a CPU
+    >>> with cuda_arithmetic(tf32=True):  # no effect on a CPU
     ...     detector = G2DOutlierDetector(random_state=0).fit(X)
     """
     token = _arithmetic.set((tf32, deterministic))
@@ -206,12 +209,12 @@ def cuda_arithmetic(*, tf32: bool = False, deterministic: bool = True) -> Iterat
 
 
 def deterministic() -> bool:
-    """Whether gradients are to be computed in a fixed order."""
+    """Return whether gradients must be computed in a fixed order."""
     return _arithmetic.get()[1]
 
 
 def arithmetic_of(device: torch.device) -> AbstractContextManager[Any]:
-    """Compute on a CUDA device as `cuda_arithmetic` says, whatever the process is set to."""
+    """Return a context in which a CUDA device computes as `cuda_arithmetic` says."""
     return _cuda_settings.while_needed() if device.type == "cuda" else nullcontext()
 
 
@@ -222,7 +225,7 @@ def _set_cuda(lift: ExitStack) -> None:
         (cudnn, "deterministic", is_deterministic),
         (cudnn, "benchmark", False),
     ]
-    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and later, where the names below must not be mixed in
+    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and later, which does not allow both names
         precision = "tf32" if tf32 else "ieee"
         settings += [(p, "fp32_precision", precision) for p in (matmul, cudnn.conv, cudnn.rnn)]
     else:
@@ -237,10 +240,10 @@ _cuda_settings = _Shared(_set_cuda)
 
 @contextmanager
 def on_device(name: str, *networks: nn.Module) -> Iterator[tuple[torch.device, list[Any]]]:
-    """Give a fitted detector's device, and networks there, which stay on the CPU themselves.
+    """Return a context with a fitted detector's device, and copies of networks on it.
 
-    So files, pickles and forks hold nothing of a GPU. Where the device is not to be had, that is
-    the CPU, and a warning says so.
+    The networks themselves stay on the CPU, so that files, pickles and forks hold no data of a GPU.
+    If the device is missing, the CPU is used, with a warning.
     """
     device = available(name)
     with arithmetic_of(device):
@@ -249,13 +252,13 @@ def on_device(name: str, *networks: nn.Module) -> Iterator[tuple[torch.device, l
 
 
 def available(name: str) -> torch.device:
-    """Give the device of a `fit`, or the CPU with a warning where there is none of this name."""
+    """Return the device of `fit`, or the CPU with a warning if that device is missing."""
     try:
         return resolve_device(name)
     except ValueError:
         warn_caller(
-            f"The device {name!r}, on which networks were fitted, is not here: they are "
-            'computed on the CPU, which takes longer. detector.to("auto") chooses what is here.'
+            f"The device {name!r} of the fitted networks is not here. They are computed on the "
+            'CPU, which takes longer. Call detector.to("auto") to choose a device that is here.'
         )
         return torch.device("cpu")
 
@@ -267,19 +270,19 @@ def bfloat16_products(device_type: str) -> Iterator[None]:
         with torch.autocast(device_type, dtype=torch.bfloat16):
             yield
     finally:
-        # PyTorch does so only where no other autocast is around; else the next step would compute
-        # with weights of this one.
+        # Inside of another autocast PyTorch does not clear its cache of weights. Then the next step
+        # would compute with the weights of this step.
         torch.clear_autocast_cache()
 
 
 def resolve_device(device: str, *, is_convolutional: bool = True) -> torch.device:
-    """Turn "auto" or PyTorch's name into a device that exists here.
+    """Return the device for "auto" or for one of PyTorch's names.
 
-    "auto" is CUDA for convolutions, if there is a GPU, and else the CPU: steps of perceptrons are
-    so short that a GPU would be slower. Apple's MPS has to be asked for, since nothing of this
-    package has been tested there. Of several GPUs, "auto" gives processes under torchrun, and
-    joblib's worker processes, one each in turn. A device that PyTorch does not know or cannot
-    reach is a ValueError.
+    "auto" means CUDA for convolutions if there is a GPU, else the CPU, because steps of perceptrons
+    are so short that a GPU would be slower. It never means Apple's MPS, because this package has
+    not been tested on it. If there are several GPUs, "auto" distributes processes of torchrun and
+    worker processes of joblib over them. A device that PyTorch does not know or cannot use raises
+    ValueError.
     """
     if device == "auto":
         if not (is_convolutional and torch.cuda.is_available()):
@@ -299,8 +302,8 @@ def resolve_device(device: str, *, is_convolutional: bool = True) -> torch.devic
 
 
 def _number_of_process() -> int | None:
-    """Tell this process from others of the machine that share its GPUs; None if it is alone."""
-    # The workers of dask-cuda are not numbered: each of them sees its own GPU first.
+    """Return this process's number among those that share the GPUs; None if it is alone."""
+    # Workers of dask-cuda need no number, because the first GPU is a different one for each.
     if "LOCAL_RANK" in os.environ:  # set by torchrun
         return int(os.environ["LOCAL_RANK"])
     worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
@@ -308,18 +311,18 @@ def _number_of_process() -> int | None:
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16, rather than emulate it at a loss."""
+    """Return whether a device multiplies in bfloat16; emulating it would be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        # On older versions of PyTorch, which cannot tell, the answer is no.
+        # Older versions of PyTorch do not know this: then the answer is no.
         known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
 
 
 def choose_own_gpu(device: str) -> None:
-    """Let messages of nccl pass through this process's GPU: all would take the first one else."""
+    """Let nccl send messages from this process's GPU instead of the first one for all."""
     if parallel.uses_nccl():
         own = resolve_device(device)
         torch.cuda.set_device(own if own.type == "cuda" else resolve_device("auto"))

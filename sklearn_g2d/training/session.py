@@ -1,4 +1,4 @@
-"""What a detector hands to its parts while it fits."""
+"""Random numbers and training that a detector gives its parts during `fit`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from sklearn_g2d.training.runtime import Runtime
 
 @dataclass(frozen=True)
 class Session:
-    """Random numbers (PyTorch's in `runtime`, NumPy's in `random_state`) and stages of one `fit`.
+    """Random numbers and training stages of one `fit`.
 
-    ``train(name, trainer, max_steps, remedy=..., current=...)`` trains as a stage, which callbacks
-    see and may stop at each step, and returns the losses by step. The error message says the
-    `remedy` for divergence; `current` gives, for callbacks that ask, the attributes with which a
-    copy of the detector scores, or draws samples, as if training had ended at this step.
-    `earlier` is what `warm_start` continues: a part, or a model, of the previous fit.
+    `runtime` has the random numbers of PyTorch, and `random_state` those of NumPy.
+    ``train(name, trainer, max_steps, remedy=..., current=...)`` trains as one stage of `fit`, which
+    callbacks can follow and stop at each step, and returns the losses by step. `remedy` is part of
+    the error message if training diverges. `current` is a function for callbacks. It returns
+    attributes with which a copy of the detector scores, or draws samples, as if training had ended
+    at this step. `earlier` is the part or model of the previous fit that `warm_start` continues.
     """
 
     runtime: Runtime

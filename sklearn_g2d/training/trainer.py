@@ -1,4 +1,4 @@
-"""What all trainers share: a step, learning rates, and a state that can be kept."""
+"""The base class of trainers: steps, learning rates, and a state that can be kept."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sklearn_g2d.training.runtime import Runtime, globally_seeded
 
 Losses = dict[str, Tensor]
 
-# Nested dicts and lists of tensors, arrays, numbers and text; read from a file, of arrays instead
-# of tensors.
+# Nested dicts and lists of tensors, arrays, numbers and text. A state that was read from a file has
+# arrays instead of tensors.
 State = dict[str, Any]
 
 
 class Trainer(ABC):
-    """Networks in training, one step at a time; where several processes train, the same in all.
+    """Trains networks step by step; if several processes train, they are the same in all.
 
-    `networks` are all that steps change, averages of networks included; the optimisers' learning
-    rates are the settings'. `n_steps` counts the steps taken, and `rate_factor` multiplies all
-    learning rates: it is 1 unless training had to be taken up again.
+    `networks` are all networks that change in a step, including averages of networks. The
+    optimisers start with the learning rates of the settings. `n_steps` is the number of steps
+    taken. `rate_factor` is a factor of all learning rates: it is 1 unless there were retries.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class Trainer(ABC):
         self.n_steps = 0
         self.rate_factor = 1.0
         self._networks = networks
+        # Only the user's modules draw from PyTorch's global generators. Seeding these takes time,
+        # so do it only for such modules.
         has_own = any(isinstance(module, OwnModules) for module in self._modules())
         self._randomness: Callable[[], AbstractContextManager[Any]] = (
             partial(globally_seeded, self.runtime.host, device=self.runtime.device)
@@ -54,7 +56,7 @@ class Trainer(ABC):
         parallel.align(self._weights())
 
     def step(self) -> Losses:
-        """Train one step; returns the losses by name, on the device."""
+        """Train one step, and return the losses by name, on the device."""
         factor = self.rate_factor * self._schedule()
         for optimizer, rates in zip(self._optimizers, self._learning_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -66,7 +68,7 @@ class Trainer(ABC):
         return losses
 
     def state_dict(self) -> State:
-        """Copy all that further steps depend on, but for the data and the settings."""
+        """Copy everything that further steps depend on, except the data and the settings."""
         return {
             "n_steps": self.n_steps,
             "networks": {name: _copies(net.state_dict()) for name, net in self._networks.items()},
@@ -78,7 +80,7 @@ class Trainer(ABC):
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go back, or on, to a state, which may be loaded again afterwards."""
+        """Load an earlier or a later state, which may be loaded again afterwards."""
         self.n_steps = state["n_steps"]
         for name, network in self._networks.items():
             tensors = state["networks"][name].items()
@@ -95,11 +97,12 @@ class Trainer(ABC):
             rng.set_state(torch.as_tensor(at))
 
     def is_finite(self) -> bool:
-        """Whether there is neither infinity nor NaN in networks and optimisers."""
+        """Return whether networks and optimisers hold neither infinity nor NaN."""
         tensors = self._weights()
         for optimizer in self._optimizers:
             tensors += [t for moments in optimizer.state.values() for t in moments.values()]
-        # A sum is infinite or NaN if any of its terms is. Waits for the device only once.
+        # A sum is infinite or NaN if one of its terms is. Collect the sums first, so that Python
+        # waits for the device only once.
         sums = [t.sum() for t in tensors if t.is_floating_point()]
         return bool(torch.stack(sums).isfinite().all())
 
@@ -108,24 +111,24 @@ class Trainer(ABC):
         """Train one step."""
 
     def _schedule(self) -> float:
-        """Give the factor of the learning rates in the next step."""
+        """Return the factor of the learning rates in the next step."""
         return 1.0
 
     def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Take a step of an optimiser down a loss's gradient."""
+        """Compute the gradients of a loss, and take an optimiser's step."""
         for parameter in _parameters(optimizer):
-            parameter.grad = None  # `zero_grad` does no more, and takes a twentieth of small steps
+            parameter.grad = None  # `zero_grad` does the same, but is slower in small steps
         loss.backward()
         self._follow_gradients(optimizer)
 
     def _follow_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take a step of an optimiser down the gradients: the only place where one is taken."""
+        """Average the gradients over processes, and take an optimiser's step."""
         gradients = (p.grad for p in _parameters(optimizer) if p.grad is not None)
         parallel.average(chain(gradients, self._batch_statistics()))
         optimizer.step()
 
     def _batch_statistics(self) -> Iterator[Tensor]:
-        """Give what networks keep of the batches that they have seen."""
+        """Yield the running statistics of batch norms."""
         for module in self._modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 yield from (s for s in (module.running_mean, module.running_var) if s is not None)
@@ -146,7 +149,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Copy a moment of a parameter; fused optimisers ask for its layout in memory."""
-    if value.shape != parameter.shape:  # a count of steps
+    """Copy an optimiser's moment to the memory layout of its parameter, which fused steps need."""
+    if value.shape != parameter.shape:  # it is a number of steps
         return value.to(parameter.device, copy=True)
     return torch.empty_like(parameter).copy_(value)
