@@ -361,6 +361,19 @@ def test_fit_warns_of_labels_that_it_does_not_use(blobs, labels, remedy):
         detector.fit(blobs[0], np.arange(len(y)))
 
 
+def test_rare_categories_are_not_ranked_above_errors():
+    """A stated contamination leaves out rows, but not for a category that a twentieth has."""
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(600, 2))
+    numbers = np.c_[numbers, numbers[:, 0] + 0.2 * rng.normal(size=600)]
+    is_wrong = np.arange(600) < 12
+    numbers[is_wrong, 2] += rng.choice([-3, 3], 12)
+    categories = np.eye(4)[rng.choice(4, 600, p=[0.5, 0.3, 0.15, 0.05])]
+    X = np.c_[numbers, categories]
+    scores = G2DOutlierDetector(contamination=0.05, random_state=0).fit(X).training_scores_
+    assert outlier_roc_auc_score(np.where(is_wrong, -1, 1), scores) > 0.95
+
+
 def test_support_fraction_keeps_the_meaning_of_contamination():
     X = np.random.default_rng(0).normal(size=(500, 4))
     detector = G2DOutlierDetector(support_fraction=0.8, contamination=0.1, random_state=0).fit(X)

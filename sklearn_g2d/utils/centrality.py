@@ -43,9 +43,10 @@ def central_rows(
 ) -> NDArray[np.bool_]:
     """Mark which of the reference rows of a search to learn from: (n_references,).
 
-    If `fraction` is a number, that fraction of the rows is marked, in two steps. The rows with the
-    smallest distances to their far neighbour form a core, without clusters of outliers. Then the
-    rows with the smallest distances to their near neighbour in the core are marked.
+    If `fraction` is a number, that fraction of the rows is marked, in two steps, by all columns
+    with more than two values. The rows with the smallest distances to their far neighbour form a
+    core, without clusters of outliers. Then the rows with the smallest distances to their near
+    neighbour in the core are marked.
 
     "auto" marks all rows except clusters of outliers: rows that are remote and yet have company.
     Their far neighbour is much farther away than that of most rows, also relative to the distance
@@ -56,6 +57,8 @@ def central_rows(
     X = search.reference
     if fraction == 1 or len(X) < 2 / _FAR_FRACTION:
         return np.ones(len(X), dtype=bool)
+    if fraction != "auto":
+        X = _without_binary_columns(X)
     far = _far_distances(X)
     if fraction != "auto":
         in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
@@ -71,6 +74,16 @@ def central_rows(
     deviations = np.stack([_robust_deviations(values) for values in (remoteness, company)])
     has_company = (deviations.min(axis=0) >= _LEAST_EACH) & (deviations.sum(axis=0) >= _LEAST_SUM)
     return ~has_company & (deviations[0] < least_alone)
+
+
+def _without_binary_columns(X: Floats) -> Floats:
+    """Leave out columns with two values, such as encoded categories, if there are others.
+
+    Once scaled, a rare category is remote from all others. Its rows are fewer than those up to the
+    far neighbour, so that ordinary rows would be taken for a cluster of outliers.
+    """
+    is_binary = ((X == X.min(axis=0)) | (X == X.max(axis=0))).all(axis=0)
+    return X if is_binary.all() else X[:, ~is_binary]
 
 
 def _far_distances(X: Floats) -> Floats:
