@@ -296,7 +296,7 @@ def resolve_device(device: str, *, is_convolutional: bool = True) -> torch.devic
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(
             f"device={device!r} cannot be used here ({str(error).splitlines()[0]}). "
-            'Pass "auto", "cpu", or a device that torch.empty(0, device=...) accepts.'
+            'Pass "auto" or "cpu". A GPU needs a build of PyTorch that supports it.'
         ) from error
     return resolved
 

@@ -82,7 +82,8 @@ def _without_binary_columns(X: Floats) -> Floats:
     Once scaled, a rare category is remote from all others. Its rows are fewer than those up to the
     far neighbour, so that ordinary rows would be taken for a cluster of outliers.
     """
-    is_binary = ((X == X.min(axis=0)) | (X == X.max(axis=0))).all(axis=0)
+    low, high = X.min(axis=0), X.max(axis=0)
+    is_binary = ((low == X) | (high == X)).all(axis=0)
     return X if is_binary.all() else X[:, ~is_binary]
 
 
