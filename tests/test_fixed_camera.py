@@ -301,6 +301,14 @@ def test_scores_do_not_depend_on_the_units_of_intensities():
         np.testing.assert_array_equal(of_bytes.score_samples(new.astype(np.int64)), expected)
 
 
+@pytest.mark.filterwarnings("error:The only clip")
+def test_a_single_short_clip_is_warned_of():
+    clip = small_walk()
+    with pytest.warns(UserWarning, match=r"The only clip lasts \S+ seconds.*several clips"):
+        detector_of().fit(clip)
+    detector_of().fit([clip, small_walk(seed=1)])
+
+
 def test_colour():
     """What differs in colour only is strange."""
     rgb = small_walk(30, n_channels=3)

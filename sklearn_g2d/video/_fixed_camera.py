@@ -58,6 +58,9 @@ _FOLDS = 5
 # Smallest height and width of a frame.
 _LEAST_SIDE = 8
 
+# Parts of a single clip of this length or less resemble each other more than another clip.
+_FEW_SECONDS = 60.0
+
 # Number of frames whose motion is measured at once.
 _FRAMES_AT_ONCE = 32
 
@@ -303,6 +306,12 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 "pixels, got {} x {}. Enlarge them.".format(*self.image_shape_[1:])
             )
         warn_of_labels(y)
+        seconds = len(clips[0]) / self.frame_rate
+        if len(clips) == 1 and seconds < _FEW_SECONDS:
+            warn_caller(
+                f"The only clip lasts {seconds:.3g} seconds, and shows little of what is normal: "
+                "expect far more false alarms than stated. Fit on several clips, or on minutes."
+            )
         random_state = check_random_state(self.random_state)
         features = self._clone_of("features", random_state)
         estimator = self._clone_of("estimator", random_state)
