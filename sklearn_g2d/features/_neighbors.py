@@ -107,7 +107,7 @@ class NeighborProfile(RowTransformer):
         self._validate_params()
         return self._fit(self._validate(X, reset=True))
 
-    def fit_to_search(self, search: NeighborSearch) -> NDArray[np.float64]:
+    def _fit_to_search(self, search: NeighborSearch) -> NDArray[np.float64]:
         """Do as `fit_transform` does for the reference rows of a search, and keep the search."""
         self._validate_params()
         return self._fit(self._validate(search.reference, reset=True), search)

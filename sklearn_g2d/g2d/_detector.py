@@ -404,7 +404,7 @@ class G2DOutlierDetector(NetworkDetector):
             self.profile_ = None
             return points, points, is_central
         self.profile_ = NeighborProfile(self._n_neighbors_of(len(points)), self.measure_)
-        return points, self.profile_.fit_to_search(search), is_central
+        return points, self.profile_._fit_to_search(search), is_central
 
     def _n_neighbors_of(self, n: int) -> int:
         """Return the number of neighbours for `n` rows, small enough for a refit without a fold."""
