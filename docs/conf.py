@@ -114,17 +114,20 @@ html_theme_options = {
 search_words = {
     "checkpoints": ["checkpoints", "interrupted", "resume"],
     "contributing": ["contribute", "license"],
-    "conventions": ["pyod", "signs", "labels", "scores"],
+    "conventions": ["signs", "labels", "scores"],
+    "from_anomalib": ["anomalib"],
+    "from_pyod": ["pyod"],
     "getting_started": ["install", "pip", "extras", "pipelines", "fit", "predict", "one class"],
     "images": ["images", "embeddings"],
     "index": ["cite", "citation", "bibtex"],
-    "inspection": ["photographs", "defects", "flaws", "anomalib", "industrial inspection"],
+    "inspection": ["photographs", "defects", "flaws", "industrial inspection"],
     "maps": ["heatmaps", "localization"],
     "model_selection": ["grid search", "hyperparameters", "cross validation", "tuning"],
     "model_selection#scorers": ["roc auc", "auroc", "scorers"],
     "results/comparison": ["benchmarks", "comparison"],
     "results/inspection": ["mvtec"],
-    "results/speed": ["time", "speed", "runtime"],
+    "results/speed": ["speed", "runtime"],
+    "results/times": ["time"],
     "saving": ["save", "load", "export", "onnx", "pickle", "deployment"],
     "scaling": ["gpu", "cuda", "dask", "memory", "parallel", "large data"],
     "thresholds": [
@@ -136,7 +139,8 @@ search_words = {
         "p-values",
     ],
     "training": ["callbacks"],
-    "user_guide#an-unlabelled-mixed-table": [
+    "tutorials": ["tutorial"],
+    "tutorial_table": [
         "missing values",
         "nan",
         "categorical",
