@@ -25,7 +25,7 @@ __all__ = ["anomaly_map", "load_images", "score_samples", "transform"]
 
 Collection = TypeVar("Collection", Array, Bag)
 
-# Of images that are read from files, so many bytes are one block.
+# Size in bytes of a block of images that are read from files.
 _BLOCK_BYTES = 2**25
 
 
@@ -80,26 +80,28 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
 
 
 def anomaly_map(detector: Any, X: Array) -> Array:
-    """Say lazily where images, or rows, are anomalous; **higher = more anomalous**.
+    """Compute maps of a dask array lazily, block by block; **higher = more anomalous**.
 
-    A map takes eight bytes a pixel, more than an image of bytes: reduce the maps, or write them
-    by ``.to_zarr(...)``, before memory holds all of them.
+    A map has eight bytes for each pixel, so that all maps need more memory than the images. Reduce
+    them, or write them to a file with ``.to_zarr(...)``, before you compute the result.
 
     Parameters
     ----------
     detector : PatchDetector, AVIDDetector or another fitted detector with `anomaly_map`
     X : dask.array.Array of shape (n_samples, ...)
-        As for the detector's own `anomaly_map`, in blocks of whole images.
+        Rows or images, as for the detector's own `anomaly_map`, in blocks of whole ones.
 
     Returns
     -------
-    dask.array.Array of shape (n_samples, height, width), or (n_samples, n_features) of rows
-        The detector's float64 maps, block by block.
+    dask.array.Array of shape (n_samples, height, width), or (n_samples, n_features) for a table
+        The float64 maps of the detector's `anomaly_map`.
 
     Raises
     ------
-    NotFittedError, TypeError, ValueError
-        As by `score_samples`.
+    NotFittedError, ValueError
+        For the same reasons as in `score_samples`.
+    TypeError
+        If the detector has no `anomaly_map`, or for the same reasons as in `score_samples`.
 
     Examples
     --------
@@ -113,7 +115,7 @@ def anomaly_map(detector: Any, X: Array) -> Array:
     >>> features = PretrainedFeatures(nn.Conv2d(3, 8, 3, stride=4))  # stands for a trained one
     >>> detector = PatchDetector(features=features, random_state=0).fit(images)
     >>> maps = anomaly_map(detector, da.from_array(images, chunks=(10, -1, -1, -1)))
-    >>> maps.max(axis=(1, 2)).compute().shape  # of the maps, one block for each thread is held
+    >>> maps.max(axis=(1, 2)).compute().shape  # holds one block of maps for each thread
     (40,)
     """
     _check(detector, X)
@@ -126,24 +128,25 @@ def anomaly_map(detector: Any, X: Array) -> Array:
 
 
 def transform(transformer: Any, X: Array) -> Array:
-    """Describe rows or images lazily, block by block.
+    """Transform a dask array of rows or images lazily, block by block.
 
     Parameters
     ----------
     transformer : PretrainedFeatures, a Pipeline of transformers, or another fitted transformer
-        A row of zeros is transformed at once: it tells the number of columns, and their type.
+        It transforms one row of zeros immediately, which gives the number of columns and their
+        type.
     X : dask.array.Array of shape (n_samples, ...)
-        As for its own `transform`, in blocks of whole rows or images.
+        Rows or images, as for the transformer's own `transform`, in blocks of whole ones.
 
     Returns
     -------
     dask.array.Array of shape (n_samples, n_features_out)
-        What its `transform` gives, block by block.
+        The rows of the transformer's `transform`.
 
     Raises
     ------
     NotFittedError, TypeError, ValueError
-        As by `score_samples`.
+        For the same reasons as in `score_samples`.
 
     Examples
     --------
@@ -159,7 +162,7 @@ def transform(transformer: Any, X: Array) -> Array:
     """
     _check(transformer, X)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of zeros nothing is meant
+        warnings.simplefilter("ignore")  # warnings about zeros would only confuse
         row = transformer.transform(np.zeros((1, *X.shape[1:]), dtype=X.dtype))
     return _by_block(transformer, "transform", X, row.shape[1:], row.dtype)
 
@@ -172,30 +175,30 @@ def load_images(
 ) -> Bunch:
     """Load the images of a folder lazily, some files at a time.
 
-    One file is read at once, for the shape of all; the others are read when a result is computed,
-    each time anew. `sklearn_g2d.datasets.load_images` reads the same images into memory, or into
-    a memory map, which takes as much room on the disk, but is read once.
+    The first file is read immediately, because it gives the shape of all images. The others are
+    read whenever a result is computed. `sklearn_g2d.datasets.load_images` reads each file only
+    once, into memory or into a memory map, which needs as much space on the disk.
 
     Parameters
     ----------
     folder : str, path-like or iterable of these
         A folder, or a list of files. Workers have to find the files at the same paths.
     size : int or tuple of int, default=None
-        Length of the shorter side, or height and width, that images are resized to.
+        Length of the shorter side, or height and width, of the resized images.
     channels : {3, 1}, default=3
         Red, green and blue, or gray.
 
     Returns
     -------
     Bunch
-        ``images``, a dask.array.Array of shape (n_images, channels, height, width), whose blocks
-        hold as many images as take about 32 MB. ``paths``, a list of the files'
-        ``pathlib.Path``, in the same order.
+        ``images`` is a dask.array.Array of shape (n_images, channels, height, width), in blocks of
+        about 32 MB. ``paths`` is a list with the ``pathlib.Path`` of each image.
 
     Raises
     ------
     ImportError, OSError, TypeError, ValueError
-        As by `sklearn_g2d.datasets.load_images`, for a file other than the first when it is read.
+        For the same reasons as in `sklearn_g2d.datasets.load_images`. Errors of other files than
+        the first are raised when the result is computed.
 
     Examples
     --------
@@ -220,7 +223,8 @@ def load_images(
 
 
 def _read(paths: list[Path], first: list[Path], size: Any, channels: int) -> NDArray[Any]:
-    # Beside the first of all, an image of another size is the error that it is in one array.
+    # Load the first image of the folder with those of each block, so that an image of another size
+    # raises the same error as without dask.
     together = datasets.load_images(first + paths, size=size, channels=channels)
     return together.images[len(first) :]
 
@@ -228,7 +232,7 @@ def _read(paths: list[Path], first: list[Path], size: Any, channels: int) -> NDA
 def _by_block(
     estimator: Any, method: str, X: Array, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Array:
-    """Apply a method, which gives an array of some shape for each row or image, to blocks."""
+    """Apply a method to each block; it returns an array of `shape` for each row or image."""
     return map_blocks(
         _block,
         X,

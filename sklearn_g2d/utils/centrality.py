@@ -59,14 +59,14 @@ def central_rows(
         return np.ones(len(X), dtype=bool)
     if fraction != "auto":
         X = _without_binary_columns(X)
-    far = _far_distances(X)
-    if fraction != "auto":
+        far = _far_distances(X)
         in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
         # The nearest neighbour of each row of the core is the row itself.
         k = min(_NEAR, int(in_core.sum()) // 2)
         distances, _ = NeighborSearch(X[in_core]).nearest(X, k + 1)
         near = np.where(in_core, distances[:, k], distances[:, k - 1])
         return near <= np.quantile(near, fraction)
+    far = _far_distances(X)
     near = search.nearest_of_references(min(_NEAR, len(X) // 20) + 1)[0][:, -1]
     least = np.finfo(np.float64).tiny
     remoteness = np.log(far + least)

@@ -671,12 +671,12 @@ def _measured(channels: NDArray[np.float32]) -> tuple[Floats, Floats, NDArray[np
 
 
 def _covered(outlines: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Say of which frames most is in the foreground."""
+    """Mark the frames that are mostly foreground: (n_frames,)."""
     return np.asarray(outlines.mean(axis=(1, 2)) > 0.5)
 
 
 def _warn_if_most(covered: Collection[np.bool_]) -> bool:
-    """Warn if most of the frames are covered; returns whether they are."""
+    """Warn if most of the frames are mostly foreground, and return whether they are."""
     n_covered = int(np.sum(list(covered)))
     if 2 * n_covered <= len(covered):
         return False
