@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import KDTree
+from scipy.spatial import KDTree
 from sklearn.utils import gen_batches
 
 from sklearn_g2d.utils.arrays import Floats
 
 # A tree is faster than matrix products in few dimensions only (measured).
-_MAX_TREE_COLUMNS = 4
+_MAX_TREE_COLUMNS, _LEAF_ROWS = 5, 64
 
 # Largest numbers of products, and of cells of differences, in memory at once: both fit into the
 # processor's cache.
@@ -35,7 +35,7 @@ class NeighborSearch:
         self.reference = reference
         n, d = reference.shape
         # The choice depends on the shape only, never on a timing, so that scores are reproducible.
-        self.tree = KDTree(reference) if d <= _MAX_TREE_COLUMNS else None
+        self.tree = KDTree(reference, _LEAF_ROWS) if d <= _MAX_TREE_COLUMNS else None
         self._of_references: tuple[Floats, NDArray[np.intp]] | None = None
         if self.tree is not None:
             return
@@ -61,7 +61,7 @@ class NeighborSearch:
     def nearest(self, X: Floats, k: int) -> tuple[Floats, NDArray[np.intp]]:
         """Return distances and indices of the `k` nearest rows, nearest first: (n_samples, k)."""
         if self.tree is not None:
-            return self.tree.query(X, k)
+            return self.tree.query(X, range(1, k + 1))
         distances, indices = zip(*(self._nearest(X[b], k) for b in self._batches(X)), strict=True)
         return np.concatenate(distances), np.concatenate(indices)
 
@@ -78,7 +78,7 @@ class NeighborSearch:
     def distances_to(self, k: int, X: Floats) -> Floats:
         """Return only the distances to the `k`-th nearest row, which may be far: (n_samples,)."""
         if self.tree is not None:
-            return self.tree.query(X, k)[0][:, -1]
+            return self.tree.query(X, [k])[0][:, 0]
         return np.concatenate([self._distances_to(k, X[batch]) for batch in self._batches(X)])
 
     def _batches(self, X: Floats) -> Iterator[slice]:
