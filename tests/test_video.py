@@ -204,8 +204,12 @@ def test_smoothing_complains():
         ),
         (random_clip(6)[:, 0], r"Clip 0: .*X\[:, np.newaxis\]"),
         (np.zeros((6, 480)), r"Clip 0 has shape \(6, 480\). A clip is an array"),
-        (np.moveaxis(random_clip(6, shape=(3, 20, 24)), 1, -1), "Clip 0: .*channels last"),
-        ([random_clip(6), np.full((6, 1, 20, 24), np.nan)], "NaN"),
+        (
+            np.moveaxis(random_clip(6, shape=(3, 20, 24)), 1, -1),
+            r"Clip 0: .*channels last.*: pass np.moveaxis\(clip, -1, 1\)\.$",
+        ),
+        ([random_clip(6), np.full((6, 1, 20, 24), np.nan)], "Clip 1: .*NaN.* in 6 of 6 images"),
+        ([random_clip(6), np.full((6, 1, 20, 24), np.inf)], "Clip 1: .*infinity"),
     ],
 )
 def test_bad_clips_get_clear_errors(clips, message):
@@ -235,6 +239,8 @@ def test_other_frames_than_fitted(transformer):
         fitted.transform(colour)
     with pytest.raises(ValueError, match=rf"{name} was fitted on \(1, 20, 24\).*Resize"):
         fitted.transform([random_clip(6), larger])
+    with pytest.raises(ValueError, match=r"Clip 0: .*array of one: X\[np.newaxis\]\.$"):
+        fitted.transform(random_clip(1)[0])
 
 
 def test_integers_are_not_wrapped_to_bytes():
