@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import re
 import struct
 import threading
 import warnings
@@ -215,6 +216,20 @@ def test_smoothing_complains():
 def test_bad_clips_get_clear_errors(clips, message):
     with pytest.raises(ValueError, match=message):
         MotionChannels().fit(clips)
+
+
+@pytest.mark.parametrize(
+    ("y", "remedy"),
+    [
+        ([1, -1, 1], "[x for x, label in zip(X, y) if label == 1]"),
+        (np.array([0, 1, 1]), "[x for x, label in zip(X, y) if label == 0]"),
+        (["good", "bad", "bad"], "those alone"),
+        (np.repeat([1, -1, 1], 6), "those alone"),  # labels of frames
+    ],
+)
+def test_labels_of_a_list_of_clips(y, remedy):
+    with pytest.warns(UserWarning, match=rf"pass {re.escape(remedy)}\.$"):
+        ClipDetector(MeanDetector(), patch_size=8).fit([random_clip(6)] * 3, y)
 
 
 def test_frames_of_a_file_are_no_clip_yet():

@@ -217,7 +217,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             make_visible()
         rows = self._validate(X, reset=True)
         self._given_as_images = len(shape_of(X)) == 4
-        warn_of_labels(y)
+        warn_of_labels(y, X)
         random_state = check_random_state(self.random_state)
         if groups is not None:
             groups = check_groups(groups, len(rows))

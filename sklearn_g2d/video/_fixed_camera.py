@@ -305,7 +305,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 f"FixedCameraDetector takes frames of at least {_LEAST_SIDE} x {_LEAST_SIDE} "
                 "pixels, got {} x {}. Enlarge them.".format(*self.image_shape_[1:])
             )
-        warn_of_labels(y)
+        warn_of_labels(y, X)
         seconds = len(clips[0]) / self.frame_rate
         if len(clips) == 1 and seconds < _FEW_SECONDS:
             warn_caller(
