@@ -224,7 +224,7 @@ def test_errors_say_what_to_do(detector, blobs):
 
 def test_blocks_of_frames_are_refused():
     """Motion and averages would end where a block does."""
-    detector = FixedCameraDetector()
+    detector = FixedCameraDetector(25)
     detector.offset_ = 0.0
     with pytest.raises(TypeError, match="a dask bag with one clip an item"):
         score_samples(detector, array.zeros((30, 1, 24, 32), chunks=(10, -1, -1, -1)))

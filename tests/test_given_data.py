@@ -50,7 +50,7 @@ OF_CLIPS = {
         G2DOutlierDetector(classifier=SHORT), patch_size=8, overlap=0, random_state=0
     ),
     "camera": FixedCameraDetector(
-        features=PretrainedFeatures(nn.Conv2d(3, 4, 3, stride=4), image_size=32), random_state=0
+        25, features=PretrainedFeatures(nn.Conv2d(3, 4, 3, stride=4), image_size=32), random_state=0
     ),
     "motion": MotionChannels(),
     "patches": FramePatches(8, 0),
