@@ -219,7 +219,11 @@ def test_errors_say_what_to_do(detector, blobs):
     for function in (score_samples, transform):
         with pytest.raises(ValueError, match=r"axes \[1\], too: .* X.rechunk\(\('auto', -1\)\)"):
             function(detector, divided)
-    score_samples(detector, divided.rechunk(("auto", -1)))
+    whole = divided.rechunk(("auto", -1))
+    score_samples(detector, whole)
+    with pytest.raises(ValueError, match="X has 2 features, but G2DOutlierDetector is expecting 3"):
+        score_samples(detector, whole[:, :2])
+    score_samples(detector, whole[:, array.ones(3) > 0])  # a number that dask does not know
 
 
 def test_blocks_of_frames_are_refused():
