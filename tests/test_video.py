@@ -254,6 +254,8 @@ def test_other_frames_than_fitted(transformer):
         fitted.transform(colour)
     with pytest.raises(ValueError, match=rf"{name} was fitted on \(1, 20, 24\).*Resize"):
         fitted.transform([random_clip(6), larger])
+    with pytest.raises(ValueError, match=r"last.*: pass np.moveaxis\(clip, -1, 1\)\.$"):
+        fitted.transform(np.moveaxis(random_clip(6), 1, -1))
     with pytest.raises(ValueError, match=r"Clip 0: .*array of one: X\[np.newaxis\]\.$"):
         fitted.transform(random_clip(1)[0])
 
