@@ -336,7 +336,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             make_visible()
         context = self._init_callback_context(max_subtasks=self._n_stages)
         rows = self._validate_training(X)
-        warn_of_labels(y)
+        warn_of_labels(y, X)
         earlier = self._to_continue()
         random_state = parallel.from_first(check_random_state(self.random_state))
         start = {"random_state": random_state, "to_continue": earlier}

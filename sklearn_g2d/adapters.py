@@ -130,7 +130,7 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
                 "it sets no threshold for scores. Call set_params(detector__contamination=.1)."
             )
         X = validate_data(self, X, ensure_min_samples=2)
-        warn_of_labels(y)
+        warn_of_labels(y, X)
         rng = check_random_state(self.random_state)
         with _global_generators(int(rng.randint(2**31))):
             # Some detectors draw random numbers in their constructor. A clone calls it again, so

@@ -58,7 +58,7 @@ def score_samples(detector: BaseDetector, X: Collection) -> Collection:
         If `X` is neither a dask array nor a dask bag, or is an array of frames for a detector of
         clips.
     ValueError
-        If blocks divide rows or images.
+        If blocks divide rows or images, or the number of columns differs from that of `fit`.
 
     Examples
     --------
@@ -278,3 +278,7 @@ def _check(estimator: Any, X: Any) -> None:
             f"Blocks must hold whole rows or images, but X is divided along the axes {divided}, "
             f"too: make it with chunks=({whole}), or pass X.rechunk(({whole}))."
         )
+    # A table may have a number of columns that dask does not know, NaN.
+    n, known = X.shape[-1], getattr(estimator, "n_features_in_", None)
+    if X.ndim == 2 and known is not None and n != known and not np.isnan(n):
+        raise ValueError(f"X has {n} features, but {name} is expecting {known} features as input.")

@@ -219,12 +219,16 @@ def test_errors_say_what_to_do(detector, blobs):
     for function in (score_samples, transform):
         with pytest.raises(ValueError, match=r"axes \[1\], too: .* X.rechunk\(\('auto', -1\)\)"):
             function(detector, divided)
-    score_samples(detector, divided.rechunk(("auto", -1)))
+    whole = divided.rechunk(("auto", -1))
+    score_samples(detector, whole)
+    with pytest.raises(ValueError, match="X has 2 features, but G2DOutlierDetector is expecting 3"):
+        score_samples(detector, whole[:, :2])
+    score_samples(detector, whole[:, array.ones(3) > 0])  # a number that dask does not know
 
 
 def test_blocks_of_frames_are_refused():
     """Motion and averages would end where a block does."""
-    detector = FixedCameraDetector()
+    detector = FixedCameraDetector(25)
     detector.offset_ = 0.0
     with pytest.raises(TypeError, match="a dask bag with one clip an item"):
         score_samples(detector, array.zeros((30, 1, 24, 32), chunks=(10, -1, -1, -1)))

@@ -12,7 +12,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector, display
 from sklearn_g2d.avid import CellInpainting
@@ -28,6 +28,7 @@ from sklearn_g2d.display import (
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, NetworkClassifier, WassersteinGAN
 from sklearn_g2d.metrics import equal_error_rate, outlier_roc_auc_score
+from sklearn_g2d.video import ClipDetector
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -592,6 +593,16 @@ def test_maps_and_overlays_of_patches(tmp_path):
     assert {p.get_clim() for p in shown.pictures_["map"]} == {detector.map_range_}
     paths = AnomalyMapDisplay.save_overlays(detector, images, tmp_path, range(30))
     assert read(paths[0]).shape == (8, 8, 3)
+
+
+def test_maps_of_frames_have_no_masks():
+    clip = np.random.default_rng(0).integers(0, 99, size=(20, 1, 8, 8), dtype=np.uint8)
+    rows = FunctionTransformer(lambda patches: patches.reshape(len(patches), -1))
+    forest = make_pipeline(rows, IsolationForest(n_estimators=2, random_state=0))
+    detector = ClipDetector(forest, patch_size=4, overlap=0).fit(clip)
+    shown = AnomalyMapDisplay.from_estimator(detector, clip[:3])
+    assert titles_of(shown) == ["image", "anomaly map"]
+    np.testing.assert_array_equal(data_of(shown.pictures_["map"]), detector.anomaly_map(clip[:3]))
 
 
 def test_maps_share_one_scale_of_colours(gray):

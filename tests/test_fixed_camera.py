@@ -632,7 +632,8 @@ def test_other_frames_than_fitted(fitted, new):
 
 
 def test_labels_are_warned_of():
-    with pytest.warns(UserWarning, match="y holds the labels 0 and 1"):
+    message = r"y holds the labels 0 and 1.*pass X\[np.asarray\(y\) == 0\]\.$"
+    with pytest.warns(UserWarning, match=message):
         detector_of().fit(small_walk(20), [0, 1] * 10)
 
 
@@ -711,7 +712,7 @@ def test_export_says_what_is_in_the_way(fitted, tmp_path):
 
 def test_it_follows_scikit_learn(fitted, normal, new):
     for check in (check_estimator_cloneable, check_estimator_repr, check_no_attributes_set_in_init):
-        check("FixedCameraDetector", FixedCameraDetector())
+        check("FixedCameraDetector", FixedCameraDetector(25))
     assert "PretrainedFeatures" in fitted._repr_html_()
     assert fitted.n_features_in_ == 120 * 160
     decided = fitted.decision_function(new)
@@ -729,9 +730,12 @@ def test_nested_parameters_of_parts_that_are_none():
     assert detector.features.get_params()["layers"] == (4, 7)
     assert clone(detector).get_params()["features__margin"] == 8
     with pytest.raises(ValueError, match="Invalid parameter 'speed' for estimator PatchNeighbors"):
-        FixedCameraDetector().set_params(estimator__speed=1)
-    assert FixedCameraDetector().get_params()["features"] is None
-    assert for_fixed_camera().get_params() == FixedCameraDetector().get_params()
+        FixedCameraDetector(25).set_params(estimator__speed=1)
+    assert FixedCameraDetector(25).get_params()["features"] is None
+    assert for_fixed_camera(25).get_params() == FixedCameraDetector(25).get_params()
+    for make in (FixedCameraDetector, for_fixed_camera):
+        with pytest.raises(TypeError, match=r"missing 1 required .*'frame_rate'"):
+            make()
 
 
 def test_files_and_pickles_keep_everything(tmp_path):

@@ -346,7 +346,7 @@ def test_training_scores_are_out_of_fold_and_in_order(monkeypatch, contamination
     [
         ([1, -1], r"pass X\[y == 1\]"),
         ([0, 1], r"pass X\[y == 0\]"),
-        (["a", "b"], "pass those alone"),
+        (["a", "b"], r"pass those alone\."),
     ],
 )
 def test_fit_warns_of_labels_that_it_does_not_use(blobs, labels, remedy):

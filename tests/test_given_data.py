@@ -50,7 +50,7 @@ OF_CLIPS = {
         G2DOutlierDetector(classifier=SHORT), patch_size=8, overlap=0, random_state=0
     ),
     "camera": FixedCameraDetector(
-        features=PretrainedFeatures(nn.Conv2d(3, 4, 3, stride=4), image_size=32), random_state=0
+        25, features=PretrainedFeatures(nn.Conv2d(3, 4, 3, stride=4), image_size=32), random_state=0
     ),
     "motion": MotionChannels(),
     "patches": FramePatches(8, 0),
@@ -248,6 +248,10 @@ REFUSED_TABLES = {
         column_of([1.0, np.inf]),
         r"contains infinity in 1 of 2 columns \('b'\): clip it by np.clip before {}",
     ),
+    "too large": (
+        column_of([1, -(10**400)]),
+        r"too large for float64 in 1 of 2 columns \('b'\): clip them by np.clip before {}",
+    ),
     "many": (
         lambda X: pd.DataFrame(np.full((2, 9), "x"), columns=list("abcdefghi")),
         r"text in 9 of 9 columns \('a', 'b', 'c', 'd', 'e', \.\.\.\)",
@@ -320,6 +324,7 @@ def big_endian_map(X, path):
         lambda X: X.astype(np.longdouble),
         lambda X: X.astype(">i2"),
         lambda X: X.astype(object),
+        lambda X: X.astype(int).astype(object),
         lambda X: np.ma.array(X),
         lambda X: np.ma.array(X, mask=np.zeros(X.shape, dtype=bool)),
         lambda X: memoryview(X),
@@ -401,6 +406,10 @@ OF_ROWS_ONLY = {
     "unequal rows": (
         lambda X: [[1, 2], [1]],
         r"unequal sizes, such as \(1,\) and \(2,\).*np.stack\(X\)\.$",
+    ),
+    "too large": (
+        lambda X: [[1, 10**400], [0.5, 1]],
+        r"integers too large for float64 in 1 of 2 columns \(1\): clip",
     ),
     "sparse": (sparse.csr_array, r"X is sparse: pass X.toarray\(\)"),
     "keys": (sparse.dok_array, r"X is sparse: pass X.toarray\(\)"),

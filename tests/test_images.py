@@ -447,7 +447,8 @@ def test_bad_images_to_score(fitted, test, detector):
         (test.reshape(-1, 64)[:, :60], "X has 60 features, but .* is expecting 64 features"),
         (pd.DataFrame({"image": list(test)}), r"pass np.stack\(list\(X\['image'\]\)\)"),
         (np.where(test == 16, np.nan, test), "contains NaN"),
-        (test[0], r"X has shape \(1, 8, 8\), of dim 3"),
+        (test[0], r"X has shape \(1, 8, 8\), of dim 3.* as an array of one: X\[np.newaxis\]\.$"),
+        (test[0, 0], r"\(8, 8\), of dim 2.* array of one: X\[np.newaxis, np.newaxis\]\.$"),
     ]:
         for method in (detector.score_samples, detector.predict, detector.p_values):
             with pytest.raises(ValueError, match=message):

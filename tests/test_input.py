@@ -185,7 +185,7 @@ def test_a_class_is_no_part_of_other_estimators(X):
         AVIDDetector(training=MaskedInpainting),
         ClipDetector(IsolationForest),
         ClipDetector(IsolationForest(), channels=ForegroundMotion),
-        FixedCameraDetector(estimator=IsolationForest),
+        FixedCameraDetector(25, estimator=IsolationForest),
         ForegroundMotion(flow=OpticalFlow),
     ):
         with pytest.raises(ValueError, match=r"must be an instance, but is the class .*: pass"):

@@ -154,7 +154,7 @@ def test_features_that_choose_columns_are_followed(rows):
         ({"features": PCA(2)}, "PCA mixes them. Put it before the detector, in a Pipeline"),
         ({"scaler": PCA(2)}, "PCA mixes them"),
         ({"features": np.exp2}, "ufunc does not say which .* Give it this method"),
-        ({"image_shape": (1, 2, 3), "features": "passthrough"}, "fitted on images.*AVIDDetector"),
+        ({"image_shape": (1, 2, 3), "features": "passthrough"}, "images.*PatchDetector or an AVID"),
     ],
 )
 def test_detectors_without_an_explanation_name_the_remedy(rows, changes, message):

@@ -293,6 +293,19 @@ def test_groups_are_held_out_together():
     assert round(detector.calibration_weights_.sum()) == 8
 
 
+@pytest.mark.filterwarnings("error")
+def test_copies_in_other_groups_are_warned_of(part):
+    images = part.copy()
+    images[[3, 4, 47]] = images[0]
+    groups = np.arange(50)
+    for given, n_copies in ((None, 3), (groups, 3), (np.where(groups < 5, 0, groups), 1)):
+        message = rf"{n_copies} of the 50 images equal another one.* fit\(X, groups=\.\.\.\)"
+        with pytest.warns(UserWarning, match=message):
+            made().fit(images, groups=given)
+    groups[[3, 4, 47]] = 0
+    made().fit(images, groups=groups)  # all copies are in one group
+
+
 def test_the_rate_is_promised_for_groups(part):
     with pytest.warns(UserWarning, match=r"needs at least 19 held-out normal groups; got 10"):
         made().fit(part[:40], groups=np.arange(40) // 4)
@@ -660,6 +673,9 @@ def test_scores_of_many_images_take_no_more_memory():
         (lambda X: X[..., :16], r"image shape \(3, 32, 16\), but PatchDetector was fitted on"),
         (lambda X: np.moveaxis(X, 1, -1), r"channels last.* pass np.moveaxis\(X, -1, 1\)"),
         (lambda X: X[:, 0], r"of dim 3.* pass X\[:, np.newaxis\]"),
+        (lambda X: X[0], r"One image must be given as an array of one: X\[np.newaxis\]\.$"),
+        (lambda X: np.moveaxis(X[0], 0, -1), r"one: np.moveaxis\(X, -1, 0\)\[np.newaxis\]\.$"),
+        (lambda X: X[0, 0], r"array of one: X\[np.newaxis, np.newaxis\]"),
         (lambda X: X[:0], "0 sample"),
         (lambda X: np.where(X.max() == X, np.nan, X), r"contains NaN.* in 1 of 50 images"),
         (lambda X: np.where(X.max() == X, np.inf, X), r"contains infinity in 1 of 50 images"),
@@ -769,7 +785,7 @@ def test_scores_of_places_that_are_nan(part):
             method(part + 20)
 
 
-@pytest.mark.filterwarnings("error", FEW)
+@pytest.mark.filterwarnings("error", FEW, "ignore:19 of the 20 images equal another one")
 @pytest.mark.parametrize("per_location", ["auto", True, False])
 def test_nothing_but_a_constant(per_location):
     detector = made(per_location=per_location).fit(np.full((20, 1, 16, 16), 7.0))

@@ -73,7 +73,7 @@ DETECTORS = {
     "AVID published": (AVIDDetector.from_paper("tables", training__max_steps=3), TABLE),
     "AVID published, images": (AVIDDetector.from_paper(training__max_steps=2), IMAGES),
     "clips": (of_clips(), IMAGES),
-    "camera": (FixedCameraDetector(features=of_network()), IMAGES),
+    "camera": (FixedCameraDetector(25, features=of_network()), IMAGES),
     "patches": (of_patches(True), IMAGES),
     "patches anywhere": (of_patches(False), IMAGES),
 }

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import re
 import struct
 import threading
 import warnings
@@ -204,13 +205,31 @@ def test_smoothing_complains():
         ),
         (random_clip(6)[:, 0], r"Clip 0: .*X\[:, np.newaxis\]"),
         (np.zeros((6, 480)), r"Clip 0 has shape \(6, 480\). A clip is an array"),
-        (np.moveaxis(random_clip(6, shape=(3, 20, 24)), 1, -1), "Clip 0: .*channels last"),
-        ([random_clip(6), np.full((6, 1, 20, 24), np.nan)], "NaN"),
+        (
+            np.moveaxis(random_clip(6, shape=(3, 20, 24)), 1, -1),
+            r"Clip 0: .*channels last.*: pass np.moveaxis\(clip, -1, 1\)\.$",
+        ),
+        ([random_clip(6), np.full((6, 1, 20, 24), np.nan)], "Clip 1: .*NaN.* in 6 of 6 images"),
+        ([random_clip(6), np.full((6, 1, 20, 24), np.inf)], "Clip 1: .*infinity"),
     ],
 )
 def test_bad_clips_get_clear_errors(clips, message):
     with pytest.raises(ValueError, match=message):
         MotionChannels().fit(clips)
+
+
+@pytest.mark.parametrize(
+    ("y", "remedy"),
+    [
+        ([1, -1, 1], "[x for x, label in zip(X, y) if label == 1]"),
+        (np.array([0, 1, 1]), "[x for x, label in zip(X, y) if label == 0]"),
+        (["good", "bad", "bad"], "those alone"),
+        (np.repeat([1, -1, 1], 6), "those alone"),  # labels of frames
+    ],
+)
+def test_labels_of_a_list_of_clips(y, remedy):
+    with pytest.warns(UserWarning, match=rf"pass {re.escape(remedy)}\.$"):
+        ClipDetector(MeanDetector(), patch_size=8).fit([random_clip(6)] * 3, y)
 
 
 def test_frames_of_a_file_are_no_clip_yet():
@@ -235,6 +254,10 @@ def test_other_frames_than_fitted(transformer):
         fitted.transform(colour)
     with pytest.raises(ValueError, match=rf"{name} was fitted on \(1, 20, 24\).*Resize"):
         fitted.transform([random_clip(6), larger])
+    with pytest.raises(ValueError, match=r"last.*: pass np.moveaxis\(clip, -1, 1\)\.$"):
+        fitted.transform(np.moveaxis(random_clip(6), 1, -1))
+    with pytest.raises(ValueError, match=r"Clip 0: .*array of one: X\[np.newaxis\]\.$"):
+        fitted.transform(random_clip(1)[0])
 
 
 def test_integers_are_not_wrapped_to_bytes():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import math
 import os
@@ -43,6 +42,7 @@ from sklearn_g2d.datasets._images import endings, images_among, visible_files
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
 from sklearn_g2d.persistence import is_saved
+from sklearn_g2d.utils.images import count_copies
 
 _USAGE = """
   python -m sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT [--save MODEL] [options]
@@ -381,8 +381,9 @@ def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
         detector = PatchDetector(random_state=options.seed, verbose=0 if options.quiet else 1)
         with warnings.catch_warnings():
             # `fit` warns about its default rate. `_promise` below sets the rate that the user asks
-            # for, and `_check_number` has checked it.
-            warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least", UserWarning)
+            # for, and `_check_number` has checked it. Copies were warned of by names of options.
+            for warned in ("false_alarm_rate=.* needs at least", ".* equal another one, pixel by"):
+                warnings.filterwarnings("ignore", warned, UserWarning)
             detector.fit(good.images, groups=groups)
     say(f"Learned in {duration(time.perf_counter() - start)}.")
     detector._promise(rate)
@@ -423,18 +424,16 @@ def _refuse(unreadable: list[Photograph], n: int, which: str) -> None:
 
 def _warn_of_copies(images: NDArray[Any], groups: list[str] | None, folder: Path) -> str:
     """Warn about equal photographs of different groups; return the warning, or an empty text."""
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
-    n_different = len(set(digests))
-    if n_different == 1 < len(digests):
+    n_copies, n_different = count_copies(images, groups)
+    if n_different == 1 < len(images):
         raise ValueError(
-            f"All {len(digests)} photographs in {folder} are equal, pixel by pixel, so that they "
+            f"All {len(images)} photographs in {folder} are equal, pixel by pixel, so that they "
             "do not show how good parts differ. Give photographs of several parts."
         )
-    n_copies = len(set(zip(digests, groups or range(len(digests)), strict=True))) - n_different
     if not n_copies:
         return ""
     text = (
-        f"{n_copies} of the {len(digests)} photographs in {folder} equal another one, pixel by "
+        f"{n_copies} of the {len(images)} photographs in {folder} equal another one, pixel by "
         "pixel. A copy gets a better score than a new photograph, so that there will be more false "
         "alarms than stated. Remove the copies, or put them into one group by --groups."
     )

@@ -106,9 +106,9 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
 
         Parameters
         ----------
-        estimator : AVIDDetector or PatchDetector
-            A fitted detector with ``anomaly_map``, ``predict_mask`` and ``map_range_``. If it has
-            ``inpaint``, inpainted images are drawn, too.
+        estimator : AVIDDetector, PatchDetector or FixedCameraDetector
+            A fitted detector with ``anomaly_map`` and ``map_range_``. If it has ``inpaint``,
+            inpainted images are drawn, too, and if it has ``predict_mask``, the outlines of masks.
         X : array-like of shape (n_samples, channels, height, width) or (n_samples, n_features)
             At most 20 images, or rows of a table.
         masks : array-like of the shape of the maps, default=None
@@ -143,11 +143,13 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
             images = np.reshape(np.asarray(X), (-1, *image_shape))
             if hasattr(estimator, "inpaint"):
                 inpainted = np.reshape(estimator.inpaint(X), images.shape)
+        # Detectors of clips mark no places.
+        marks = hasattr(estimator, "predict_mask")
         return cls.from_predictions(
             images,
             estimator.anomaly_map(X),
             inpainted=inpainted,
-            predicted_masks=estimator.predict_mask(X),
+            predicted_masks=estimator.predict_mask(X) if marks else None,
             masks=masks,
             value_range=estimator.map_range_ if value_range is None else value_range,
             feature_names=feature_names,

@@ -621,7 +621,7 @@ class G2DOutlierDetector(NetworkDetector):
         if self.image_shape_ is not None:
             raise ValueError(
                 "explain is for tables, and this detector was fitted on images. To see where an "
-                "image is anomalous, use the anomaly_map of an AVIDDetector."
+                "image is anomalous, use the anomaly_map of a PatchDetector or an AVIDDetector."
             )
         if self.profile_ is None or self.profile_.mixture_sizes_:
             seen = "the row itself" if self.profile_ is None else "distances to mixtures of rows"

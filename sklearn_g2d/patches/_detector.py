@@ -25,13 +25,13 @@ from sklearn_g2d.patches._levels import LevelDetector, Maps, iter_levels, own_pl
 from sklearn_g2d.patches._neighbors import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.utils.arrays import Floats, mean_of_highest
-from sklearn_g2d.utils.images import ImageShape, shape_of, validate_images
+from sklearn_g2d.utils.images import ImageShape, count_copies, shape_of, validate_images
 from sklearn_g2d.utils.mapped import NUMBERS, take
 from sklearn_g2d.utils.parts import fit_part, unfrozen
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_of_labels
+from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
 
 # The maps of these blocks of EfficientNet-Lite0, with the strides 8, 16 and 16, found anomalies
 # best. The margin around images removes the effect of their edges on these maps.
@@ -197,7 +197,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         groups : array-like of shape (n_samples,), default=None
             Names of groups of images that belong together, such as photographs of one part. The
             images of a group are held out together, and the rate of false alarms holds for new
-            groups.
+            groups. Equal images of different groups, or without groups, are warned of.
 
         Returns
         -------
@@ -217,7 +217,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             make_visible()
         rows = self._validate(X, reset=True)
         self._given_as_images = len(shape_of(X)) == 4
-        warn_of_labels(y)
+        warn_of_labels(y, X)
         random_state = check_random_state(self.random_state)
         if groups is not None:
             groups = check_groups(groups, len(rows))
@@ -228,6 +228,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             chosen = self._fit_features(rows, random_state)
             if len(chosen) < len(rows):
                 rows, groups = take(rows, chosen), None if groups is None else groups[chosen]
+            _warn_of_copies(rows, groups)
             levels = [np.concatenate(maps) for maps in zip(*self._iter_levels(rows), strict=True)]
             folds = _folds(len(rows), groups, random_state)
             self.per_location_ = bool(self.per_location)
@@ -392,6 +393,17 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
         tags.input_tags.two_d_array = self.image_shape is not None
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _warn_of_copies(rows: NDArray[Any], groups: NDArray[Any] | None) -> None:
+    """Warn about equal images, of which some may be held out while others are known."""
+    n_copies, _ = count_copies(rows, groups)
+    if n_copies:
+        warn_caller(
+            f"{n_copies} of the {len(rows)} images equal another one, pixel by pixel. A copy gets "
+            "a better score than a new image, so that there will be more false alarms than stated. "
+            "Remove the copies, or put them into one group by fit(X, groups=...)."
+        )
 
 
 def _check_frozen(estimator: Any, per_location: bool | str, levels: list[Maps]) -> None:

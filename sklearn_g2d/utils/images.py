@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -11,9 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sklearn_g2d.utils.inputs import is_picture, plain, validate
+from sklearn_g2d.utils.mapped import blocks
 from sklearn_g2d.utils.warnings import warn_caller
 
 ImageShape = tuple[int, int, int]  # channels, height, width
+
+_BLOCK_IMAGES = 100
 
 # An axis of such a size is probably that of the channels: gray, colour, or colour and opacity.
 _USUAL_CHANNELS = (1, 3, 4)
@@ -30,23 +36,33 @@ def _check(image_shape: Any) -> ImageShape:
 
 
 def as_rows(
-    X: ArrayLike, image_shape: Any, *, name: str, fitted: bool
+    X: ArrayLike, image_shape: Any, *, name: str, fitted: bool, of_clips: bool = False
 ) -> tuple[Any, ImageShape | None]:
     """Flatten images, or return rows unchanged, together with the image shape (None for a table).
 
     Values are neither read nor copied. `image_shape` is the user's parameter or, with `fitted`, the
     shape of the images in `fit`, where None means a table. `name` is the estimator's, for errors.
+    With `of_clips` they name the clip, and not the parameter, which estimators of clips lack.
     """
     expected = None if image_shape is None else _check(image_shape)
     _refuse_nested(X)
     shape = shape_of(X)
-    if len(shape) == 3:
+    n_pixels = 0 if expected is None else math.prod(expected)
+    # One image, by its shape: without its channel, with the channels last, or as in `fit`.
+    one: dict[tuple[int, ...], str] = {}
+    if expected is not None:
+        one[expected[1:]] = "X[np.newaxis, np.newaxis]"
+        one[(*expected[1:], expected[0])] = "np.moveaxis(X, -1, 0)[np.newaxis]"
+        one[expected] = "X[np.newaxis]"
+    if len(shape) == 3 or (shape in one and shape[1] != n_pixels):
+        remedy = "For gray ones pass X[:, np.newaxis]"
+        if shape in one:
+            remedy = f"One image must be given as an array of one: {one[shape]}"
         raise ValueError(
-            f"X has shape {shape}, of dim 3. Images are an array of shape (n_samples, channels, "
-            "height, width): for gray ones pass X[:, np.newaxis]."
+            f"X has shape {shape}, of dim {len(shape)}. Images are an array of shape (n_samples, "
+            f"channels, height, width). {remedy}."
         )
     if len(shape) != 4:
-        n_pixels = 0 if expected is None else math.prod(expected)
         if expected is not None and not fitted and len(shape) == 2 and shape[1] != n_pixels:
             raise ValueError(
                 f"X has {shape[1]} features, but image_shape={expected} asks for {n_pixels}."
@@ -62,10 +78,11 @@ def as_rows(
     if expected is not None:
         channels_last = found != expected and found == (*expected[1:], expected[0])
     if channels_last:
-        hint = "" if expected else f" If X is right, pass the parameter image_shape={found}."
+        hint = f" If X is right, pass the parameter image_shape={found}."
         raise ValueError(
             f"X has shape {shape}, with the channels last. Images are (n_samples, channels, "
-            f"height, width): pass np.moveaxis(X, -1, 1).{hint}"
+            f"height, width): pass np.moveaxis({'clip' if of_clips else 'X'}, -1, 1)."
+            f"{'' if expected or of_clips else hint}"
         )
     if found != expected and (fitted or expected is not None):
         other = "rows of a table" if expected is None else expected
@@ -129,6 +146,18 @@ def compare_units(X: NDArray[Any], dtype: str, intensity_range: tuple[float, flo
             f"X is of {X.dtype} from {least:.3g} to {most:.3g}, but fit was given "
             f"{dtype} from {low:.3g} to {high:.3g}: pass images in the same units."
         )
+
+
+def count_copies(images: NDArray[Any], groups: Iterable[Any] | None) -> tuple[int, int]:
+    """Return how many images equal one of another group, and how many images are different.
+
+    Images are compared in every bit. Without groups, each image is a group of its own.
+    """
+    each = chain.from_iterable(blocks(images, _BLOCK_IMAGES))
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in each]
+    n_different = len(set(digests))
+    of_groups = range(len(digests)) if groups is None else groups
+    return len(set(zip(digests, of_groups, strict=True))) - n_different, n_different
 
 
 def shape_of(X: Any) -> tuple[int, ...]:

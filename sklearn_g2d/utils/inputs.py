@@ -28,12 +28,15 @@ _MOST_AXES = 4
 
 _BLOCK_ROWS = 1000
 
+_LARGEST = sys.float_info.max
+
 _ENCODE = "encode {} by OneHotEncoder(sparse_output=False) or OrdinalEncoder before {{}}"
 _REMEDIES = {
     "text": _ENCODE.format("it"),
     "categories": _ENCODE.format("them") + ", or convert them if they are numbers",
     "dates or times": "turn them into numbers before {}, such as days since a fixed date",
     "missing values": "fill them by SimpleImputer before {}, or leave such rows out",
+    "integers too large for float64": "clip them by np.clip before {}, or leave such rows out",
     "complex numbers": "pass their real and imaginary parts as columns",
     "sparse values": "pass X.sparse.to_dense()",
     "lists or arrays": "give every number a column, or pass images as one array (n_samples, "
@@ -291,6 +294,8 @@ def _problems_of_cells(cells: list[Any]) -> set[str]:
             problems.add("dates or times")
         elif issubclass(kind, str | bytes | PathLike) and not all(map(_is_number, cells)):
             problems.add("text")
+        elif issubclass(kind, int) and any(abs(n) > _LARGEST for n in cells if type(n) is kind):
+            problems.add("integers too large for float64")
     return problems
 
 

@@ -20,15 +20,23 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def warn_of_labels(y: Any) -> None:
-    """Warn if `y` holds two kinds of labels, because `fit` does not use them."""
+def warn_of_labels(y: Any, X: Any) -> None:
+    """Warn if `y` holds two kinds of labels, because `fit` does not use them; `X` is as given."""
     # A `y` of one kind, or of many, is probably not meant as labels of inliers and outliers.
     labels = np.asarray(y)
     kinds = sorted(set(labels.tolist()), key=str) if labels.ndim == 1 else []
     if len(kinds) != 2:
         return
-    normal = {(-1, 1): "X[y == 1]", (0, 1): "X[y == 0]"}.get(tuple(kinds), "those alone")
+    normal = {(-1, 1): 1, (0, 1): 0}.get(tuple(kinds))
+    is_list = isinstance(X, list | tuple)
+    # A list of clips may come with labels of frames, which do not tell which clips are normal.
+    if normal is None or (is_list and len(X) != len(labels)):
+        remedy = "those alone"
+    elif is_list:
+        remedy = f"[x for x, label in zip(X, y) if label == {normal}]"
+    else:
+        remedy = f"X[{'y' if hasattr(y, 'shape') else 'np.asarray(y)'} == {normal}]"
     warn_caller(
         f"y holds the labels {kinds[0]!r} and {kinds[1]!r}, but fit does not use labels and learns "
-        f"from all rows of X. If you know the normal rows, pass {normal}."
+        f"from all rows of X. If you know the normal rows, pass {remedy}."
     )

