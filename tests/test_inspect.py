@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.__main__ import main
-from sklearn_g2d._inspect import _scoring
+from sklearn_g2d._inspect import _command, _scoring
 from sklearn_g2d.calibration import conformal_threshold
 from sklearn_g2d.datasets import load_images
 from sklearn_g2d.features import PretrainedFeatures
@@ -442,6 +443,15 @@ def test_known_bad_pictures_that_are_not_read_are_named(folders, inspect, refuse
     assert "Files in bad that are not read" in capsys.readouterr().err
 
 
+def test_a_model_of_another_class_is_named(folders, refused):
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    G2DOutlierDetector(random_state=0).fit(X).save(folders / "rows")
+    message = refused("new --out report --model rows")
+    assert "--model rows holds a fitted G2DOutlierDetector, but inspect needs a" in message
+    assert "inspect GOOD_FOLDER NEW_FOLDER --out REPORT --save MODEL" in message
+    assert "persistence" not in message
+
+
 def test_nothing_to_judge_is_an_error(folders, refused):
     (folders / "raw").mkdir()
     (folders / "raw" / "a.heic").write_bytes(b"x")
@@ -456,7 +466,7 @@ def test_nothing_to_judge_is_an_error(folders, refused):
 def test_the_rate_of_a_threshold_between_scores(folders, inspect, monkeypatch):
     """Of 20 held-out scores the rate .05 lies a twentieth of the way from the first to the next."""
     detector = fitted(folders)
-    monkeypatch.setattr(PatchDetector, "load", lambda _: detector)
+    monkeypatch.setattr(_command, "load", lambda _: detector)
     inspect("new --out report --model m")
     assert "About 5 % of photographs" in Page(folders / "report" / "index.html").text
     inspect("new --out report --model m --overwrite --false-alarms .05")  # kept, not on average

@@ -42,7 +42,7 @@ from sklearn_g2d.datasets import load_images
 from sklearn_g2d.datasets._images import endings, images_among, visible_files
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
-from sklearn_g2d.persistence import is_saved
+from sklearn_g2d.persistence import is_saved, load
 
 _USAGE = """
   python -m sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT [--save MODEL] [options]
@@ -487,7 +487,13 @@ def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> PatchDetector:
-    detector = PatchDetector.load(options.model)
+    detector = load(options.model)
+    if not isinstance(detector, PatchDetector):
+        raise ValueError(
+            f"--model {options.model} holds a fitted {type(detector).__name__}, but inspect needs a "
+            "PatchDetector. Make a model from photographs of good parts by `python -m sklearn_g2d "
+            "inspect GOOD_FOLDER NEW_FOLDER --out REPORT --save MODEL`."
+        )
     check_intensities(detector, options.model)
     if options.false_alarms:
         # The error of `_promise` names neither the option nor the model.
