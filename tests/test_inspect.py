@@ -297,7 +297,7 @@ def test_photographs_are_loaded_some_at_a_time(folders, inspect, monkeypatch):
 
     monkeypatch.setattr(_scoring, "load_images", counted)
     inspect("good new --out report --overwrite")
-    assert sizes == [3, 1, 3, 1]  # scores, then pictures
+    assert sizes == [1, 3, 1, 3, 1]  # is one readable, scores, pictures
     assert rows_of(folders / "report" / "scores.csv") == expected
 
 
@@ -443,11 +443,21 @@ def test_known_bad_pictures_that_are_not_read_are_named(folders, inspect, refuse
     assert "Files in bad that are not read" in capsys.readouterr().err
 
 
+def test_unreadable_files_are_refused_before_learning(folders, refused, monkeypatch):
+    monkeypatch.setattr(PatchDetector, "fit", lambda *_, **__: pytest.fail("learned"))
+    (folders / "bad" / "1.png").write_bytes(b"no picture")
+    message = refused("good new --out report --known-bad bad")
+    assert "1 of the 4 files in --known-bad cannot be read: 1.png." in message
+    for path in folders.glob("new/**/*.png"):
+        path.write_bytes(b"no picture")
+    assert "4 of the 4 files in NEW_FOLDER cannot be read" in refused("good new --out report")
+
+
 def test_a_model_of_another_class_is_named(folders, refused):
     X = np.random.default_rng(0).normal(size=(30, 2))
     G2DOutlierDetector(random_state=0).fit(X).save(folders / "rows")
     message = refused("new --out report --model rows")
-    assert "--model rows holds a fitted G2DOutlierDetector, but inspect needs a" in message
+    assert "--model rows holds a fitted G2DOutlierDetector, but inspect needs" in message
     assert "inspect GOOD_FOLDER NEW_FOLDER --out REPORT --save MODEL" in message
     assert "persistence" not in message
 
@@ -466,7 +476,7 @@ def test_nothing_to_judge_is_an_error(folders, refused):
 def test_the_rate_of_a_threshold_between_scores(folders, inspect, monkeypatch):
     """Of 20 held-out scores the rate .05 lies a twentieth of the way from the first to the next."""
     detector = fitted(folders)
-    monkeypatch.setattr(_command, "load", lambda _: detector)
+    monkeypatch.setattr(_command, "load_model", lambda _: detector)
     inspect("new --out report --model m")
     assert "About 5 % of photographs" in Page(folders / "report" / "index.html").text
     inspect("new --out report --model m --overwrite --false-alarms .05")  # kept, not on average

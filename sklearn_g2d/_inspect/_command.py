@@ -35,6 +35,7 @@ from sklearn_g2d._inspect._scoring import (
     Photograph,
     check_intensities,
     duration,
+    load,
     score,
 )
 from sklearn_g2d.calibration import least_number
@@ -42,7 +43,8 @@ from sklearn_g2d.datasets import load_images
 from sklearn_g2d.datasets._images import endings, images_among, visible_files
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
-from sklearn_g2d.persistence import is_saved, load
+from sklearn_g2d.persistence import is_saved
+from sklearn_g2d.persistence import load as load_model
 
 _USAGE = """
   python -m sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT [--save MODEL] [options]
@@ -261,6 +263,8 @@ def _inspect(options: argparse.Namespace) -> int:
         bad, others_of_bad = _look_into(options.known_bad, NOT_READ)
         if text := _passed_over(options.known_bad, others_of_bad):
             say(text)
+    if not options.model:
+        _check_readable(new, bad, options)
     detector, warning = (_load(options), "") if options.model else _learn(options, say)
     summary = Summary(detector, options, len(others), passed_over, warning)
     if bad:
@@ -398,15 +402,34 @@ def _read_good(options: argparse.Namespace, paths: list[Path], file: Path) -> Bu
     try:
         return load_images(paths, memory_map=file, **how)
     except (ValueError, OSError):
-        unreadable = []
-        for path in paths:
-            try:
-                load_images([path], **how)
-            except (ValueError, OSError) as error:
-                name = path.relative_to(options.good).as_posix()
-                unreadable.append(Photograph(path, name, note=_message(error)))
-        _refuse(unreadable, len(paths), "GOOD_FOLDER")
+        _refuse(_unreadable(paths, options.good, options), len(paths), "GOOD_FOLDER")
         raise
+
+
+def _check_readable(new: list[Path], bad: list[Path], options: argparse.Namespace) -> None:
+    """Raise an error that would otherwise come after learning, which may take minutes."""
+    _refuse(_unreadable(bad, options.known_bad, options), len(bad), "--known-bad")
+    # One readable photograph is enough to go on, so that few are read twice.
+    if all(_problem(path, options) for path in new):
+        _refuse(_unreadable(new, options.new, options), len(new), "NEW_FOLDER")
+
+
+def _unreadable(paths: list[Path], folder: Path, options: argparse.Namespace) -> list[Photograph]:
+    problems = ((path, _problem(path, options)) for path in paths)
+    return [
+        Photograph(path, path.relative_to(folder).as_posix(), note=problem)
+        for path, problem in problems
+        if problem
+    ]
+
+
+def _problem(path: Path, options: argparse.Namespace) -> str:
+    """Return why a photograph cannot be read, or an empty text."""
+    try:
+        load([path], options.size, options.channels)
+    except (ValueError, OSError) as error:
+        return _message(error)
+    return ""
 
 
 def _refuse(unreadable: list[Photograph], n: int, which: str) -> None:
@@ -487,12 +510,12 @@ def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> PatchDetector:
-    detector = load(options.model)
+    detector = load_model(options.model)
     if not isinstance(detector, PatchDetector):
         raise ValueError(
-            f"--model {options.model} holds a fitted {type(detector).__name__}, but inspect needs a "
-            "PatchDetector. Make a model from photographs of good parts by `python -m sklearn_g2d "
-            "inspect GOOD_FOLDER NEW_FOLDER --out REPORT --save MODEL`."
+            f"--model {options.model} holds a fitted {type(detector).__name__}, but inspect needs "
+            "a PatchDetector. Make a model from photographs of good parts by `python -m "
+            "sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT --save MODEL`."
         )
     check_intensities(detector, options.model)
     if options.false_alarms:

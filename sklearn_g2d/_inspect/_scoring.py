@@ -80,13 +80,19 @@ def batches(detector: PatchDetector, things: list[Any]) -> list[list[Any]]:
     return [things[start : start + n] for start in range(0, len(things), n)]
 
 
-def read(detector: PatchDetector, paths: list[Path]) -> NDArray[Any]:
-    """Read photographs with the size and the channels of the detector's `fit`."""
+def load(paths: list[Path], size: int | tuple[int, int], channels: int) -> NDArray[Any]:
+    """Read photographs, and raise ValueError for files of the kinds that are not read."""
     for path in paths:
         if path.suffix.lower() in NOT_READ:
             raise ValueError(f"{path} is a picture of a kind that is not read: save it as PNG.")
+    images: NDArray[Any] = load_images(paths, size=size, channels=channels).images
+    return images
+
+
+def read(detector: PatchDetector, paths: list[Path]) -> NDArray[Any]:
+    """Read photographs with the size and the channels of the detector's `fit`."""
     channels, height, width = detector.image_shape_
-    images: NDArray[Any] = load_images(paths, size=(height, width), channels=channels).images
+    images = load(paths, (height, width), channels)
     expected = _expected_dtype(detector)
     if expected is not None and images.dtype != expected:
         raise ValueError(
