@@ -160,6 +160,8 @@ def test_page_stands_alone_and_shows_what_was_found(folders, inspect):
     assert not re.search(r"https?:|url\(|@import", page.source)
     assert ODD_NAME in page.text
     assert "1 of 4 photographs is flagged" in page.text
+    assert "How many bad parts pass is unknown" in page.text
+    assert "colour." not in page.text  # the photographs are gray
     assert len(page.images) == 2 * 4
     assert ODD_NAME in page.images[0]["alt"]  # the most anomalous first
     assert all(image["alt"] for image in page.images)
@@ -315,7 +317,7 @@ def test_false_alarms_and_groups_set_the_threshold(folders, inspect):
     above = detector.calibration_scores_[0] - detector.score_samples(new)
     rows = rows_of(folders / "report" / "scores.csv")
     np.testing.assert_allclose([float(row["above_threshold"]) for row in rows], above)
-    assert "photographs of new parts" in Page(folders / "report" / "index.html").text
+    assert "photographs of new good parts" in Page(folders / "report" / "index.html").text
 
 
 def test_known_bad_photographs_only_measure(folders, inspect, capsys):
@@ -343,6 +345,7 @@ def test_known_bad_photographs_only_measure(folders, inspect, capsys):
     verdicts = [row["verdict"] for row in rows_of(folders / "report" / "known_bad.csv")]
     assert verdicts == ["normal", *3 * ["anomalous"]]
     assert "try a larger --size" not in text
+    assert "How many bad parts pass is unknown" not in text
     (folders / "bad" / "1.png").unlink()
     (folders / "bad" / "2.png").unlink()  # one of two is missed
     inspect("good new --out report --overwrite --known-bad bad")
