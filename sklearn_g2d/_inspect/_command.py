@@ -384,12 +384,12 @@ def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
         start = time.perf_counter()
         detector = PatchDetector(random_state=options.seed, verbose=0 if options.quiet else 1)
         with warnings.catch_warnings():
-            # `fit` warns about its default rate. `_promise` below sets the rate that the user asks
+            # `fit` warns about its default rate. `_set_rate` below sets the rate that the user asks
             # for, and `_check_number` has checked it.
             warnings.filterwarnings("ignore", "false_alarm_rate=.* needs at least", UserWarning)
             detector.fit(good.images, groups=groups)
     say(f"Learned in {duration(time.perf_counter() - start)}.")
-    detector._promise(rate)
+    detector._set_rate(rate)
     if options.save:
         detector.save(options.save)
         say(f"The model is saved in {options.save}.")
@@ -519,9 +519,9 @@ def _load(options: argparse.Namespace) -> PatchDetector:
         )
     check_intensities(detector, options.model)
     if options.false_alarms:
-        # The error of `_promise` names neither the option nor the model.
+        # The error of `_set_rate` names neither the option nor the model.
         try:
-            detector._promise(options.false_alarms)
+            detector._set_rate(options.false_alarms)
         except ValueError:
             raise ValueError(
                 f"--false-alarms {options.false_alarms:g} needs at least "
