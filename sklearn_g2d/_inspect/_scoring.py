@@ -74,10 +74,10 @@ class Photograph:
         return "anomalous" if self.is_flagged else "normal"
 
 
-def batches(detector: PatchDetector, things: list[Any]) -> list[list[Any]]:
+def batches(detector: PatchDetector, items: list[Any]) -> list[list[Any]]:
     """Divide photographs into batches that fit into memory."""
     n = int(np.clip(_MOST_VALUES // detector.n_features_in_, 1, _MOST_PHOTOGRAPHS))
-    return [things[start : start + n] for start in range(0, len(things), n)]
+    return [items[start : start + n] for start in range(0, len(items), n)]
 
 
 def load(paths: list[Path], size: int | tuple[int, int], channels: int) -> NDArray[Any]:
@@ -147,15 +147,15 @@ def score(
     """
     say(f"Scoring {len(paths)} {kind} photographs from {folder} ...")
     photographs: list[Photograph] = []
-    start = told = time.perf_counter()
+    start = last_line = time.perf_counter()
     for batch in batches(detector, paths):
         photographs += _score_batch(detector, batch, folder)
         now, n = time.perf_counter(), len(photographs)
         is_first = n == len(batch)
-        if n < len(paths) and (is_first or now - told > _SECONDS_BETWEEN_LINES):
+        if n < len(paths) and (is_first or now - last_line > _SECONDS_BETWEEN_LINES):
             left = duration((now - start) / n * (len(paths) - n))
             say(f"  {n} of {len(paths)} scored, about {left} left")
-            told = now
+            last_line = now
     return photographs, time.perf_counter() - start
 
 
