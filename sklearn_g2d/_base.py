@@ -406,8 +406,8 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
         n_own = len(X) if sum(n_rows) <= most else most * len(X) // sum(n_rows)
         # All processes draw the same seeds, and each uses another one of them.
         seeds = random_state.randint(np.iinfo(np.int32).max, size=len(n_rows))
-        lot = np.random.RandomState(seeds[parallel.rank()]).permutation(len(X))
-        return np.concatenate(parallel.gather(take(X, np.sort(lot[:n_own]))))
+        order = np.random.RandomState(seeds[parallel.rank()]).permutation(len(X))
+        return np.concatenate(parallel.gather(take(X, np.sort(order[:n_own]))))
 
     def _init_callback_context(self, *args: Any, **kwargs: Any) -> CallbackContext:
         """Start callbacks; if several processes train together, only in the first one."""

@@ -136,7 +136,7 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
             # Some detectors draw random numbers in their constructor. A clone calls it again, so
             # that it must be made after the generators are seeded.
             self.detector_ = clone_part(self.detector, rng).fit(X)
-        self.training_scores_ = _turn(self.detector_.decision_scores_, name)
+        self.training_scores_ = _negate(self.detector_.decision_scores_, name)
         self.offset_ = -float(self.detector_.threshold_)
         return self
 
@@ -160,7 +160,7 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False)
-        return _turn(self.detector_.decision_function(X), type(self.detector_).__name__)
+        return _negate(self.detector_.decision_function(X), type(self.detector_).__name__)
 
 
 class ToPyOD(BaseDetector):
@@ -253,7 +253,7 @@ class ToPyOD(BaseDetector):
             scores = getattr(last, "negative_outlier_factor_", scores)
         if scores is None:
             scores = self.detector_.score_samples(X)
-        self.decision_scores_ = _turn(scores, name)
+        self.decision_scores_ = _negate(scores, name)
         self._process_decision_scores()
         return self
 
@@ -270,7 +270,7 @@ class ToPyOD(BaseDetector):
             Minus the detector's `score_samples`, as float64.
         """
         check_is_fitted(self, ["decision_scores_", "threshold_", "labels_"])
-        return _turn(self.detector_.score_samples(X), type(self.detector_).__name__)
+        return _negate(self.detector_.score_samples(X), type(self.detector_).__name__)
 
 
 def _check_is_instance(adapter: Any, detector: Any) -> None:
@@ -281,15 +281,15 @@ def _check_is_instance(adapter: Any, detector: Any) -> None:
         )
 
 
-def _turn(scores: ArrayLike, name: str) -> NDArray[np.float64]:
+def _negate(scores: ArrayLike, name: str) -> NDArray[np.float64]:
     """Change the sign of a detector's scores."""
-    turned = -np.asarray(scores, dtype=np.float64).reshape(-1)
-    if not np.isfinite(turned).all():
+    negated = -np.asarray(scores, dtype=np.float64).reshape(-1)
+    if not np.isfinite(negated).all():
         raise ValueError(
-            f"{np.sum(~np.isfinite(turned))} of {len(turned)} scores of {name} are NaN or "
+            f"{np.sum(~np.isfinite(negated))} of {len(negated)} scores of {name} are NaN or "
             "infinite. Scale the rows, or use another detector."
         )
-    return turned
+    return negated
 
 
 @contextmanager

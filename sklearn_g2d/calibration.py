@@ -253,7 +253,7 @@ class ThresholdMixin(VerdictMixin):
         self.offset_ = conformal_threshold(scores, rate, groups, too_few=too_few)
         self._keep_scores(scores, groups)
 
-    def _promise(self, rate: float) -> None:
+    def _set_rate(self, rate: float) -> None:
         """Set the threshold for another rate, from the calibration scores of `fit`."""
         scores, weights = self.calibration_scores_, self.calibration_weights_
         if weights is None:

@@ -252,9 +252,9 @@ def _shared(estimator: Any) -> Any:
     return delayed(estimator, traverse=False)
 
 
-def _block(block: Any, estimator: Any, method: str, nothing: NDArray[Any]) -> NDArray[Any]:
+def _block(block: Any, estimator: Any, method: str, empty: NDArray[Any]) -> NDArray[Any]:
     # A filter of the user may have removed all rows of a block.
-    return getattr(estimator, method)(block) if len(block) else nothing
+    return getattr(estimator, method)(block) if len(block) else empty
 
 
 def _check(estimator: Any, X: Any) -> None:

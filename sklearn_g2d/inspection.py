@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_g2d.utils.columns import Label, follow, spell, sum_by_label
+from sklearn_g2d.utils.columns import Label, format_label, sum_by_label, trace_columns
 
 __all__ = ["column_contributions"]
 
@@ -80,12 +80,12 @@ def column_contributions(estimator: Any, X: Any) -> Bunch:
     # name of a mixed column.
     for transformer in transformers:
         X = transformer.transform(X)
-        labels = follow(transformer, labels)
+        labels = trace_columns(transformer, labels)
     parts = detector.explain(X)
     # Mixed columns have no place in the table: sort them after its columns.
     order = {label: label if isinstance(label, int) else len(given) for label in labels}
     kept = sorted(order, key=lambda label: order[label])
-    names = np.asarray([spell(label, given) for label in kept], dtype=object)
+    names = np.asarray([format_label(label, given) for label in kept], dtype=object)
     return Bunch(contributions=sum_by_label(parts, labels, kept), names=names)
 
 

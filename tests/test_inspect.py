@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from sklearn_g2d import G2DOutlierDetector
 from sklearn_g2d.__main__ import main
-from sklearn_g2d._inspect import _scoring
+from sklearn_g2d._inspect import _command, _scoring
 from sklearn_g2d.calibration import conformal_threshold
 from sklearn_g2d.datasets import load_images
 from sklearn_g2d.features import PretrainedFeatures
@@ -159,6 +160,8 @@ def test_page_stands_alone_and_shows_what_was_found(folders, inspect):
     assert not re.search(r"https?:|url\(|@import", page.source)
     assert ODD_NAME in page.text
     assert "1 of 4 photographs is flagged" in page.text
+    assert "How many bad parts pass is unknown" in page.text
+    assert "colour." not in page.text  # the photographs are gray
     assert len(page.images) == 2 * 4
     assert ODD_NAME in page.images[0]["alt"]  # the most anomalous first
     assert all(image["alt"] for image in page.images)
@@ -296,7 +299,7 @@ def test_photographs_are_loaded_some_at_a_time(folders, inspect, monkeypatch):
 
     monkeypatch.setattr(_scoring, "load_images", counted)
     inspect("good new --out report --overwrite")
-    assert sizes == [3, 1, 3, 1]  # scores, then pictures
+    assert sizes == [1, 3, 1, 3, 1]  # is one readable, scores, pictures
     assert rows_of(folders / "report" / "scores.csv") == expected
 
 
@@ -314,7 +317,7 @@ def test_false_alarms_and_groups_set_the_threshold(folders, inspect):
     above = detector.calibration_scores_[0] - detector.score_samples(new)
     rows = rows_of(folders / "report" / "scores.csv")
     np.testing.assert_allclose([float(row["above_threshold"]) for row in rows], above)
-    assert "photographs of new parts" in Page(folders / "report" / "index.html").text
+    assert "photographs of new good parts" in Page(folders / "report" / "index.html").text
 
 
 def test_known_bad_photographs_only_measure(folders, inspect, capsys):
@@ -342,6 +345,7 @@ def test_known_bad_photographs_only_measure(folders, inspect, capsys):
     verdicts = [row["verdict"] for row in rows_of(folders / "report" / "known_bad.csv")]
     assert verdicts == ["normal", *3 * ["anomalous"]]
     assert "try a larger --size" not in text
+    assert "How many bad parts pass is unknown" not in text
     (folders / "bad" / "1.png").unlink()
     (folders / "bad" / "2.png").unlink()  # one of two is missed
     inspect("good new --out report --overwrite --known-bad bad")
@@ -442,6 +446,25 @@ def test_known_bad_pictures_that_are_not_read_are_named(folders, inspect, refuse
     assert "Files in bad that are not read" in capsys.readouterr().err
 
 
+def test_unreadable_files_are_refused_before_learning(folders, refused, monkeypatch):
+    monkeypatch.setattr(PatchDetector, "fit", lambda *_, **__: pytest.fail("learned"))
+    (folders / "bad" / "1.png").write_bytes(b"no picture")
+    message = refused("good new --out report --known-bad bad")
+    assert "1 of the 4 files in --known-bad cannot be read: 1.png." in message
+    for path in folders.glob("new/**/*.png"):
+        path.write_bytes(b"no picture")
+    assert "4 of the 4 files in NEW_FOLDER cannot be read" in refused("good new --out report")
+
+
+def test_a_model_of_another_class_is_named(folders, refused):
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    G2DOutlierDetector(random_state=0).fit(X).save(folders / "rows")
+    message = refused("new --out report --model rows")
+    assert "--model rows holds a fitted G2DOutlierDetector, but inspect needs" in message
+    assert "inspect GOOD_FOLDER NEW_FOLDER --out REPORT --save MODEL" in message
+    assert "persistence" not in message
+
+
 def test_nothing_to_judge_is_an_error(folders, refused):
     (folders / "raw").mkdir()
     (folders / "raw" / "a.heic").write_bytes(b"x")
@@ -456,7 +479,7 @@ def test_nothing_to_judge_is_an_error(folders, refused):
 def test_the_rate_of_a_threshold_between_scores(folders, inspect, monkeypatch):
     """Of 20 held-out scores the rate .05 lies a twentieth of the way from the first to the next."""
     detector = fitted(folders)
-    monkeypatch.setattr(PatchDetector, "load", lambda _: detector)
+    monkeypatch.setattr(_command, "load_model", lambda _: detector)
     inspect("new --out report --model m")
     assert "About 5 % of photographs" in Page(folders / "report" / "index.html").text
     inspect("new --out report --model m --overwrite --false-alarms .05")  # kept, not on average

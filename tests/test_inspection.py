@@ -25,7 +25,7 @@ from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.features import NeighborProfile
 from sklearn_g2d.g2d import NetworkClassifier
 from sklearn_g2d.inspection import column_contributions
-from sklearn_g2d.utils.columns import follow, spell
+from sklearn_g2d.utils.columns import format_label, trace_columns
 
 pd = pytest.importorskip("pandas")
 
@@ -321,6 +321,6 @@ def test_labels_follow_columns(table, transformer, columns, labels):
     X = table[columns]
     transformer.fit(X, np.zeros(len(X)))
     names = [columns] if isinstance(columns, str) else columns
-    followed = follow(transformer, range(len(names)))
-    assert [spell(f, names) if isinstance(f, str) else f for f in followed] == labels
+    followed = trace_columns(transformer, range(len(names)))
+    assert [format_label(f, names) if isinstance(f, str) else f for f in followed] == labels
     assert transformer.transform(X).shape[1] == len(labels)

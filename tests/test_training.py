@@ -120,7 +120,7 @@ def test_the_initial_cloud_covers_the_data(runtime):
     X = torch.tensor([[1.0, 0.9], [0.0, 0.3]]) @ torch.randn(2, 4000)
     X = (X - X.mean(1, keepdim=True)).T.contiguous()
     generator = make_generator(runtime, n_features=2, bound=float("inf"))
-    generator.cover(X, spread=3.0, rng=runtime.rng)
+    generator.surround(X, spread=3.0, rng=runtime.rng)
     isotropic, correlated = generator.sample(20_000, runtime.rng).detach()
     torch.testing.assert_close(torch.cov(isotropic.T), 9 * torch.eye(2), atol=1.0, rtol=0)
     torch.testing.assert_close(
@@ -131,7 +131,7 @@ def test_the_initial_cloud_covers_the_data(runtime):
 def test_short_noise_still_covers_the_largest_variances(runtime):
     X = torch.randn(500, 30) * torch.linspace(0.1, 3, 30)
     generator = make_generator(runtime, n_features=30, latent_dim=5, bound=float("inf"))
-    generator.cover(X, spread=1.0, rng=runtime.rng)
+    generator.surround(X, spread=1.0, rng=runtime.rng)
     _, correlated = generator.sample(5000, runtime.rng).detach()
     assert correlated.std(dim=0)[-3:].min() > 2
     assert correlated.std(dim=0)[:3].max() < 1
@@ -139,7 +139,7 @@ def test_short_noise_still_covers_the_largest_variances(runtime):
 
 def test_samples_stay_within_the_bound(runtime):
     generator = make_generator(runtime, bound=2.0)
-    generator.cover(torch.randn(100, 3), spread=50.0, rng=runtime.rng)
+    generator.surround(torch.randn(100, 3), spread=50.0, rng=runtime.rng)
     assert generator.sample(100, runtime.rng).abs().max() <= 2
 
 

@@ -34,6 +34,7 @@ from sklearn_g2d._inspect._scoring import (
     Photograph,
     check_intensities,
     duration,
+    load,
     score,
 )
 from sklearn_g2d.calibration import least_number
@@ -42,6 +43,7 @@ from sklearn_g2d.datasets._images import endings, images_among, visible_files
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
 from sklearn_g2d.persistence import is_saved
+from sklearn_g2d.persistence import load as load_model
 from sklearn_g2d.utils.images import count_copies
 
 _USAGE = """
@@ -261,6 +263,8 @@ def _inspect(options: argparse.Namespace) -> int:
         bad, others_of_bad = _look_into(options.known_bad, NOT_READ)
         if text := _passed_over(options.known_bad, others_of_bad):
             say(text)
+    if not options.model:
+        _check_readable(new, bad, options)
     detector, warning = (_load(options), "") if options.model else _learn(options, say)
     summary = Summary(detector, options, len(others), passed_over, warning)
     if bad:
@@ -380,13 +384,13 @@ def _learn(options: argparse.Namespace, say: Say) -> tuple[PatchDetector, str]:
         start = time.perf_counter()
         detector = PatchDetector(random_state=options.seed, verbose=0 if options.quiet else 1)
         with warnings.catch_warnings():
-            # `fit` warns about its default rate. `_promise` below sets the rate that the user asks
+            # `fit` warns about its default rate. `_set_rate` below sets the rate that the user asks
             # for, and `_check_number` has checked it. Copies were warned of by names of options.
             for warned in ("false_alarm_rate=.* needs at least", ".* equal another one, pixel by"):
                 warnings.filterwarnings("ignore", warned, UserWarning)
             detector.fit(good.images, groups=groups)
     say(f"Learned in {duration(time.perf_counter() - start)}.")
-    detector._promise(rate)
+    detector._set_rate(rate)
     if options.save:
         detector.save(options.save)
         say(f"The model is saved in {options.save}.")
@@ -399,15 +403,34 @@ def _read_good(options: argparse.Namespace, paths: list[Path], file: Path) -> Bu
     try:
         return load_images(paths, memory_map=file, **how)
     except (ValueError, OSError):
-        unreadable = []
-        for path in paths:
-            try:
-                load_images([path], **how)
-            except (ValueError, OSError) as error:
-                name = path.relative_to(options.good).as_posix()
-                unreadable.append(Photograph(path, name, note=_message(error)))
-        _refuse(unreadable, len(paths), "GOOD_FOLDER")
+        _refuse(_unreadable(paths, options.good, options), len(paths), "GOOD_FOLDER")
         raise
+
+
+def _check_readable(new: list[Path], bad: list[Path], options: argparse.Namespace) -> None:
+    """Raise an error that would otherwise come after learning, which may take minutes."""
+    _refuse(_unreadable(bad, options.known_bad, options), len(bad), "--known-bad")
+    # One readable photograph is enough to go on, so that few are read twice.
+    if all(_problem(path, options) for path in new):
+        _refuse(_unreadable(new, options.new, options), len(new), "NEW_FOLDER")
+
+
+def _unreadable(paths: list[Path], folder: Path, options: argparse.Namespace) -> list[Photograph]:
+    problems = ((path, _problem(path, options)) for path in paths)
+    return [
+        Photograph(path, path.relative_to(folder).as_posix(), note=problem)
+        for path, problem in problems
+        if problem
+    ]
+
+
+def _problem(path: Path, options: argparse.Namespace) -> str:
+    """Return why a photograph cannot be read, or an empty text."""
+    try:
+        load([path], options.size, options.channels)
+    except (ValueError, OSError) as error:
+        return _message(error)
+    return ""
 
 
 def _refuse(unreadable: list[Photograph], n: int, which: str) -> None:
@@ -486,12 +509,18 @@ def _check_number(n: int, rate: float, options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> PatchDetector:
-    detector = PatchDetector.load(options.model)
+    detector = load_model(options.model)
+    if not isinstance(detector, PatchDetector):
+        raise ValueError(
+            f"--model {options.model} holds a fitted {type(detector).__name__}, but inspect needs "
+            "a PatchDetector. Make a model from photographs of good parts by `python -m "
+            "sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT --save MODEL`."
+        )
     check_intensities(detector, options.model)
     if options.false_alarms:
-        # The error of `_promise` names neither the option nor the model.
+        # The error of `_set_rate` names neither the option nor the model.
         try:
-            detector._promise(options.false_alarms)
+            detector._set_rate(options.false_alarms)
         except ValueError:
             raise ValueError(
                 f"--false-alarms {options.false_alarms:g} needs at least "

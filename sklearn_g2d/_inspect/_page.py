@@ -107,19 +107,28 @@ def _facts(summary: Summary) -> list[str]:
     detector, options = summary.detector, summary.options
     n_good = len(detector.calibration_scores_)
     height, width = detector.image_shape_[1:]
-    channels = "in gray" if detector.image_shape_[0] == 1 else "in colour"
-    good = f"the model {options.model}" if options.model else str(options.good)
+    # Three channels may come from gray photographs, too.
+    gray = ", in gray" if detector.image_shape_[0] == 1 else ""
+    good = f"the model {options.model}" if options.model else f"the folder {options.good}"
     rate = f"{100 * summary.false_alarm_rate:.2g} %"
     # With --groups there are weights, and the rate is for parts that the detector has not seen.
-    whose = "of new parts " if detector.calibration_weights_ is not None else ""
+    new = "new " if detector.calibration_weights_ is not None else ""
     lines = [
         f"The detector learned from {n_good} photographs of good parts ({good}), at {width} x "
-        f"{height} pixels {channels}.",
+        f"{height} pixels{gray}.",
         f"Photographs with a score below the threshold, {detector.offset_:.4g}, are flagged. About "
-        f"{rate} of photographs {whose}that are as good as those, and taken in the same way, are "
-        "false alarms.",
-        f"Each photograph took {1000 * summary.seconds / len(summary.photographs):.0f} ms.",
+        f"{rate} of photographs of {new}good parts, taken in the same way, are flagged, too: these "
+        "are false alarms.",
     ]
+    if not summary.figures:
+        lines.append(
+            "A part that is not flagged may still be bad. How many bad parts pass is unknown; "
+            "--known-bad measures it."
+        )
+    lines.append(
+        f"Scoring took {1000 * summary.seconds / len(summary.photographs):.0f} ms for each "
+        "photograph."
+    )
     if summary.n_unreadable:
         lines.append(
             f"{summary.n_unreadable} of the files cannot be read. They count as flagged, because "
@@ -146,26 +155,28 @@ def _known_bad(summary: Summary) -> str:
     explained = [
         *summary.sentences_of_known_bad(),
         "AUC: how often a bad photograph has a lower score than a good one (1 is perfect, 0.5 is "
-        "chance). F1: verdicts at this threshold (1 is perfect). EER: the error rate at the "
-        "threshold where it is equal for good and for bad photographs (0 is perfect).",
+        "chance). F1: how well the verdicts find bad photographs without false alarms (1 is "
+        "perfect). EER: the fraction of wrong verdicts, at the threshold where it is the same for "
+        "good and for bad photographs (0 is perfect).",
     ]
     return f"""<h2>Known bad photographs</h2>
 <ul>
 {_items(explained)}
 </ul>
 {names}
-<p>All of them are in <a href="known_bad.csv">known_bad.csv</a>.</p>"""
+<p>All known bad photographs are in <a href="known_bad.csv">known_bad.csv</a>.</p>"""
 
 
 def _legend(summary: Summary) -> str:
     low, high = summary.detector.map_range_
     return (
-        "Colours show where a photograph is anomalous, in standard deviations of good ones: "
-        f'{(low + high) / 2:.1f} <span class="scale" role="img" aria-label="dark green to '
+        "Colours show where a photograph is anomalous, in standard deviations of places in good "
+        f'ones: {(low + high) / 2:.1f} <span class="scale" role="img" aria-label="dark green to '
         f'yellow"></span> {high:.1f} and more. Blue outlines surround places that are rare in '
-        "good photographs: 5 % of these have such a place. &ldquo;Above the threshold&rdquo; is "
-        "the anomaly of the photograph minus the threshold, in the same units. The p-value is "
-        "about the fraction of good photographs that look at least as anomalous."
+        "good photographs: 5 % of good photographs have one. &ldquo;Above the threshold&rdquo; is "
+        "the threshold minus the score, in the same units: it is positive if the photograph is "
+        "flagged. The p-value is about the fraction of good photographs that look at least as "
+        "anomalous."
     )
 
 

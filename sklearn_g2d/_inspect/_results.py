@@ -119,8 +119,8 @@ class Summary:
             f"{'is' if missed == 1 else 'are'} missed (not flagged).",
             f"Known bad photographs against {n_good} good ones: "
             + ", ".join(f"{name} {value:.3f}" for name, value in self.figures.items())
-            + ". Each good photograph was scored while it was held out, and the threshold was set "
-            "by the same scores. Nothing was learned from the bad ones.",
+            + ". Each good photograph was scored by a detector that had not seen it, and these "
+            "scores also set the threshold. Nothing was learned from the bad ones.",
         ]
         if missed > len(self.known_bad) / 3:
             sentences.append(

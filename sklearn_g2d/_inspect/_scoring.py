@@ -74,19 +74,25 @@ class Photograph:
         return "anomalous" if self.is_flagged else "normal"
 
 
-def batches(detector: PatchDetector, things: list[Any]) -> list[list[Any]]:
+def batches(detector: PatchDetector, items: list[Any]) -> list[list[Any]]:
     """Divide photographs into batches that fit into memory."""
     n = int(np.clip(_MOST_VALUES // detector.n_features_in_, 1, _MOST_PHOTOGRAPHS))
-    return [things[start : start + n] for start in range(0, len(things), n)]
+    return [items[start : start + n] for start in range(0, len(items), n)]
+
+
+def load(paths: list[Path], size: int | tuple[int, int], channels: int) -> NDArray[Any]:
+    """Read photographs, and raise ValueError for files of the kinds that are not read."""
+    for path in paths:
+        if path.suffix.lower() in NOT_READ:
+            raise ValueError(f"{path} is a picture of a kind that is not read: save it as PNG.")
+    images: NDArray[Any] = load_images(paths, size=size, channels=channels).images
+    return images
 
 
 def read(detector: PatchDetector, paths: list[Path]) -> NDArray[Any]:
     """Read photographs with the size and the channels of the detector's `fit`."""
-    for path in paths:
-        if path.suffix.lower() in NOT_READ:
-            raise ValueError(f"{path} is a picture of a kind that is not read: save it as PNG.")
     channels, height, width = detector.image_shape_
-    images: NDArray[Any] = load_images(paths, size=(height, width), channels=channels).images
+    images = load(paths, (height, width), channels)
     expected = _expected_dtype(detector)
     if expected is not None and images.dtype != expected:
         raise ValueError(
@@ -141,15 +147,15 @@ def score(
     """
     say(f"Scoring {len(paths)} {kind} photographs from {folder} ...")
     photographs: list[Photograph] = []
-    start = told = time.perf_counter()
+    start = last_line = time.perf_counter()
     for batch in batches(detector, paths):
         photographs += _score_batch(detector, batch, folder)
         now, n = time.perf_counter(), len(photographs)
         is_first = n == len(batch)
-        if n < len(paths) and (is_first or now - told > _SECONDS_BETWEEN_LINES):
+        if n < len(paths) and (is_first or now - last_line > _SECONDS_BETWEEN_LINES):
             left = duration((now - start) / n * (len(paths) - n))
             say(f"  {n} of {len(paths)} scored, about {left} left")
-            told = now
+            last_line = now
     return photographs, time.perf_counter() - start
 
 

@@ -70,7 +70,7 @@ _FAR, _N_FAR = 0.75, 64
 
 # A single row is left out of training if it is so many robust deviations more remote than the
 # median, because networks learn to reproduce what they have seen.
-_LEAST_ALONE = 3.0
+_SINGLE_ROW_LIMIT = 3.0
 
 # Quantiles of maps of held-out data: the thresholds of Eq. 4, and the range of a color scale.
 _MASK_QUANTILE = 0.95
@@ -569,7 +569,7 @@ class AVIDDetector(NetworkDetector):
             return np.ones(len(rows), dtype=bool)
         points = SquashingScaler(_BOUND, 0.0).fit_transform(rows)
         fraction = resolve_fraction(self.support_fraction, self.contamination)
-        return central_rows(NeighborSearch(points), fraction, least_alone=_LEAST_ALONE)
+        return central_rows(NeighborSearch(points), fraction, single_row_limit=_SINGLE_ROW_LIMIT)
 
     def _make_model(self, X: NDArray[Any], session: Session) -> ImageModel | TableModel:
         """Build the networks and their preprocessing, or take those of the previous fit."""

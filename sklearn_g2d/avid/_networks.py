@@ -338,7 +338,7 @@ def common_stride(inpainter: Any, detector: Any, n_channels: int) -> int:
     if isinstance(detector, OwnNetwork) and not hasattr(detector.members[0], "stride"):
         # Without this attribute, find the stride by the numbers of logits for two sizes of images.
         n_logits, n_more = (
-            _try(detector, (1, n_channels, side, side)).shape[2]
+            _run_once(detector, (1, n_channels, side, side)).shape[2]
             for side in (_PROBE_PIXELS, 2 * _PROBE_PIXELS)
         )
         stride = _PROBE_PIXELS // max(1, n_more - n_logits) if n_more > n_logits else 1
@@ -348,17 +348,17 @@ def common_stride(inpainter: Any, detector: Any, n_channels: int) -> int:
 def check_networks(inpainter: Any, detector: Any, shape: tuple[int, ...]) -> None:
     """Raise ValueError if a user's network returns a wrong shape for a batch of this shape."""
     if isinstance(inpainter, OwnNetwork):
-        found = tuple(_try(inpainter, shape, takes_mask=True).shape)
+        found = tuple(_run_once(inpainter, shape, takes_mask=True).shape)
         if found != shape:
             raise ValueError(
                 f"The inpainter must return values of the shape of its input, {shape}; got {found}."
             )
     if isinstance(detector, OwnNetwork):
-        _try(detector, shape)
+        _run_once(detector, shape)
 
 
 @torch.no_grad()
-def _try(network: OwnNetwork, shape: tuple[int, ...], takes_mask: bool = False) -> Tensor:
+def _run_once(network: OwnNetwork, shape: tuple[int, ...], takes_mask: bool = False) -> Tensor:
     """Call a user's network; raise ValueError if a detector's logits have a wrong shape."""
     x = torch.zeros(shape, dtype=torch.float32, device="cpu")
     mask = x[:1, :1] if x.ndim == 4 else x[:1]

@@ -68,7 +68,7 @@ class AdversarialInpainting(Training):
 
     The inpainter learns to remove noise so that the detector judges the result as normal. The
     detector learns to tell these results from normal data. Each network is kept as it was at its
-    best moment, judged on held-out data. Nothing is hidden from the inpainter.
+    best step, judged on held-out data. Nothing is hidden from the inpainter.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class AdversarialTrainer(NetworksTrainer):
         self.samples, self.validation = samples, validation
         is_image = isinstance(samples, Crops)
         self._scale = float(samples.X.max() - samples.X.min()) if is_image else 1.0
-        super().__init__(training, inpainter, detector, _BestMoment, runtime, training.betas)
+        super().__init__(training, inpainter, detector, _BestNetwork, runtime, training.betas)
 
     def _step(self) -> Losses:
         objective = self.training.objective
@@ -164,7 +164,7 @@ class AdversarialTrainer(NetworksTrainer):
         self._update(self.detector_optimizer, loss)
         last = self.training.max_steps - 1
         if self.n_steps == last or self.n_steps % max(1, (last + 1) // _CHECKS) == 0:
-            self._look_for_best_moments()
+            self._keep_best_networks()
         return {
             "reconstruction_loss": error.detach(),
             "adversarial_loss": adversarial.detach(),
@@ -185,8 +185,8 @@ class AdversarialTrainer(NetworksTrainer):
             found = self.detector(x).float()
         return torch.sigmoid(found) if self.training.objective == "log" else found
 
-    def _look_for_best_moments(self) -> None:
-        error, mistakes = self._figures()
+    def _keep_best_networks(self) -> None:
+        error, mistakes = self._validation_errors()
         if self._kept_inpainter.update(self.inpainter, error):
             # Any detector finds the results of the first inpainters. Its mistakes with a worse
             # inpainter say nothing, so start the search for the best detector again.
@@ -194,9 +194,9 @@ class AdversarialTrainer(NetworksTrainer):
         self._kept_detector.update(self.detector, mistakes)
 
     @torch.no_grad()
-    def _figures(self) -> tuple[float, float]:
+    def _validation_errors(self) -> tuple[float, float]:
         """Return the inpainter's error and the detector's mistakes on held-out data (4.3)."""
-        # Use the same samples and noise each time, so that moments are comparable.
+        # Use the same samples and noise each time, so that steps are comparable.
         runtime = self.runtime.seeded(0)
         x = self.validation.draw(_CHECKED, runtime)
         self.inpainter.eval()
@@ -207,7 +207,7 @@ class AdversarialTrainer(NetworksTrainer):
         self.detector.train()
         mistakes = (real > _UNDECIDED).float().mean() + (fake < _UNDECIDED).float().mean()
         figures = torch.stack([error, mistakes])
-        parallel.average([figures])  # so that all processes find their best moments at one step
+        parallel.average([figures])  # so that all processes find their best networks at one step
         lowest_error, fewest = figures.tolist()
         return lowest_error, fewest
 
@@ -217,7 +217,7 @@ def _log_square(likelihoods: Tensor) -> Tensor:
     return likelihoods.flatten(1).square().mean(1).add(1e-12).log().mean()
 
 
-class _BestMoment(nn.Module):
+class _BestNetwork(nn.Module):
     """A copy of a network from the step at which a figure was lowest."""
 
     network: StorableModule

@@ -258,7 +258,7 @@ class NetworksTrainer(Trainer):
             make_optimizer(training.optimizer, list(net.parameters()), rate, betas)
             for net, rate in zip(networks, training.learning_rates, strict=True)
         )
-        self.batch_size = parallel.batch_share(training.batch_size)
+        self.batch_size = parallel.own_batch_size(training.batch_size)
         self._training = training
         trained = {"inpainter": self.inpainter, "detector": self.detector}
         kept = {"kept_inpainter": self._kept_inpainter, "kept_detector": self._kept_detector}

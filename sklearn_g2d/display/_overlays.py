@@ -59,9 +59,9 @@ class Painter:
     ) -> None:
         # The square makes values just above the middle of the scale nearly transparent, because
         # many normal places have such values.
-        covers = alpha * np.linspace(-1.0, 1.0, _N_LEVELS).clip(0.0)[:, np.newaxis] ** 2
-        self._keeps = (1.0 - covers).astype(np.float32)
-        self._adds = (255.0 * covers * colors).astype(np.float32)
+        opacities = alpha * np.linspace(-1.0, 1.0, _N_LEVELS).clip(0.0)[:, np.newaxis] ** 2
+        self._picture_weights = (1.0 - opacities).astype(np.float32)
+        self._weighted_colors = (255.0 * opacities * colors).astype(np.float32)
         self._outline = np.rint(255.0 * np.array(outline_color)).astype(np.uint8)
         self._value_range = value_range
 
@@ -90,7 +90,9 @@ class Painter:
         low, high = self._value_range
         heights = (anomaly_map - low) / (high - low if high > low else 1.0)
         levels = np.rint((_N_LEVELS - 1) * heights.clip(0.0, 1.0)).astype(np.uint8)
-        painted = np.rint(self._keeps[levels] * picture + self._adds[levels]).astype(np.uint8)
+        painted = np.rint(
+            self._picture_weights[levels] * picture + self._weighted_colors[levels]
+        ).astype(np.uint8)
         if mask is not None:
             is_inside = np.asarray(mask).astype(bool)
             width = 1 + min(is_inside.shape) // _PIXELS_PER_LINE

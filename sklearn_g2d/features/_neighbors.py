@@ -138,7 +138,7 @@ class NeighborProfile(RowTransformer):
         self.scale_ = np.where(spread > 1e-6, spread, 1.0)
         return (logs - self.center_) / self.scale_
 
-    def _around(self, reference: NDArray[np.float64]) -> NeighborProfile:
+    def _with_reference(self, reference: NDArray[np.float64]) -> NeighborProfile:
         """Return a profile of distances to other rows, standardised like this one."""
         other = copy.copy(self)
         other.reference_ = np.clip(reference, -_LIMIT, _LIMIT)

@@ -218,7 +218,7 @@ class ClassifierTrainer(Trainer):
         self.settings, self.network = settings, network
         self.normal, self.generated = runtime.tensor(normal), runtime.tensor(generated)
         # Each batch has as many generated rows as normal rows.
-        self.half = max(1, parallel.batch_share(settings.batch_size) // 2)
+        self.half = max(1, parallel.own_batch_size(settings.batch_size) // 2)
         masks = torch.from_numpy(~held_out).to(runtime.device)
         self.n_allowed = (~held_out).sum(axis=1).tolist()
         # Positions of the rows that each member may see. Members may see different numbers of rows:

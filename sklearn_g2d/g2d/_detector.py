@@ -42,7 +42,7 @@ from sklearn_g2d.training.runtime import Runtime
 from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.arrays import Floats, extrapolate
 from sklearn_g2d.utils.centrality import central_rows, resolve_fraction
-from sklearn_g2d.utils.columns import Label, follow, sum_by_label
+from sklearn_g2d.utils.columns import Label, sum_by_label, trace_columns
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.search import NeighborSearch
@@ -461,7 +461,7 @@ class G2DOutlierDetector(NetworkDetector):
         other = copy.copy(self)
         other.features_, other.scaler_ = clone(self.features_, safe=False), clone(self.scaler_)
         seen = featurize(other.features_, rows, self.image_shape_, fit=True)
-        other.profile_ = self.profile_._around(other._scale(seen, fit=True))
+        other.profile_ = self.profile_._with_reference(other._scale(seen, fit=True))
         return lambda new: other._describe(
             other._scale(featurize(other.features_, new, self.image_shape_))
         )
@@ -631,7 +631,7 @@ class G2DOutlierDetector(NetworkDetector):
             )
         labels: list[Label] = list(range(self.n_features_in_))
         for part in (self.features_, self.scaler_):
-            labels = follow(part, labels)
+            labels = trace_columns(part, labels)
             if not all(isinstance(label, int) for label in labels):
                 raise ValueError(
                     f"explain needs columns that are kept apart, but {type(part).__name__} mixes "

@@ -71,7 +71,7 @@ class ConvGenerator(BaseEstimator):
         self._validate_params()
         shape = _image_shape(self, shape)
         module = ConvGeneratorModule(n_members, shape, latent_dim, self.channels, rng)
-        return _widened(module, self.deviation)
+        return _scaled(module, self.deviation)
 
 
 @dataclass(eq=False, repr=False)
@@ -109,7 +109,7 @@ class RowGenerator(BaseEstimator):
         self._validate_params()
         hidden = tuple(self.hidden_layer_sizes)
         module = RowGeneratorModule(n_members, math.prod(shape), latent_dim, hidden, rng)
-        return _widened(module, self.deviation)
+        return _scaled(module, self.deviation)
 
 
 @dataclass(eq=False, repr=False)
@@ -174,7 +174,7 @@ def build_generator(
             bound=bound,
             rng=rng,
         ).to(X.device)
-        generator.cover(X, part.spread, rng)
+        generator.surround(X, part.spread, rng)
         return generator
     if isinstance(network, ConvGenerator | RowGenerator):
         return network.build(part.n_members, latent_dim, shape, rng)
@@ -230,7 +230,7 @@ class PerceptronGenerator(StorableModule):
     """Generators that map Gaussian noise to rows: a perceptron plus a linear skip connection.
 
     The samples of an untrained perceptron lie close to the mean of the data, and a classifier
-    would learn from them that the centre is anomalous. With the skip connection, which `cover`
+    would learn from them that the centre is anomalous. With the skip connection, which `surround`
     sets, the samples start as a cloud around the data. The paper's generator does not have it.
 
     Noise vectors are multiplied by exp(tail * u**2) with u uniform in (0, 1), so that some samples
@@ -276,7 +276,7 @@ class PerceptronGenerator(StorableModule):
         return self(z)
 
     @torch.no_grad()
-    def cover(self, X: Tensor, spread: float, rng: torch.Generator) -> None:
+    def surround(self, X: Tensor, spread: float, rng: torch.Generator) -> None:
         """Set the skip connection so that samples surround the rows `X` of shape (n, n_features).
 
         Even members make a round cloud with the standard deviation `spread`. Odd members make a
@@ -338,7 +338,7 @@ class RowGeneratorModule(StorableModule):
         return self(_noise(self.n_members, n, self.latent_dim, rng=rng))
 
 
-def _widened(generator: Any, deviation: float) -> Any:
+def _scaled(generator: Any, deviation: float) -> Any:
     """Scale untrained generators to a given standard deviation of values before their tanh."""
     for member in generator.members:
         # Each value is a sum of `fan in` products. Initial weights have the mean square

@@ -93,8 +93,8 @@ def roles_by_loss(
     half, n = horizon // 2, len(losses)
     smooth = np.array([losses[max(0, i - half) : i + half + 1].mean() for i in range(n)])
     drop = smooth - smooth[np.minimum(np.arange(n) + horizon, n - 1)]
-    caught_up = int(smooth.argmax())
-    steepest = caught_up + int(drop[caught_up:].argmax())
+    highest = int(smooth.argmax())
+    steepest = highest + int(drop[highest:].argmax())
     # If the loss has never fallen, the generator has not learned yet.
     if drop[steepest] <= 0:
         return ["far"] * n

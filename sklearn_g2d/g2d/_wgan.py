@@ -271,7 +271,7 @@ class WGANTrainer(Trainer):
         self.gan, self.X = gan, X
         self.generator = gan._generator.to(runtime.device)
         self.critic = gan._critic.to(runtime.device)
-        self.batch_size = parallel.batch_share(gan.batch_size)
+        self.batch_size = parallel.own_batch_size(gan.batch_size)
         self.generator_optimizer, self.critic_optimizer = (
             optimizers.make_optimizer(gan.optimizer, n.parameters(), gan.learning_rate, gan.betas)
             for n in (self.generator, self.critic)

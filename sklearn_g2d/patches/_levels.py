@@ -29,7 +29,7 @@ _IMAGES_AT_ONCE = 4
 _OWN_IMAGES_AT_ONCE = 8
 
 # Numbers of cells and of references for the decision whether to compare places.
-_N_ASKED, _N_ANSWERS = 2000, 6000
+_N_QUERIES, _N_REFERENCES = 2000, 6000
 
 # Places are compared if the nearest cell at the same place is clearly nearer than that elsewhere:
 # if the ratio of distances is below this. It was .5 to .85 for parts in one position, and 1 or more
@@ -148,20 +148,20 @@ def own_place_is_nearer(
     ratios = []
     for maps in levels:
         cells = maps.reshape(len(maps), -1, maps.shape[-1])
-        image = random_state.choice(held_out, _N_ASKED)
-        place = random_state.randint(cells.shape[1], size=_N_ASKED)
-        others = random_state.permutation(len(known) * cells.shape[1])[:_N_ANSWERS]
+        image = random_state.choice(held_out, _N_QUERIES)
+        place = random_state.randint(cells.shape[1], size=_N_QUERIES)
+        others = random_state.permutation(len(known) * cells.shape[1])[:_N_REFERENCES]
         other_place = others % cells.shape[1]
         elsewhere = cells[known[others // cells.shape[1]], other_place]
-        asked = cells[image, place]
-        squared = euclidean_distances(asked, elsewhere, squared=True)
+        queries = cells[image, place]
+        squared = euclidean_distances(queries, elsewhere, squared=True)
         # Draws from the same place do not count as other places.
         squared[place[:, None] == other_place] = np.inf
         anywhere = np.sqrt(squared.min(axis=1)).mean()
         at_place = np.mean(
             [
                 np.linalg.norm(cells[known, p] - row, axis=1).min()
-                for p, row in zip(place, asked, strict=True)
+                for p, row in zip(place, queries, strict=True)
             ]
         )
         ratios.append(at_place / anywhere if 0 < anywhere < np.inf else 1.0)

@@ -21,7 +21,7 @@ from sklearn_g2d.utils.surroundings import shielded
 # Number of rows from which references are chosen, and the fraction of references that cover rare
 # rows. The other references are drawn at random and so lie where most rows are; without them
 # frequent rows may have no near reference.
-MAX_CANDIDATES, _COVERING = 10_000, 0.75
+MAX_CANDIDATES, _COVERING_FRACTION = 10_000, 0.75
 
 
 class PatchNeighbors(BaseEstimator):
@@ -162,7 +162,7 @@ def _choose(rows: Floats, n: int) -> Floats:
         return rows
     centred = (rows - rows.mean(axis=0)).astype(np.float32)
     lengths = np.einsum("ij,ij->i", centred, centred)
-    n_any = n - int(_COVERING * n)
+    n_any = n - int(_COVERING_FRACTION * n)
     chosen = list(range(n_any))
     # Keep the squared distance of each row to the nearest chosen row, and add the farthest row in
     # turn. The value -1 prevents that a row is chosen twice.

@@ -47,7 +47,7 @@ class StorableModule(Stored, nn.Module):
         return {"config": self.config, "weights": weights_of(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        with torch.device(self._built_on), _at_most(len(state["weights"])):
+        with torch.device(self._built_on), _limit_weights(len(state["weights"])):
             type(self).__init__(self, **state["config"])
         load_weights(self, state["weights"])
         self.eval()  # stored networks are for scoring; trainers set the other mode
@@ -86,7 +86,7 @@ def _laid_out(weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _at_most(n_weights: int) -> Iterator[None]:
+def _limit_weights(n_weights: int) -> Iterator[None]:
     """Raise ValueError if this thread builds a network with many more parameters than that."""
     thread, n_left = threading.get_ident(), 2 * n_weights + 8
 

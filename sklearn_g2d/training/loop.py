@@ -110,8 +110,8 @@ class Training:
         """Keep the state after a block of steps, or go back to the last good one."""
         # Copy all losses at once: a copy in each step takes a fiftieth of a small network's time.
         losses = torch.stack(block).cpu().numpy().reshape(-1, len(self._names))
-        trouble = self._trouble(losses)
-        if trouble is None:
+        divergence = self._find_divergence(losses)
+        if divergence is None:
             self._blocks.append(losses)
             self.step += len(losses)
             self._kept = self.trainer.state_dict()
@@ -119,15 +119,15 @@ class Training:
         if len(self.retries) == MAX_RETRIES:
             self.diverged = True
             raise TrainingDivergedError(
-                f"{trouble} within steps {self.step + 1} to {self.step + len(losses)}, also after "
-                f"{MAX_RETRIES} retries, each with half the learning rates of the one before. "
-                f"{remedy}"
+                f"{divergence} within steps {self.step + 1} to {self.step + len(losses)}, also "
+                f"after {MAX_RETRIES} retries, each with half the learning rates of the one "
+                f"before. {remedy}"
             )
         self.retries.append(self.step)
         self.trainer.load_state_dict(self._kept)
         self.trainer.rate_factor = RETRY_FACTOR ** len(self.retries)
 
-    def _trouble(self, losses: NDArray[np.float32]) -> str | None:
+    def _find_divergence(self, losses: NDArray[np.float32]) -> str | None:
         """Return a description of what went wrong in a block of steps, or None."""
         bad = ~np.isfinite(losses).all(axis=0)
         if bad.any():

@@ -33,7 +33,7 @@ def rank() -> int:
     return distributed.get_rank() if n_processes() > 1 else 0
 
 
-def batch_share(batch_size: int) -> int:
+def own_batch_size(batch_size: int) -> int:
     """Divide a batch between the processes, rounded up."""
     return -(-batch_size // n_processes())
 
@@ -61,7 +61,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def align(tensors: Iterable[Tensor]) -> None:
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Replace the tensors of all processes by those of the first one."""
     if n_processes() > 1:
         for tensor in tensors:

@@ -129,14 +129,14 @@ def single_thread() -> Iterator[None]:
 class _Shared:
     """A setting of the whole process: the first of several calls sets it, the last restores it."""
 
-    def __init__(self, put: Callable[[ExitStack], None]) -> None:
-        self._put = put
-        self._forget()
+    def __init__(self, set_up: Callable[[ExitStack], None]) -> None:
+        self._set = set_up
+        self._reset()
         if hasattr(os, "register_at_fork"):  # other threads, and their calls, end in a fork
-            os.register_at_fork(after_in_child=self._forget)
+            os.register_at_fork(after_in_child=self._reset)
 
-    def _forget(self) -> None:
-        self._lock, self._calls, self._lift = threading.Lock(), set[object](), ExitStack()
+    def _reset(self) -> None:
+        self._lock, self._calls, self._undo = threading.Lock(), set[object](), ExitStack()
 
     @contextmanager
     def while_needed(self) -> Iterator[None]:
@@ -145,24 +145,24 @@ class _Shared:
             with self._lock:
                 self._calls.add(call)
                 if len(self._calls) == 1:
-                    self._put(self._lift)
+                    self._set(self._undo)
             yield
         finally:
             with self._lock:
                 self._calls.discard(call)
                 if not self._calls:
-                    self._lift.close()
+                    self._undo.close()
 
 
-def _limit_threads(lift: ExitStack) -> None:
+def _limit_threads(undo: ExitStack) -> None:
     global _libraries, _n_modules
-    lift.callback(torch.set_num_threads, torch.get_num_threads())
+    undo.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(1)
     # Searching for libraries takes milliseconds. Do it again only after imports, which may load new
     # libraries.
     if _n_modules != len(sys.modules):
         _libraries, _n_modules = ThreadpoolController(), len(sys.modules)
-    lift.enter_context(_libraries.limit(limits=1, user_api="blas"))
+    undo.enter_context(_libraries.limit(limits=1, user_api="blas"))
 
 
 _libraries: Any = None
@@ -218,7 +218,7 @@ def arithmetic_of(device: torch.device) -> AbstractContextManager[Any]:
     return _cuda_settings.while_needed() if device.type == "cuda" else nullcontext()
 
 
-def _set_cuda(lift: ExitStack) -> None:
+def _set_cuda(undo: ExitStack) -> None:
     tf32, is_deterministic = _arithmetic.get()
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     settings: list[tuple[Any, str, Any]] = [
@@ -231,7 +231,7 @@ def _set_cuda(lift: ExitStack) -> None:
     else:
         settings += [(part, "allow_tf32", tf32) for part in (matmul, cudnn)]
     for part, name, value in settings:
-        lift.callback(setattr, part, name, getattr(part, name))
+        undo.callback(setattr, part, name, getattr(part, name))
         setattr(part, name, value)
 
 

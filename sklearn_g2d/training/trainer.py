@@ -53,7 +53,7 @@ class Trainer(ABC):
         self._learning_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in optimizers
         ]
-        parallel.align(self._weights())
+        parallel.copy_from_first(self._weights())
 
     def step(self) -> Losses:
         """Train one step, and return the losses by name, on the device."""

@@ -25,8 +25,8 @@ _FAR_FRACTION, _NEAR = 0.1, 20
 # Number of rows among which the far neighbour is searched. More rows cost time and change little.
 _MAX_REFERENCES = 1000
 
-# A row is left out if its remoteness and its company are at least so many robust deviations above
-# the median: each of the two, and their sum.
+# A row is left out if its remoteness, and its closeness to near neighbours, are at least so many
+# robust deviations above the median: each of the two, and their sum.
 _LEAST_EACH, _LEAST_SUM = 1.0, 5.0
 
 
@@ -39,7 +39,7 @@ def resolve_fraction(
 
 
 def central_rows(
-    search: NeighborSearch, fraction: float | Literal["auto"], *, least_alone: float = 10.0
+    search: NeighborSearch, fraction: float | Literal["auto"], *, single_row_limit: float = 10.0
 ) -> NDArray[np.bool_]:
     """Mark which of the reference rows of a search to learn from: (n_references,).
 
@@ -48,11 +48,11 @@ def central_rows(
     core, without clusters of outliers. Then the rows with the smallest distances to their near
     neighbour in the core are marked.
 
-    "auto" marks all rows except clusters of outliers: rows that are remote and yet have company.
+    "auto" marks all rows except clusters of outliers: remote rows that are close to each other.
     Their far neighbour is much farther away than that of most rows, also relative to the distance
-    of their near neighbour. A single row is left out, too, if it is `least_alone` robust deviations
-    more remote than the median. The default leaves out only rows so remote that they would
-    determine the scale of all others.
+    of their near neighbour. A single row is left out, too, if it is `single_row_limit` robust
+    deviations more remote than the median. The default leaves out only rows so remote that they
+    would determine the scale of all others.
     """
     X = search.reference
     if fraction == 1 or len(X) < 2 / _FAR_FRACTION:
@@ -70,10 +70,10 @@ def central_rows(
     near = search.nearest_of_references(min(_NEAR, len(X) // 20) + 1)[0][:, -1]
     least = np.finfo(np.float64).tiny
     remoteness = np.log(far + least)
-    company = remoteness - np.log(near + least)
-    deviations = np.stack([_robust_deviations(values) for values in (remoteness, company)])
-    has_company = (deviations.min(axis=0) >= _LEAST_EACH) & (deviations.sum(axis=0) >= _LEAST_SUM)
-    return ~has_company & (deviations[0] < least_alone)
+    closeness = remoteness - np.log(near + least)
+    deviations = np.stack([_robust_deviations(values) for values in (remoteness, closeness)])
+    in_cluster = (deviations.min(axis=0) >= _LEAST_EACH) & (deviations.sum(axis=0) >= _LEAST_SUM)
+    return ~in_cluster & (deviations[0] < single_row_limit)
 
 
 def _without_binary_columns(X: Floats) -> Floats:

@@ -22,12 +22,12 @@ _MARK = "\ue000{}\ue001"
 _MARKED = re.compile(_MARK.format(r"(\d+)"))
 
 
-def follow(transformer: Any, labels: Sequence[Label], prefix: str = "") -> list[Label]:
+def trace_columns(transformer: Any, labels: Sequence[Label], prefix: str = "") -> list[Label]:
     """Return the labels of a fitted transformer's output, given the labels of its input.
 
     A column that comes from columns with one label gets this label. A column that comes from
     several labels, or from unknown columns, is labelled with the prefix and its own name; see
-    `spell`.
+    `format_label`.
     """
     if len(labels) == 0 or (isinstance(transformer, str) and transformer == "drop"):
         return []
@@ -36,7 +36,7 @@ def follow(transformer: Any, labels: Sequence[Label], prefix: str = "") -> list[
         return list(labels)
     if isinstance(transformer, Pipeline):
         for _, step in transformer.steps:
-            labels = follow(step, labels, prefix)
+            labels = trace_columns(step, labels, prefix)
         return list(labels)
     if isinstance(transformer, ColumnTransformer):
         branches = [(name, branch) for name, branch, _ in transformer.transformers_]
@@ -45,15 +45,15 @@ def follow(transformer: Any, labels: Sequence[Label], prefix: str = "") -> list[
         branches = transformer.transformer_list
         given = dict.fromkeys(dict(branches), range(len(labels)))
     else:
-        return _follow_names(transformer, labels, prefix)
+        return _trace_names(transformer, labels, prefix)
     return [
         label
         for name, branch in branches
-        for label in follow(branch, [labels[i] for i in given[name]], f"{prefix}{name}__")
+        for label in trace_columns(branch, [labels[i] for i in given[name]], f"{prefix}{name}__")
     ]
 
 
-def _follow_names(transformer: Any, labels: Sequence[Label], prefix: str) -> list[Label]:
+def _trace_names(transformer: Any, labels: Sequence[Label], prefix: str) -> list[Label]:
     """Find sources by the names that the transformer makes when its input's names are marks."""
     if not hasattr(transformer, "get_feature_names_out"):
         raise ValueError(
@@ -78,7 +78,7 @@ def _follow_names(transformer: Any, labels: Sequence[Label], prefix: str) -> lis
     return [relabel(name) for name in renamed.get_feature_names_out(marks)]
 
 
-def spell(label: Label, names: Sequence[Any]) -> Any:
+def format_label(label: Label, names: Sequence[Any]) -> Any:
     """Turn a label into a name, given the names of the table's columns."""
     if isinstance(label, int):
         return names[label]

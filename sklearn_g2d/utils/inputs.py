@@ -81,7 +81,7 @@ def plain(X: Any, name: str = "X") -> Any:
         if isinstance(X, Bunch) and "images" in X:
             rows = f"{name}.images"
         raise TypeError(f"{name} is of type {kind}: pass {rows}.")
-    found = _trouble(X)
+    found = _why_not_array(X)
     if found is not None:
         # The remedy makes an array of one image from a picture, or from its file.
         one = f"[np.newaxis], or {_LOADER}([path]).images" if is_picture(type(X)) else ""
@@ -162,13 +162,13 @@ def _check_items(X: Iterable[Any], name: str) -> None:
             # Texts in inner lists are cells of a table, which may be numbers such as "1.5".
             if axis and issubclass(kind, str | bytes):
                 continue
-            for x in level if issubclass(kind, _TROUBLES) or is_picture(kind) else ():
+            for x in level if issubclass(kind, _NOT_ARRAYS) or is_picture(kind) else ():
                 if isinstance(x, str | bytes | PathLike):
                     raise TypeError(
                         f"{name} holds paths or other text: if they are paths of images, pass "
                         f"{_LOADER}({'paths' if axis else name}).images."
                     )
-                found = _trouble(x) if isinstance(x, kind) else None
+                found = _why_not_array(x) if isinstance(x, kind) else None
                 if found is not None:
                     stacked = f"np.stack([{found[1].format('x')} for x in {name}])"
                     remedy = f"take {found[1].format('x')} of each" if axis else f"pass {stacked}"
@@ -192,7 +192,7 @@ def _check_items(X: Iterable[Any], name: str) -> None:
         level = list(chain.from_iterable(level))
 
 
-_TROUBLES = (torch.Tensor, np.ma.MaskedArray, str, bytes, PathLike)
+_NOT_ARRAYS = (torch.Tensor, np.ma.MaskedArray, str, bytes, PathLike)
 
 
 def is_picture(kind: type) -> bool:
@@ -200,11 +200,11 @@ def is_picture(kind: type) -> bool:
     return kind.__module__.partition(".")[0] == "PIL"
 
 
-def _trouble(x: Any) -> tuple[str, str] | None:
+def _why_not_array(x: Any) -> tuple[str, str] | None:
     """Return why an object is not an array, and what to pass instead of "{}"; None if it is one."""
     pixels = "np.moveaxis(np.asarray({}.convert('RGB')), -1, 0)"
     if isinstance(x, torch.Tensor):
-        return _trouble_of_tensor(x)
+        return _why_not_readable(x)
     if isinstance(x, np.ma.MaskedArray) and x.dtype.names is None and np.ma.is_masked(x):
         hidden = f"a masked array that hides {np.ma.count_masked(x)} of {x.size} values"
         return hidden, "{}.filled(value)"
@@ -213,7 +213,7 @@ def _trouble(x: Any) -> tuple[str, str] | None:
     return None
 
 
-def _trouble_of_tensor(x: torch.Tensor) -> tuple[str, str] | None:
+def _why_not_readable(x: torch.Tensor) -> tuple[str, str] | None:
     # PyTorch decides which tensors NumPy can read; the rest finds out why it refuses one.
     try:
         x.numpy()

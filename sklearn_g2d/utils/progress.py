@@ -11,14 +11,14 @@ logger = logging.getLogger("sklearn_g2d")
 SECONDS_BETWEEN_REPORTS = 10.0
 
 
-def reporter(whose: str, n: int, what: str) -> Callable[[int], None]:
+def reporter(name: str, n: int, what: str) -> Callable[[int], None]:
     """Return a function that takes the number of finished items, and logs it every ten seconds."""
-    told = time.monotonic()
+    last_report = time.monotonic()
 
     def report(n_done: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > SECONDS_BETWEEN_REPORTS:
-            told = time.monotonic()
-            logger.info("%s: %d of %d %s", whose, n_done, n, what)
+        nonlocal last_report
+        if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
+            last_report = time.monotonic()
+            logger.info("%s: %d of %d %s", name, n_done, n, what)
 
     return report

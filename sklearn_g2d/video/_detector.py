@@ -327,13 +327,13 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             for batch in self._batches(channels):
                 candidates = self._not_empty(channels[batch])
                 number = random_state.random_sample(len(candidates))
-                wins = number < limit
-                drawn.append(self.patches_._cut(channels[batch], candidates[wins]))
-                numbers.append(number[wins])
+                is_low = number < limit
+                drawn.append(self.patches_._extract(channels[batch], candidates[is_low]))
+                numbers.append(number[is_low])
                 if sum(map(len, numbers)) > 2 * self.max_patches:
-                    drawn, numbers = self._winners(drawn, numbers)
+                    drawn, numbers = self._keep_lowest(drawn, numbers)
                     limit = numbers[0].max()
-        drawn, _ = self._winners(drawn, numbers)
+        drawn, _ = self._keep_lowest(drawn, numbers)
         if not len(drawn[0]):
             raise ValueError(
                 f"All patches are empty: none has a mean of min_foreground={self.min_foreground} "
@@ -341,7 +341,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             )
         return drawn[0]
 
-    def _winners(
+    def _keep_lowest(
         self, drawn: list[NDArray[Any]], numbers: list[NDArray[np.float64]]
     ) -> tuple[list[NDArray[Any]], list[NDArray[np.float64]]]:
         number = np.concatenate(numbers)
@@ -370,7 +370,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         scores = np.full(len(channels) * self.patches_.n_patches_, self._score_of_empty)
         full = self._not_empty(channels)
         if len(full):
-            scores[full] = self.estimator_.score_samples(self.patches_._cut(channels, full))
+            scores[full] = self.estimator_.score_samples(self.patches_._extract(channels, full))
         if not np.isfinite(scores).all():
             raise ValueError(
                 f"{type(self.estimator_).__name__} gives patches scores that are infinite or NaN, "

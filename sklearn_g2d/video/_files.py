@@ -224,7 +224,7 @@ class _Decoder:
                 # FFmpeg may mark the packet before the corrupt one, too.
                 is_corrupt, marked = packet.is_corrupt or marked, packet.is_corrupt
                 if is_corrupt and has_key:
-                    yield from self._sound(context.decode(None))
+                    yield from self._undamaged(context.decode(None))
                     context.flush_buffers()
                     has_key = self._has_begun = False
                     self._expected.clear()
@@ -247,9 +247,9 @@ class _Decoder:
                     context.flush_buffers()
                     self._expected.clear()
             else:
-                yield from self._sound(frames)
+                yield from self._undamaged(frames)
 
-    def _sound(self, frames: list[Any]) -> Iterator[Any]:
+    def _undamaged(self, frames: list[Any]) -> Iterator[Any]:
         for frame in frames:
             self._failed.discard(frame.pts)
             if frame.is_corrupt:

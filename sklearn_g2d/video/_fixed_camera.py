@@ -32,11 +32,11 @@ from sklearn_g2d.video._channels import Foreground, ForegroundMotion, OpticalFlo
 from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._streams import stream_channels
 from sklearn_g2d.video._views import (
-    LOOK_SIDE,
     MOTION_SIDE,
+    NETWORK_SIDE,
     STEP,
-    Looks,
-    LooksView,
+    Appearance,
+    AppearanceView,
     SpeedView,
     moving_cells,
 )
@@ -45,12 +45,12 @@ from sklearn_g2d.video._views import (
 # apart best. The margin around frames removes the effect of their edges on these maps.
 _LAYERS, _MARGIN = (4, 7), 16
 
-# Time over which motion is measured, and between two frames that the network sees. Looks hardly
-# change faster.
+# Time over which motion is measured, and between two frames that the network sees. Appearances
+# hardly change faster.
 _SECONDS = 0.2
 
 # The network sees at most so many frames of training clips, at equal intervals.
-MAX_LOOKS = 4000
+MAX_NETWORK_FRAMES = 4000
 
 # Number of parts of the training clips. Each is held out once.
 _FOLDS = 5
@@ -185,7 +185,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         Measures motion in frames that are resized to a shorter side of 120 pixels.
     features_ : transformer
         The fitted features.
-    speed_view_, looks_view_ : SpeedView, LooksView
+    speed_view_, appearance_view_ : SpeedView, AppearanceView
         The two views, fitted on the training clips.
     intensity_range_ : tuple of float
         Intensities of black and white: 0 and 255 if `fit` got bytes, else the lowest and the
@@ -325,8 +325,8 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         small = [self._scaled(clip, MOTION_SIDE) for clip in clips]
         self.channels_ = ForegroundMotion(motion, Foreground()).fit(small)
         # Pretrained features learn only the size of frames, which two frames show.
-        self.features_ = fit_part(features, self._scaled(clips[0][:2], LOOK_SIDE))
-        self.looks_view_ = LooksView(self.features_, estimator)
+        self.features_ = fit_part(features, self._scaled(clips[0][:2], NETWORK_SIDE))
+        self.appearance_view_ = AppearanceView(self.features_, estimator)
         with single_thread():
             held_out = self._fit_views(clips, small, random_state)
         scores = [
@@ -341,7 +341,9 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             float(np.quantile((s - mean) / deviation, 1 - rate))
             for s, (mean, deviation) in zip(scores, self._units, strict=True)
         ]
-        shown = [_shown(*view).max(axis=(1, 2)) for view in zip(held_out, scores, strict=True)]
+        shown = [
+            _limit_to_frames(*view).max(axis=(1, 2)) for view in zip(held_out, scores, strict=True)
+        ]
         highest = self._combined(shown)
         self.map_range_ = 0.0, float(np.quantile(highest, _RANGE_QUANTILE))
         return self
@@ -363,23 +365,23 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         random_state: np.random.RandomState,
     ) -> list[Floats]:
         """Fit both views, and return grids of anomalies: speeds of all clips, looks by folds."""
-        every = max(self._lag, -(-sum(map(len, clips)) // MAX_LOOKS))
+        every = max(self._lag, -(-sum(map(len, clips)) // MAX_NETWORK_FRAMES))
         report = reporter(type(self).__name__, sum(map(len, clips)), "frames seen")
         all_speeds: list[Floats] = []
-        all_looks: list[Looks] = []
+        appearances: list[Appearance] = []
         n_done = 0
         for clip, small in zip(clips, small_clips, strict=True):
             all_speeds.extend(speeds for speeds, *_ in self._motion(small))
-            all_looks.append(Looks.join(list(self._looks(clip, small, every))))
+            appearances.append(Appearance.join(list(self._appearances(clip, small, every))))
             n_done += len(clip)
             report(n_done)
         speeds = np.concatenate(all_speeds)
         self.speed_view_ = SpeedView().fit(speeds)
-        n_looks = [len(looks.seen) for looks in all_looks]
-        folds = _folds(n_looks)
-        grids = self.looks_view_.fit(Looks.join(all_looks), folds, random_state)
-        parts = np.split(grids, np.cumsum(n_looks)[:-1])
-        looks = [_lasting(part, every, len(clip)) for part, clip in zip(parts, clips, strict=True)]
+        n_chosen = [len(part.has_foreground) for part in appearances]
+        folds = _folds(n_chosen)
+        grids = self.appearance_view_.fit(Appearance.join(appearances), folds, random_state)
+        parts = np.split(grids, np.cumsum(n_chosen)[:-1])
+        looks = [_repeat(part, every, len(clip)) for part, clip in zip(parts, clips, strict=True)]
         return [self.speed_view_.anomalies(speeds), np.concatenate(looks)]
 
     @shielded()
@@ -402,7 +404,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         check_is_fitted(self)
         clips = self._validate(X, reset=False)
         maps = np.empty((sum(map(len, clips)), *self.image_shape_[1:]))
-        for number, (drawn, _) in enumerate(self._judged(clips)):
+        for number, (drawn, _) in enumerate(self._maps_and_objects(clips)):
             maps[number] = drawn
         return maps
 
@@ -423,9 +425,9 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
             A list for each frame, with the most anomalous object first.
         """
         check_is_fitted(self)
-        return [objects for _, objects in self._judged(self._validate(X, reset=False))]
+        return [objects for _, objects in self._maps_and_objects(self._validate(X, reset=False))]
 
-    def _judged(
+    def _maps_and_objects(
         self, clips: list[NDArray[Any]]
     ) -> Iterator[tuple[NDArray[np.float64], list[MovingObject]]]:
         """Yield the map and the objects of each frame."""
@@ -436,18 +438,21 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 speeds, velocities, outlines = map(
                     np.concatenate, zip(*self._motion(small), strict=True)
                 )
-                looks = [self.looks_view_.anomalies(x) for x in self._looks(clip, small, self._lag)]
+                looks = [
+                    self.appearance_view_.anomalies(x)
+                    for x in self._appearances(clip, small, self._lag)
+                ]
             grids = [
                 self.speed_view_.anomalies(speeds),
-                _lasting(np.concatenate(looks), self._lag, len(clip)),
+                _repeat(np.concatenate(looks), self._lag, len(clip)),
             ]
             smoothed = [smooth_over_time(self._pool(g), [clip], self.n_smoothed_) for g in grids]
             flagged = -self._combined(smoothed) < self.offset_
-            shown = [_shown(*view) for view in zip(grids, smoothed, strict=True)]
+            shown = [_limit_to_frames(*view) for view in zip(grids, smoothed, strict=True)]
             for t in range(len(clip)):
                 yield self._draw([g[t] for g in shown], velocities[t], outlines[t], flagged[t])
-            covered.extend(_covered(outlines))
-        _warn_if_most(covered)
+            covered.extend(_is_mostly_foreground(outlines))
+        _warn_if_mostly_foreground(covered)
 
     def stream(self, frames: Iterable[ArrayLike]) -> Iterator[FrameVerdict]:
         """Judge frames when they arrive, and keep only the frames that motion needs.
@@ -474,22 +479,24 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         for number, (frame, channels) in enumerate(self._stream_channels(frames)):
             with shielded(), single_thread():
                 if number % self._lag == 0:
-                    seen = self.looks_view_.look(self._scaled(frame, LOOK_SIDE), channels[:, 2])
-                    looks = self.looks_view_.anomalies(seen)
-                speeds, velocities, outlines = _measured(channels)
+                    appearance = self.appearance_view_.compute(
+                        self._scaled(frame, NETWORK_SIDE), channels[:, 2]
+                    )
+                    looks = self.appearance_view_.anomalies(appearance)
+                speeds, velocities, outlines = _measure_motion(channels)
                 found = [self.speed_view_.anomalies(speeds), looks]
                 # Before the start of a clip its first value is repeated, as in `smooth_over_time`.
                 repeated = 1 if pooled else self.n_smoothed_
                 pooled.extend([[self._pool(grid) for grid in found]] * repeated)
                 smoothed = [np.mean(view, axis=0) for view in zip(*pooled, strict=True)]
                 score = -self._combined(smoothed)
-                shown = [_shown(*view)[0] for view in zip(found, smoothed, strict=True)]
+                shown = [_limit_to_frames(*view)[0] for view in zip(found, smoothed, strict=True)]
                 drawn = self._draw(shown, velocities[0], outlines[0], score[0] < self.offset_)
-            covered.extend(_covered(outlines))
-            warned = warned or (len(covered) == n_decide and _warn_if_most(covered))
+            covered.extend(_is_mostly_foreground(outlines))
+            warned = warned or (len(covered) == n_decide and _warn_if_mostly_foreground(covered))
             yield FrameVerdict(float(score[0]), *drawn)
         if not warned:
-            _warn_if_most(covered)
+            _warn_if_mostly_foreground(covered)
 
     def _stream_channels(
         self, frames: Iterable[ArrayLike]
@@ -528,36 +535,38 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 small, speeds = self._scaled(clip, MOTION_SIDE), []
                 for moving, _, outlines in self._motion(small):
                     speeds.append(self._pool(self.speed_view_.anomalies(moving)))
-                    covered.extend(_covered(outlines))
+                    covered.extend(_is_mostly_foreground(outlines))
                 looks = [
-                    self._pool(self.looks_view_.anomalies(looks))
-                    for looks in self._looks(clip, small, self._lag)
+                    self._pool(self.appearance_view_.anomalies(appearance))
+                    for appearance in self._appearances(clip, small, self._lag)
                 ]
-            pooled = np.concatenate(speeds), _lasting(np.concatenate(looks), self._lag, len(clip))
+            pooled = np.concatenate(speeds), _repeat(np.concatenate(looks), self._lag, len(clip))
             smoothed = [smooth_over_time(view, [clip], self.n_smoothed_) for view in pooled]
             scores.append(-self._combined(smoothed))
-        _warn_if_most(covered)
+        _warn_if_mostly_foreground(covered)
         return np.concatenate(scores)
 
     def _motion(
         self, small: NDArray[np.uint8]
     ) -> Iterator[tuple[Floats, Floats, NDArray[np.bool_]]]:
-        """Measure the frames of a clip, resized for motion, in batches: see `_measured`."""
+        """Measure the frames of a clip, resized for motion, in batches: see `_measure_motion`."""
         for batch in gen_batches(len(small), _FRAMES_AT_ONCE):
             first = max(0, batch.start - self._lag)
             time = np.arange(batch.start, batch.stop) - first
             # The first frame of a clip is compared with the second, which may be in the next batch.
             part = small[first : max(batch.stop, self.min_frames)]
-            yield _measured(self.channels_._channels(part, time))
+            yield _measure_motion(self.channels_._channels(part, time))
 
-    def _looks(self, clip: NDArray[Any], small: NDArray[np.uint8], every: int) -> Iterator[Looks]:
+    def _appearances(
+        self, clip: NDArray[Any], small: NDArray[np.uint8], every: int
+    ) -> Iterator[Appearance]:
         """Yield the looks of every n-th frame of a clip (n is `every`) in batches."""
-        looked_at = slice(None, None, every)
-        clip, small = clip[looked_at], small[looked_at]
+        chosen = slice(None, None, every)
+        clip, small = clip[chosen], small[chosen]
         for batch in gen_batches(len(clip), _FRAMES_AT_ONCE):
             time = np.arange(batch.stop - batch.start)
             foreground = self.channels_.foreground_._channels(small[batch], time)[:, 0]
-            yield self.looks_view_.look(self._scaled(clip[batch], LOOK_SIDE), foreground)
+            yield self.appearance_view_.compute(self._scaled(clip[batch], NETWORK_SIDE), foreground)
 
     def _pool(self, grids: Floats) -> Floats:
         """Return the mean of the most anomalous cells of each frame."""
@@ -665,18 +674,18 @@ def for_fixed_camera(frame_rate: float, **changes: Any) -> FixedCameraDetector:
     return FixedCameraDetector(frame_rate).set_params(**changes)
 
 
-def _measured(channels: NDArray[np.float32]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+def _measure_motion(channels: NDArray[np.float32]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return speeds and velocities of cells, and the outlines (n, height, width) of things."""
     blurred = ndimage.gaussian_filter(channels[:, 2], (0, _BLUR, _BLUR))
     return *moving_cells(channels), blurred > _OUTLINE
 
 
-def _covered(outlines: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _is_mostly_foreground(outlines: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Mark the frames that are mostly foreground: (n_frames,)."""
     return np.asarray(outlines.mean(axis=(1, 2)) > 0.5)
 
 
-def _warn_if_most(covered: Collection[np.bool_]) -> bool:
+def _warn_if_mostly_foreground(covered: Collection[np.bool_]) -> bool:
     """Warn if most of the frames are mostly foreground, and return whether they are."""
     n_covered = int(np.sum(list(covered)))
     if 2 * n_covered <= len(covered):
@@ -690,7 +699,7 @@ def _warn_if_most(covered: Collection[np.bool_]) -> bool:
     return True
 
 
-def _shown(grids: Floats, smoothed: Floats) -> Floats:
+def _limit_to_frames(grids: Floats, smoothed: Floats) -> Floats:
     """Limit the values of places to those of their frames, so that short errors are not visible.
 
     Averaging the places over time instead would lose things that move fast.
@@ -698,7 +707,7 @@ def _shown(grids: Floats, smoothed: Floats) -> Floats:
     return np.minimum(grids, smoothed[:, None, None])
 
 
-def _lasting(values: Floats, every: int, n_frames: int) -> Floats:
+def _repeat(values: Floats, every: int, n_frames: int) -> Floats:
     """Give each frame of a clip the value of the last frame that the network has seen."""
     return values[np.arange(n_frames) // every]
 

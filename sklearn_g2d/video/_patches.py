@@ -128,9 +128,9 @@ class FramePatches(TransformerMixin, ClipEstimator):
             Patches in the frames' dtype, frame after frame.
         """
         check_is_fitted(self)
-        return self._cut(self._validate_frames(X, reset=False))
+        return self._extract(self._validate_frames(X, reset=False))
 
-    def _cut(
+    def _extract(
         self, frames: NDArray[Any], chosen: NDArray[np.intp] | slice = slice(None)
     ) -> NDArray[Any]:
         """Cut out all patches, or the chosen ones by their numbers."""

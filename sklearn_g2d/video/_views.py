@@ -21,13 +21,13 @@ from sklearn_g2d.utils.parts import clone_part, fit_part
 MOTION_SIDE, STEP, _WINDOW = 120, 4, 10
 
 # The network sees frames with a shorter side of so many pixels.
-LOOK_SIDE = 320
+NETWORK_SIDE = 320
 
 # The squared speed of a cell with this fraction of foreground is halved. With less it falls to 0.
 _LEAST_FRACTION = 0.05
 
 # Both views ignore cells with less foreground than this fraction.
-_SEEN = 0.1
+_LEAST_FOREGROUND = 0.1
 
 # The usual speed in a row of cells is averaged over neighbouring rows. Their weight is 60 % at a
 # distance of `_ROWS`. In some rows hardly anything moves. Therefore the mean speed of all rows is
@@ -59,9 +59,9 @@ def moving_cells(channels: NDArray[np.float32]) -> tuple[Floats, Floats]:
     energy = _in_windows(np.square(velocity).sum(axis=1) * foreground)
     # Rounding errors of running sums can make the energy negative.
     speeds = np.sqrt(np.maximum(energy, 0) / (fraction + _LEAST_FRACTION))
-    speeds[fraction <= _SEEN] = 0
-    seen = np.maximum(fraction, _SEEN)
-    parts = [_in_windows(velocity[:, i] * foreground) / seen for i in (0, 1)]
+    speeds[fraction <= _LEAST_FOREGROUND] = 0
+    divisor = np.maximum(fraction, _LEAST_FOREGROUND)
+    parts = [_in_windows(velocity[:, i] * foreground) / divisor for i in (0, 1)]
     return speeds, np.stack(parts, axis=-1)
 
 
@@ -78,7 +78,7 @@ class SpeedView(BaseEstimator):
 
     Attributes
     ----------
-    usual_ : ndarray of shape (rows,)
+    mean_speeds_ : ndarray of shape (rows,)
         Mean speed of the foreground in each row.
     """
 
@@ -90,50 +90,53 @@ class SpeedView(BaseEstimator):
         total = speeds.sum(axis=(0, 2))
         anywhere, weight = total.sum() / n_moving.sum(), _PRIOR * n_moving.sum()
         blurred = gaussian_filter1d(np.stack([total, n_moving]), _ROWS, axis=1)
-        self.usual_ = (blurred[0] + weight * anywhere) / (blurred[1] + weight)
+        self.mean_speeds_ = (blurred[0] + weight * anywhere) / (blurred[1] + weight)
         if not anywhere > 0:
-            self.usual_ = np.ones_like(total)
+            self.mean_speeds_ = np.ones_like(total)
         return self
 
     def anomalies(self, speeds: Floats) -> Floats:
         """Return anomalies of cells (n, rows, columns), **higher = more anomalous**."""
-        return speeds / self.usual_[:, None]
+        return speeds / self.mean_speeds_[:, None]
 
 
 @dataclass
-class Looks:
+class Appearance:
     """Features of the looks of those cells of frames that have foreground.
 
     Attributes
     ----------
-    seen : ndarray of shape (n, rows, columns)
+    has_foreground : ndarray of shape (n, rows, columns)
         True in these cells.
-    levels : list of ndarray of shape (n_seen, channels)
+    levels : list of ndarray of shape (n_cells, channels)
         Maps of each layer in these cells, scaled to length 1.
     """
 
-    seen: NDArray[np.bool_]
+    has_foreground: NDArray[np.bool_]
     levels: list[NDArray[np.float32]]
 
-    def __getitem__(self, frames: NDArray[np.bool_]) -> Looks:
+    def __getitem__(self, frames: NDArray[np.bool_]) -> Appearance:
         """Choose frames by a mask of shape (n,)."""
         chosen = self.cells_of(frames)
-        return Looks(self.seen[frames], [rows[chosen] for rows in self.levels])
+        return Appearance(self.has_foreground[frames], [rows[chosen] for rows in self.levels])
 
     def cells_of(self, frames: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return a mask (n_seen,) of the seen cells in frames chosen by a mask of shape (n,)."""
-        return np.broadcast_to(frames[:, None, None], self.seen.shape)[self.seen]
+        """Return a mask (n_cells,) of the cells in frames that a mask of shape (n,) chooses."""
+        return np.broadcast_to(frames[:, None, None], self.has_foreground.shape)[
+            self.has_foreground
+        ]
 
     @staticmethod
-    def join(parts: list[Looks]) -> Looks:
+    def join(parts: list[Appearance]) -> Appearance:
         """Join frames one after another."""
         levels = zip(*(part.levels for part in parts), strict=True)
-        return Looks(
-            np.concatenate([part.seen for part in parts]), [np.concatenate(x) for x in levels]
+        return Appearance(
+            np.concatenate([part.has_foreground for part in parts]),
+            [np.concatenate(x) for x in levels],
         )
 
 
-class LooksView(BaseEstimator):
+class AppearanceView(BaseEstimator):
     """Judges cells of the foreground by the layers of a network, with one detector for each layer.
 
     Parameters
@@ -157,7 +160,7 @@ class LooksView(BaseEstimator):
         self.features = features
         self.estimator = estimator
 
-    def look(self, frames: NDArray[np.uint8], foreground: NDArray[np.float32]) -> Looks:
+    def compute(self, frames: NDArray[np.uint8], foreground: NDArray[np.float32]) -> Appearance:
         """Compute the looks of cells with foreground in frames (n, channels, height, width).
 
         `foreground` (n, height, width) may have another size than the frames.
@@ -167,28 +170,28 @@ class LooksView(BaseEstimator):
             coarsest = min(maps.shape[1:3] for maps in levels)
             batch = foreground[start : start + len(levels[0])]
             start += len(batch)
-            seen = _averaged(batch[..., None], coarsest)[..., 0] > _SEEN
-            rows = [_averaged(maps, coarsest)[seen] for maps in levels]
+            has_foreground = _averaged(batch[..., None], coarsest)[..., 0] > _LEAST_FOREGROUND
+            rows = [_averaged(maps, coarsest)[has_foreground] for maps in levels]
             lengths = [np.linalg.norm(r, axis=1, keepdims=True) for r in rows]
             # Rows of length 1 compare the kind of features, and not their strength.
             rows = [r / np.maximum(n, 1e-9) for r, n in zip(rows, lengths, strict=True)]
-            parts.append(Looks(seen, rows))
-        return Looks.join(parts)
+            parts.append(Appearance(has_foreground, rows))
+        return Appearance.join(parts)
 
-    def fit(self, looks: Looks, folds: NDArray[np.intp], random_state: Any) -> Floats:
+    def fit(self, appearance: Appearance, folds: NDArray[np.intp], random_state: Any) -> Floats:
         """Learn the looks of normal things, and return anomalies of frames that were held out.
 
         `folds` (n,) holds the number of the fold of each frame.
         """
-        if len(looks.levels[0]) < 2:
+        if len(appearance.levels[0]) < 2:
             raise ValueError(
                 "Nothing moves in the training clips: their foreground is empty, so that there is "
                 "nothing to learn from. Pass clips in which normal things move."
             )
-        held_out = [np.empty(len(rows)) for rows in looks.levels]
+        held_out = [np.empty(len(rows)) for rows in appearance.levels]
         for fold in np.unique(folds):
             out = folds == fold
-            rest = looks[~out]
+            rest = appearance[~out]
             if len(rest.levels[0]) < 2:
                 raise ValueError(
                     "Things move in one part of the training clips only. Each fifth of the clips "
@@ -196,43 +199,45 @@ class LooksView(BaseEstimator):
                     "or more of them, in which normal things move all the time."
                 )
             estimators = self._fitted(rest, random_state)
-            chosen = looks.cells_of(out)
-            for anomalies, scored in zip(held_out, _scored(estimators, looks[out]), strict=True):
+            chosen = appearance.cells_of(out)
+            for anomalies, scored in zip(
+                held_out, _scored(estimators, appearance[out]), strict=True
+            ):
                 anomalies[chosen] = scored
         self.units_ = [(float(a.mean()), float(a.std()) or 1.0) for a in held_out]
         self.lowest_ = float(self._averaged_levels(held_out).min())
-        self.estimators_ = self._fitted(looks, random_state)
-        return self._grids(looks.seen, held_out)
+        self.estimators_ = self._fitted(appearance, random_state)
+        return self._grids(appearance.has_foreground, held_out)
 
-    def anomalies(self, looks: Looks) -> Floats:
+    def anomalies(self, appearance: Appearance) -> Floats:
         """Return anomalies of cells (n, rows, columns), **higher = more anomalous**."""
-        return self._grids(looks.seen, _scored(self.estimators_, looks))
+        return self._grids(appearance.has_foreground, _scored(self.estimators_, appearance))
 
-    def _fitted(self, looks: Looks, random_state: Any) -> list[Any]:
-        n = len(looks.levels[0])
+    def _fitted(self, appearance: Appearance, random_state: Any) -> list[Any]:
+        n = len(appearance.levels[0])
         chosen = random_state.permutation(n)[:_MAX_ROWS]
         return [
             fit_part(clone_part(self.estimator, random_state), rows[chosen])
-            for rows in looks.levels
+            for rows in appearance.levels
         ]
 
     def _averaged_levels(self, anomalies: list[Floats]) -> Floats:
         units = zip(anomalies, self.units_, strict=True)
         return np.mean([(a - mean) / deviation for a, (mean, deviation) in units], axis=0)
 
-    def _grids(self, seen: NDArray[np.bool_], anomalies: list[Floats]) -> Floats:
-        grids = np.full(seen.shape, self.lowest_)
-        grids[seen] = self._averaged_levels(anomalies)
+    def _grids(self, has_foreground: NDArray[np.bool_], anomalies: list[Floats]) -> Floats:
+        grids = np.full(has_foreground.shape, self.lowest_)
+        grids[has_foreground] = self._averaged_levels(anomalies)
         return grids
 
 
-def _scored(estimators: list[Any], looks: Looks) -> list[Floats]:
+def _scored(estimators: list[Any], appearance: Appearance) -> list[Floats]:
     # Most estimators refuse to score zero rows.
-    if not len(looks.levels[0]):
+    if not len(appearance.levels[0]):
         return [np.empty(0) for _ in estimators]
     anomalies = [
         -np.asarray(estimator.score_samples(rows), dtype=np.float64)
-        for estimator, rows in zip(estimators, looks.levels, strict=True)
+        for estimator, rows in zip(estimators, appearance.levels, strict=True)
     ]
     if not all(np.isfinite(a).all() for a in anomalies):
         raise ValueError(
