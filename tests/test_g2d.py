@@ -546,6 +546,20 @@ def test_rounded_copies_score_like_exact_ones(decimals):
     assert abs(detector.score_samples(X.round(decimals)).mean() - exact) < 0.1
 
 
+def test_rows_stored_twice_are_warned_of():
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    with pytest.warns(UserWarning, match="30 of the 215 rows equal another"):
+        G2DOutlierDetector(random_state=0).fit(np.r_[X, X[:15]])
+
+
+def test_rows_of_few_values_are_no_copies():
+    X = np.random.default_rng(0).integers(0, 3, size=(400, 4))
+    X = np.c_[X, X[:, 0] > 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        G2DOutlierDetector(random_state=0).fit(X)
+
+
 def test_near_copies_of_images_score_like_exact_ones(make_stripes):
     X, _ = make_stripes(60, seed=0, size=16)
     new, _ = make_stripes(60, seed=1, size=16, n_odd=60)

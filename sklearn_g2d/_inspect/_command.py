@@ -44,7 +44,7 @@ from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.patches import PatchDetector
 from sklearn_g2d.persistence import is_saved
 from sklearn_g2d.persistence import load as load_model
-from sklearn_g2d.utils.images import count_copies
+from sklearn_g2d.utils.copies import count_copies
 
 _USAGE = """
   python -m sklearn_g2d inspect GOOD_FOLDER NEW_FOLDER --out REPORT [--save MODEL] [options]

@@ -43,6 +43,7 @@ from sklearn_g2d.training.session import Session
 from sklearn_g2d.utils.arrays import Floats, extrapolate
 from sklearn_g2d.utils.centrality import central_rows, resolve_fraction
 from sklearn_g2d.utils.columns import Label, sum_by_label, trace_columns
+from sklearn_g2d.utils.copies import warn_of_copies
 from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.search import NeighborSearch
@@ -404,7 +405,9 @@ class G2DOutlierDetector(NetworkDetector):
             self.profile_ = None
             return points, points, is_central
         self.profile_ = NeighborProfile(self._n_neighbors_of(len(points)), self.measure_)
-        return points, self.profile_._fit_to_search(search), is_central
+        described = self.profile_._fit_to_search(search)
+        warn_of_copies(rows, search.nearest_of_references(2)[0][:, 1] == 0)
+        return points, described, is_central
 
     def _n_neighbors_of(self, n: int) -> int:
         """Return the number of neighbours for `n` rows, small enough for a refit without a fold."""

@@ -25,7 +25,8 @@ from sklearn_g2d.patches._levels import LevelDetector, Maps, iter_levels, own_pl
 from sklearn_g2d.patches._neighbors import PatchNeighbors
 from sklearn_g2d.training.runtime import single_thread
 from sklearn_g2d.utils.arrays import Floats, mean_of_highest
-from sklearn_g2d.utils.images import ImageShape, count_copies, shape_of, validate_images
+from sklearn_g2d.utils.copies import count_copies
+from sklearn_g2d.utils.images import ImageShape, shape_of, validate_images
 from sklearn_g2d.utils.mapped import NUMBERS, take
 from sklearn_g2d.utils.parts import fit_part, unfrozen
 from sklearn_g2d.utils.progress import reporter

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable
-from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -14,12 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sklearn_g2d.utils.inputs import is_picture, plain, validate
-from sklearn_g2d.utils.mapped import blocks
 from sklearn_g2d.utils.warnings import warn_caller
 
 ImageShape = tuple[int, int, int]  # channels, height, width
-
-_BLOCK_IMAGES = 100
 
 # An axis of such a size is probably that of the channels: gray, colour, or colour and opacity.
 _USUAL_CHANNELS = (1, 3, 4)
@@ -146,18 +140,6 @@ def compare_units(X: NDArray[Any], dtype: str, intensity_range: tuple[float, flo
             f"X is of {X.dtype} from {least:.3g} to {most:.3g}, but fit was given "
             f"{dtype} from {low:.3g} to {high:.3g}: pass images in the same units."
         )
-
-
-def count_copies(images: NDArray[Any], groups: Iterable[Any] | None) -> tuple[int, int]:
-    """Return how many images equal one of another group, and how many images are different.
-
-    Images are compared in every bit. Without groups, each image is a group of its own.
-    """
-    each = chain.from_iterable(blocks(images, _BLOCK_IMAGES))
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in each]
-    n_different = len(set(digests))
-    of_groups = range(len(digests)) if groups is None else groups
-    return len(set(zip(digests, of_groups, strict=True))) - n_different, n_different
 
 
 def shape_of(X: Any) -> tuple[int, ...]:
