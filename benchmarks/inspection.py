@@ -235,7 +235,8 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "own, fitted on the templates of three fifths of its places, drawn at random. Test images "
         "are the templates of the other places and their twins, which show the same places with "
         "three to twelve flaws, known as boxes. Figures are means over the seeds "
-        f"({seeds_of(results)}) of split and detectors, then over the boards.",
+        f"({seeds_of(results)}) of split and detectors, then over the boards. Where the column "
+        '"seeds" has 1, a detector was measured with the first seed only.',
         "Image AUC and EER tell flawed images from flawless ones. F1, of the flawed images, and "
         "false alarms, the fraction of flawless test images that are flagged, are at the default "
         "threshold, which windows do not have. Pixel AUC and AUPRO tell flawed pixels from all "

@@ -22,18 +22,28 @@ def summarize(results: pd.DataFrame, figures: dict[str, str], by: str = "table")
     Returns
     -------
     DataFrame
-        A row for every detector. "rank" is by AUC, 1 is best.
+        A row for every detector. "rank" is by AUC, 1 is best. "seeds" is the number of seeds, if
+        detectors differ in it.
     """
     by_table = results.groupby([by, "detector"])[list(figures)].mean()
     ranks = by_table["auc"].unstack().rank(axis=1, ascending=False).mean()
     means = by_table.groupby("detector").mean().rename(columns=figures)
     means.insert(0, "rank", ranks)
+    n_seeds = results.groupby("detector").seed.nunique()
+    if n_seeds.nunique() > 1:
+        means.insert(1, "seeds", n_seeds)
     return means.sort_values("rank")
 
 
 def mark_best(means: pd.DataFrame, higher: list[str], lower: list[str]) -> pd.DataFrame:
     """Write figures in three digits, the best of these columns in bold; what is missing, as "-"."""
-    written = means.map(lambda value: "-" if pd.isna(value) else f"{value:.3f}")
+
+    def write(value: float) -> str:
+        if pd.isna(value):
+            return "-"
+        return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+    written = means.map(write)
     for column in [*higher, *lower]:
         best = means[column].max() if column in higher else means[column].min()
         is_best = means[column].round(3) == round(best, 3)
