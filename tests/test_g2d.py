@@ -548,8 +548,10 @@ def test_rounded_copies_score_like_exact_ones(decimals):
 
 def test_rows_stored_twice_are_warned_of():
     X = np.random.default_rng(0).normal(size=(200, 3))
-    with pytest.warns(UserWarning, match="30 of the 215 rows equal another"):
+    with pytest.warns(UserWarning, match="30 of the 215 rows share a value only"):
         G2DOutlierDetector(random_state=0).fit(np.r_[X, X[:15]])
+    with pytest.warns(UserWarning, match="400 of the 400 rows are over 10 times as near to one"):
+        G2DOutlierDetector(random_state=0).fit(np.r_[X, X + 1e-6])
 
 
 def test_rows_of_few_values_are_no_copies():
@@ -558,6 +560,22 @@ def test_rows_of_few_values_are_no_copies():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         G2DOutlierDetector(random_state=0).fit(X)
+
+
+def test_a_group_that_is_left_out_is_warned_of():
+    X = np.random.default_rng(0).normal(size=(500, 3))
+    X[:30] += 8
+    with pytest.warns(UserWarning, match="30 of the 500 rows are not learned from"):
+        G2DOutlierDetector(random_state=0).fit(X)
+
+
+def test_a_stated_contamination_keeps_many_small_groups():
+    rng = np.random.default_rng(0)
+    centers = rng.normal(scale=10, size=(15, 4))
+    X = centers[rng.integers(15, size=950)] + rng.normal(size=(950, 4))
+    outliers = rng.normal(scale=10, size=(50, 4))
+    detector = G2DOutlierDetector(contamination=0.05, random_state=0).fit(np.r_[X, outliers])
+    assert roc_auc_score(np.repeat([1, 0], [950, 50]), detector.training_scores_) > 0.97
 
 
 def test_near_copies_of_images_score_like_exact_ones(make_stripes):

@@ -48,6 +48,7 @@ from sklearn_g2d.utils.mapped import as_known_dtype, take
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.search import NeighborSearch
 from sklearn_g2d.utils.surroundings import shielded
+from sklearn_g2d.utils.warnings import warn_caller
 
 # Number of rows for training and for the neighbour search. They are drawn from larger tables, so
 # that the times of a fit and of scoring a row do not grow with the table.
@@ -67,6 +68,10 @@ _ROWS_THAT_TELL = 200
 
 # With at least so many channels, convolutions are faster in bfloat16 (docs/results).
 _MIN_BFLOAT16_CHANNELS = 64
+
+# More rows than this fraction that are left out by themselves are warned of: they take a large part
+# of the false alarms.
+_MANY_LEFT_OUT = 0.02
 
 # A point lies among the normal rows if the distance to its last neighbour is below this quantile
 # of the distances of normal rows.
@@ -393,9 +398,15 @@ class G2DOutlierDetector(NetworkDetector):
         rows = featurize(self.features_, X, self.image_shape_, fit=True)
         points = self._scale(rows, fit=True)
         search = NeighborSearch(points)
-        is_central = central_rows(
-            search, resolve_fraction(self.support_fraction, self.contamination)
-        )
+        fraction = resolve_fraction(self.support_fraction, self.contamination)
+        is_central = central_rows(search, fraction)
+        n, n_left_out = len(rows), int(np.sum(~is_central))
+        if fraction == "auto" and n_left_out > _MANY_LEFT_OUT * n:
+            warn_caller(
+                f"{n_left_out} of the {n} rows are not learned from, because they are remote from "
+                "the others and near to each other, like a cluster of outliers. New rows like them "
+                "will be flagged. If they are normal, pass support_fraction=1."
+            )
         # Outliers have moved the scales: fit the scaler again without them.
         if not is_central.all():
             rows = rows[is_central]
@@ -406,7 +417,8 @@ class G2DOutlierDetector(NetworkDetector):
             return points, points, is_central
         self.profile_ = NeighborProfile(self._n_neighbors_of(len(points)), self.measure_)
         described = self.profile_._fit_to_search(search)
-        warn_of_copies(rows, search.nearest_of_references(2)[0][:, 1] == 0)
+        if len(rows) > 2:
+            warn_of_copies(rows, search.nearest_of_references(3)[0][:, 1:])
         return points, described, is_central
 
     def _n_neighbors_of(self, n: int) -> int:

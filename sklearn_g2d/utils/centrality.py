@@ -29,6 +29,10 @@ _MAX_REFERENCES = 1000
 # robust deviations above the median: each of the two, and their sum.
 _LEAST_EACH, _LEAST_SUM = 1.0, 5.0
 
+# With this growth of distances, in units of that in a single group, most rows are taken to lie in
+# groups that are smaller than n/10 rows. Tables of ADBench have .6 to 1.9.
+_MOST_GROWTH = 2.0
+
 
 def resolve_fraction(
     fraction: float | Literal["auto"], contamination: float | Literal["auto"]
@@ -46,7 +50,8 @@ def central_rows(
     If `fraction` is a number, that fraction of the rows is marked, in two steps, by all columns
     with more than two values. The rows with the smallest distances to their far neighbour form a
     core, without clusters of outliers. Then the rows with the smallest distances to their near
-    neighbour in the core are marked.
+    neighbour in the core are marked. If normal rows form many groups, the core is chosen as with
+    "auto".
 
     "auto" marks all rows except clusters of outliers: remote rows that are close to each other.
     Their far neighbour is much farther away than that of most rows, also relative to the distance
@@ -60,20 +65,46 @@ def central_rows(
     if fraction != "auto":
         X = _without_binary_columns(X)
         far = _far_distances(X)
-        in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
+        if _has_small_groups(X, far):
+            in_core = ~_in_clusters(far, _near_distances(NeighborSearch(X)))[0]
+        else:
+            in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
         # The nearest neighbour of each row of the core is the row itself.
         k = min(_NEAR, int(in_core.sum()) // 2)
         distances, _ = NeighborSearch(X[in_core]).nearest(X, k + 1)
         near = np.where(in_core, distances[:, k], distances[:, k - 1])
         return near <= np.quantile(near, fraction)
-    far = _far_distances(X)
-    near = search.nearest_of_references(min(_NEAR, len(X) // 20) + 1)[0][:, -1]
-    least = np.finfo(np.float64).tiny
-    remoteness = np.log(far + least)
-    closeness = remoteness - np.log(near + least)
+    in_cluster, deviations = _in_clusters(_far_distances(X), _near_distances(search))
+    return ~in_cluster & (deviations < single_row_limit)
+
+
+def _in_clusters(far: Floats, near: Floats) -> tuple[NDArray[np.bool_], Floats]:
+    """Mark clusters of outliers, and return the robust deviations of the rows' remoteness.
+
+    The distances are those to the far and to the near neighbour: (n_samples,).
+    """
+    remoteness, closeness = _log(far), _log(far) - _log(near)
     deviations = np.stack([_robust_deviations(values) for values in (remoteness, closeness)])
     in_cluster = (deviations.min(axis=0) >= _LEAST_EACH) & (deviations.sum(axis=0) >= _LEAST_SUM)
-    return ~in_cluster & (deviations[0] < single_row_limit)
+    return in_cluster, deviations[0]
+
+
+def _has_small_groups(X: Floats, far: Floats) -> bool:
+    """Return whether most rows lie in groups that are too small to hold their far neighbours.
+
+    Such groups of normal rows, each of another kind, would look like clusters of outliers. In a
+    single group the logarithms of the distances to the neighbours grow in proportion to the
+    logarithms of their numbers. From one group to the next the distance grows much faster.
+    """
+    step = -(-len(X) // _MAX_REFERENCES)
+    k = _n_near(len(X))
+    nearer = k // 4
+    if nearer == 0:  # there are too few rows to tell
+        return False
+    distances, _ = NeighborSearch(X).nearest(X[::step], k + 1)
+    growth = np.median(_log(distances[:, k]) - _log(distances[:, nearer])) / np.log(k / nearer)
+    expected = growth * np.log(_FAR_FRACTION * len(X) / k)
+    return bool(np.median(_log(far[::step]) - _log(distances[:, k])) > _MOST_GROWTH * expected)
 
 
 def _without_binary_columns(X: Floats) -> Floats:
@@ -99,9 +130,25 @@ def _far_distances(X: Floats) -> Floats:
     return NeighborSearch(references).distances_to(min(k, len(references)), X)
 
 
+def _near_distances(search: NeighborSearch) -> Floats:
+    """Return each row's distance to its near neighbour."""
+    return search.nearest_of_references(_n_near(len(search.reference)) + 1)[0][:, -1]
+
+
+def _n_near(n: int) -> int:
+    """Return the number of the near neighbour among `n` rows."""
+    return min(_NEAR, n // 20)
+
+
+def _log(distances: Floats) -> Floats:
+    return np.log(distances + np.finfo(np.float64).tiny)
+
+
 def _robust_deviations(values: Floats) -> Floats:
     """Standardise by the median, and by the median deviation of the values above it."""
     above = values - np.median(values)
-    # The factor makes this the standard deviation if the values are normally distributed.
-    spread = 1.4826 * np.median(above[above >= 0])
-    return above / spread if spread > 0 else np.zeros_like(above)
+    if not (above > 0).any():
+        return np.zeros_like(above)
+    # The factor makes this the standard deviation if the values are normally distributed. Values
+    # that equal the median are left out: in a table of few different values they may be many.
+    return above / (1.4826 * np.median(above[above > 0]))

@@ -22,6 +22,10 @@ _MAX_COPIES = 0.05
 # Rows that are equal more often are taken for values that occur often, not for copies.
 _MAX_TIMES = 10
 
+# A row is a near copy if it is so much nearer to one row than to the next. In one dimension a tenth
+# of all rows are near copies; in more dimensions, fewer.
+_NEAR_COPY, _MAX_NEAR_COPIES = 0.1, 0.25
+
 
 def count_copies(images: NDArray[Any], groups: Iterable[Any] | None) -> tuple[int, int]:
     """Return how many images equal one of another group, and how many images are different.
@@ -35,29 +39,36 @@ def count_copies(images: NDArray[Any], groups: Iterable[Any] | None) -> tuple[in
     return len(set(zip(digests, of_groups, strict=True))) - n_different, n_different
 
 
-def warn_of_copies(rows: Floats, may_be_copy: NDArray[np.bool_]) -> None:
-    """Warn if many rows were probably stored twice; only rows that `may_be_copy` are searched.
+def warn_of_copies(rows: Floats, nearest: Floats) -> None:
+    """Warn if many rows were probably stored or measured twice.
 
-    Rows of a table with few different values are equal by chance, and so are new rows. Therefore
-    equal rows count only if they have a value in common that no other row has.
+    `nearest` (n_samples, 2) has the distances to the nearest two other rows. Rows of a table with
+    few different values are equal by chance, and so are new rows. Therefore equal rows count only
+    if they have a value in common that no other row has.
     """
-    limit = _MAX_COPIES * len(rows)
+    first, second = nearest.T
+    n_near = int(np.sum((first > 0) & (first < _NEAR_COPY * second)))
+    if n_near > _MAX_NEAR_COPIES * len(rows):
+        _warn(n_near, len(rows), f"are over {1 / _NEAR_COPY:.0f} times as near to one row as to")
+    limit = max(2, _MAX_COPIES * len(rows))  # two equal rows alone may be chance
     # In a single column equal values cannot be told from copies.
-    if may_be_copy.sum() <= limit or rows.shape[1] == 1:
+    if np.sum(first == 0) <= limit or rows.shape[1] == 1:
         return
     n_equal = _n_equal(rows, axis=0)
     is_copy = np.zeros(len(rows), dtype=bool)
     for column in rows.T:
         is_copy |= _n_equal(column) == n_equal
     is_copy &= (n_equal > 1) & (n_equal <= min(_MAX_TIMES, len(rows) // 2))
-    n_copies = int(is_copy.sum())
-    if n_copies > limit:
-        warn_caller(
-            f"{n_copies} of the {len(rows)} rows equal another row in all columns, with a value "
-            "that no other row has, as if they were stored twice. A held-out row with a copy looks "
-            "more normal than a new row, so that there will be more false alarms than stated. "
-            "Pass every row once, such as np.unique(X, axis=0)."
-        )
+    if is_copy.sum() > limit:
+        _warn(int(is_copy.sum()), len(rows), "share a value only with rows that equal them, unlike")
+
+
+def _warn(n_copies: int, n: int, what: str) -> None:
+    warn_caller(
+        f"{n_copies} of the {n} rows {what} any other, as if the same things were in X twice. A "
+        "held-out row with a copy looks more normal than a new row, so that many more new rows "
+        "than stated will be flagged. Pass everything once, such as np.unique(X, axis=0)."
+    )
 
 
 def _n_equal(values: Floats, axis: int | None = None) -> NDArray[np.intp]:
