@@ -43,7 +43,7 @@ from sklearn_g2d.utils.mapped import NUMBERS, as_known_dtype, blocks, take
 from sklearn_g2d.utils.parts import EstimatorOfParts
 from sklearn_g2d.utils.state import Stored, unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
+from sklearn_g2d.utils.warnings import check_unused_y, warn_caller
 
 logger = logging.getLogger("sklearn_g2d")
 
@@ -336,7 +336,7 @@ class NetworkDetector(CallbackSupportMixin, BaseDetector):
             make_visible()
         context = self._init_callback_context(max_subtasks=self._n_stages)
         rows = self._validate_training(X)
-        warn_of_labels(y, X)
+        check_unused_y(y, X)
         earlier = self._to_continue()
         random_state = parallel.from_first(check_random_state(self.random_state))
         start = {"random_state": random_state, "to_continue": earlier}

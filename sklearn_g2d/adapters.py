@@ -26,7 +26,7 @@ from sklearn_g2d.training.runtime import globally_seeded
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_of_labels
+from sklearn_g2d.utils.warnings import check_unused_y
 
 try:
     from pyod.models.base import BaseDetector
@@ -130,7 +130,7 @@ class FromPyOD(MetaEstimatorMixin, VerdictMixin, BaseEstimator):
                 "it sets no threshold for scores. Call set_params(detector__contamination=.1)."
             )
         X = validate_data(self, X, ensure_min_samples=2)
-        warn_of_labels(y, X)
+        check_unused_y(y, X)
         rng = check_random_state(self.random_state)
         with _global_generators(int(rng.randint(2**31))):
             # Some detectors draw random numbers in their constructor. A clone calls it again, so

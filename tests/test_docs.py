@@ -265,12 +265,18 @@ def test_figures_of_images(page):
 def test_figures_of_parts(page):
     runs = pd.read_csv(RESULTS / "inspection.csv")
     runs["images"] = runs["images"].where(runs["images"] == "magnetic tiles", "boards")
-    means = runs.groupby(["detector", "images"])[["auc", "pixel_auc_within", "aupro"]].mean()
+    columns = ["auc", "pixel_auc_within", "aupro", "f1"]
+    means = runs.groupby(["detector", "images"])[columns].mean()
     rows = list(typed_table(page, "| | boards: image AUC"))
     assert len(rows) >= 4
     for detector, figures in rows:
-        boards, tiles = (means.loc[detector, kind] for kind in ("boards", "magnetic tiles"))
+        boards, tiles = (means.loc[detector, kind][:3] for kind in ("boards", "magnetic tiles"))
         assert figures == rounded([*boards, *tiles])
+    pattern = r"F1 of PatchDetector is (\.\d+) on boards and (\.\d+) on tiles"
+    typed = [float(figure) for pair in re.findall(pattern, page.read_text()) for figure in pair]
+    assert bool(typed) == (page.parent == ROOT)
+    if typed:
+        assert typed == rounded(means["f1"]["PatchDetector"][["boards", "magnetic tiles"]].tolist())
 
 
 @WITH_FIGURES

@@ -605,7 +605,8 @@ def test_clips_of_which_one_part_is_still():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"frame_rate": 0}, "'frame_rate' parameter"),
+        ({"frame_rate": -5}, "'frame_rate' parameter"),
+        ({"frame_rate": small_walk(9)}, "^frame_rate must be a number.* ndarray.* to fit.$"),
         ({"seconds": -1}, "'seconds' parameter"),
         ({"top_fraction": 0}, "'top_fraction' parameter"),
         ({"top_fraction": 1.1}, "'top_fraction' parameter"),
@@ -625,6 +626,8 @@ def test_other_frames_than_fitted(fitted, new):
         ValueError, match=r"FixedCameraDetector was fitted on \(1, 120, 160\).*gray"
     ):
         fitted.score_samples(new[0].repeat(3, axis=1))
+    with pytest.raises(ValueError, match=r"pass np.moveaxis\(clip, -1, 1\)\. Convert .*gray by"):
+        fitted.score_samples(np.moveaxis(new[0].repeat(3, axis=1), 1, -1))
     with pytest.raises(ValueError, match=r"was fitted on \(1, 120, 160\).*Resize"):
         fitted.anomaly_map(new[0][:, :, :90])
     with pytest.raises(ValueError, match="Clip 1 has 1 frame"):
@@ -637,6 +640,20 @@ def test_labels_are_warned_of():
     message = r"y holds the labels 0 and 1.*pass X\[np.asarray\(y\) == 0\]\.$"
     with pytest.warns(UserWarning, match=message):
         detector_of().fit(small_walk(20), [0, 1] * 10)
+
+
+@pytest.mark.parametrize("second", [small_walk(5), [small_walk(5), small_walk(6)]])
+def test_a_second_clip_is_not_ignored(second):
+    with pytest.raises(ValueError, match=r"does not use y.*fit\(\[a, b\]\)"):
+        detector_of().fit(small_walk(20), second)
+
+
+@pytest.mark.parametrize(("frame_rate", "n"), [(0.04, 1), (2, 0), (240, 0), (241, 1)])
+def test_frame_rates_in_other_units_are_warned_of(frame_rate, n):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector_of(frame_rate, seconds=0).fit(small_walk(69, rate=20))
+    assert sum("frames per second" in str(warning.message) for warning in caught) == n
 
 
 def test_before_fit(new):

@@ -212,6 +212,12 @@ def test_nothing_flagged_is_status_0(folders, inspect, capsys):
     out, err = capsys.readouterr()
     assert out.startswith("None of 3 photographs is flagged.")
     assert err == ""
+    for path in sorted(path for path in (folders / "new").rglob("*") if path.is_file())[1:]:
+        path.unlink()
+    assert inspect("good new --out report --overwrite") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("The photograph is not flagged.")
+    assert "Scoring 1 new photograph from" in err
 
 
 def test_unreadable_photographs_count_as_flagged(folders, inspect, capsys):
@@ -240,11 +246,13 @@ def test_unreadable_photographs_count_as_flagged(folders, inspect, capsys):
 def test_pipes_devices_and_locked_folders(folders, inspect, refused, monkeypatch):
     os.mkfifo(folders / "new" / "pipe.png")
     (folders / "new" / "zero.png").symlink_to("/dev/zero")
+    (folders / "new" / "gone.png").symlink_to("nowhere.png")
     assert inspect() == 1
     rows = {row["file"]: row for row in rows_of(folders / "report" / "scores.csv")}
     for name in ("pipe.png", "zero.png"):
         assert rows[name]["verdict"] == "unreadable"
         assert "is a pipe or a device" in rows[name]["note"]
+    assert rows["gone.png"]["note"].endswith("a link to a file that does not exist. Leave it out.")
     (folders / "good" / "zero.png").symlink_to("/dev/zero")
     assert "zero.png is a pipe or a device" in refused("good new --out report --overwrite")
     scandir = os.scandir
@@ -412,7 +420,8 @@ def test_wrong_usage(refused, command, message):
 def test_good_photographs_must_be_readable_and_alike(folders, refused):
     photograph(folders / "good" / "wide.png", np.random.default_rng(0), shape=(32, 64))
     message = refused("good new --out report")
-    assert "wide.png" in message
+    assert "(width x height, resized by --size 256)" in message
+    assert "wide.png 512 x 256. To bring" in message
     assert "pass --size 256x256" in message
     (folders / "good" / "wide.png").write_bytes(b"no picture")
     assert "wide.png is empty, damaged" in refused("good new --out report")

@@ -714,6 +714,11 @@ def test_labels_are_warned_of(part):
         made().fit(part, np.repeat([1, -1], 25))
 
 
+def test_a_second_folder_is_not_ignored(part):
+    with pytest.raises(ValueError, match=r"does not use y.*fit\(np.concatenate\(\[a, b\]\)\)"):
+        made().fit(part, part[:3])
+
+
 class Spoilt(Squares):
     """Maps that someone got wrong, of all images or of bright ones."""
 

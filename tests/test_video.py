@@ -232,6 +232,11 @@ def test_labels_of_a_list_of_clips(y, remedy):
         ClipDetector(MeanDetector(), patch_size=8).fit([random_clip(6)] * 3, y)
 
 
+def test_a_number_is_no_file():
+    with pytest.raises(TypeError, match=r"name of a video file, got int.*VideoCapture.*stream"):
+        read_frames(0)
+
+
 def test_frames_of_a_file_are_no_clip_yet():
     with pytest.raises(TypeError, match=r"X gives .*np\.stack\(list\(X\)\).*stream"):
         MotionChannels().fit(read_frames("any.mp4"))

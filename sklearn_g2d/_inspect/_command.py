@@ -35,6 +35,8 @@ from sklearn_g2d._inspect._scoring import (
     check_intensities,
     duration,
     load,
+    one_line,
+    reason,
     score,
 )
 from sklearn_g2d.calibration import least_number
@@ -534,7 +536,7 @@ def _load(options: argparse.Namespace) -> PatchDetector:
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: Any) -> None:
-        print(f"Warning: {_one_line(str(message))}", file=sys.stderr)
+        print(f"Warning: {one_line(str(message))}", file=sys.stderr)
 
     # Warnings of other types are about code, which a user of the command does not write.
     with warnings.catch_warnings():
@@ -546,20 +548,17 @@ def _short_warnings() -> Iterator[None]:
 
 def _message(error: Exception) -> str:
     # Messages of this package need no type. Messages of other errors are often unclear without it.
-    text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}."
-    elif not isinstance(error, ValueError | ImportError | OSError):
+    text = reason(error)
+    if not isinstance(error, ValueError | ImportError | OSError):
         text = f"{type(error).__name__}: {text}"
-    return _in_options(_one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return _in_options(text)
 
 
 def _in_options(text: str) -> str:
-    """Replace parameters in messages of `load_images` by options of the command."""
+    """Replace parameters in messages of `load_images` by options, which give the width first."""
+    if "(height x width" in text:
+        text = text.replace("(height x width", "(width x height")
+        text = re.sub(r"(\d+) x (\d+)(?= pixels, |\. To bring)", r"\2 x \1", text)
     text = re.sub(r"size=\((\d+), (\d+)\)", r"--size \2x\1", text)
     text = text.replace("pass size=(height, width), such as", "pass")
     return re.sub(r"\bsize=(\d+)", r"--size \1", text)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from sklearn_g2d._inspect._scoring import Photograph, batches, read
+from sklearn_g2d._inspect._scoring import Photograph, batches, count, read
 from sklearn_g2d.calibration import conformal_p_values
 from sklearn_g2d.display import AnomalyMapDisplay
 from sklearn_g2d.metrics import equal_error_rate, outlier_f1_score, outlier_roc_auc_score
@@ -98,10 +98,11 @@ class Summary:
     def verdict(self) -> str:
         """Return the result in one sentence."""
         n, n_unreadable = len(self.photographs), self.n_unreadable
-        what = "1 photograph" if n == 1 else f"{n} photographs"
         flagged = self.n_flagged or "None"
         verb = "are" if self.n_flagged > 1 else "is"
-        text = f"{flagged} of {what} {verb} flagged"
+        text = f"{flagged} of {n} photographs {verb} flagged"
+        if n == 1:
+            text = f"The photograph is {'' if self.n_flagged else 'not '}flagged"
         if n_unreadable:
             text += f"; files among them that cannot be read: {n_unreadable}"
         if self.n_passed_over:
@@ -115,7 +116,7 @@ class Summary:
         missed = sum(not photograph.is_flagged for photograph in self.known_bad)
         n_good = len(self.detector.calibration_scores_)
         sentences = [
-            f"Of {len(self.known_bad)} known bad photographs, {missed} "
+            f"Of {count(len(self.known_bad), 'known bad')}, {missed} "
             f"{'is' if missed == 1 else 'are'} missed (not flagged).",
             f"Known bad photographs against {n_good} good ones: "
             + ", ".join(f"{name} {value:.3f}" for name, value in self.figures.items())
@@ -186,7 +187,7 @@ def write_overlays(detector: PatchDetector, summary: Summary, say: Callable[[str
         wanted = max(_MOST_ANOMALOUS, sum(photograph.is_flagged for photograph in readable))
     chosen = readable[: min(wanted, len(readable))]
     if chosen:
-        say(f"Drawing the {len(chosen)} most anomalous photographs ...")
+        say(f"Drawing the {count(len(chosen), 'most anomalous')} ...")
     for number, photograph in enumerate(chosen, start=1):
         photograph.picture = f"{number:05d}_{photograph.path.stem[-_MOST_CHARACTERS:]}.png"
     for batch in batches(detector, chosen):

@@ -145,7 +145,7 @@ def score(
     seconds : float
         Time of reading and scoring.
     """
-    say(f"Scoring {len(paths)} {kind} photographs from {folder} ...")
+    say(f"Scoring {count(len(paths), kind)} from {folder} ...")
     photographs: list[Photograph] = []
     start = last_line = time.perf_counter()
     for batch in batches(detector, paths):
@@ -171,7 +171,7 @@ def _score_batch(detector: PatchDetector, paths: list[Path], folder: Path) -> li
             try:
                 single.append(read(detector, [photograph.path]))
             except (ValueError, OSError) as error:
-                photograph.note = " ".join(str(error).split())
+                photograph.note = reason(error)
             else:
                 readable.append(photograph)
         if not single:
@@ -200,3 +200,20 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def count(n: int, kind: str) -> str:
+    """Return a text for a number of photographs of a kind."""
+    return f"{n} {kind} photograph{'s' * (n != 1)}"
+
+
+def reason(error: Exception) -> str:
+    """Return the message of an error in one line, without the number of an error of the system."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return one_line(str(error))
+
+
+def one_line(text: str) -> str:
+    """Return a text with spaces instead of line breaks."""
+    return " ".join(text.split())

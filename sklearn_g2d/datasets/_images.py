@@ -248,6 +248,8 @@ def _read(path: Path, size: Size, channels: int) -> NDArray[Any]:
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Pass it alone, not in a list, or list its images.")
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to a file that does not exist. Leave it out.")
     # Reading a pipe or a device might never end.
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is a pipe or a device, not a file. Leave it out.")

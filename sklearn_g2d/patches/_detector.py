@@ -32,7 +32,7 @@ from sklearn_g2d.utils.parts import fit_part, unfrozen
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
+from sklearn_g2d.utils.warnings import check_unused_y, warn_caller
 
 # The maps of these blocks of EfficientNet-Lite0, with the strides 8, 16 and 16, found anomalies
 # best. The margin around images removes the effect of their edges on these maps.
@@ -194,7 +194,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             Normal images, gray or RGB: see `sklearn_g2d.datasets.load_images`. A memory map is read
             in batches.
         y : ignored
-            Labels are not used. A warning is given if there are labels of two kinds.
+            Labels of two kinds are warned of, because they are not used. Images are an error.
         groups : array-like of shape (n_samples,), default=None
             Names of groups of images that belong together, such as photographs of one part. The
             images of a group are held out together, and the rate of false alarms holds for new
@@ -218,7 +218,7 @@ class PatchDetector(MetaEstimatorMixin, BaseDetector):
             make_visible()
         rows = self._validate(X, reset=True)
         self._given_as_images = len(shape_of(X)) == 4
-        warn_of_labels(y, X)
+        check_unused_y(y, X)
         random_state = check_random_state(self.random_state)
         if groups is not None:
             groups = check_groups(groups, len(rows))

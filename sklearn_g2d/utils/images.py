@@ -68,9 +68,13 @@ def as_rows(
     channels_last = found[2] < min(found[:2]) or (
         found[2] in _USUAL_CHANNELS and found[0] not in _USUAL_CHANNELS
     )
-    # With a known shape there is nothing to guess.
+    # With a known height and width there is nothing to guess.
     if expected is not None:
-        channels_last = found != expected and found == (*expected[1:], expected[0])
+        channels_last = (
+            found != expected
+            and found[:2] == expected[1:]
+            and found[2] in (expected[0], *_USUAL_CHANNELS)
+        )
     if channels_last:
         hint = f" If X is right, pass the parameter image_shape={found}."
         raise ValueError(

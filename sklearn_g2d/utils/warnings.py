@@ -20,10 +20,20 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def warn_of_labels(y: Any, X: Any) -> None:
-    """Warn if `y` holds two kinds of labels, because `fit` does not use them; `X` is as given."""
+def check_unused_y(y: Any, X: Any) -> None:
+    """Raise ValueError if `y` holds images or clips; warn if it holds labels of two kinds.
+
+    `fit` does not use `y`. `X` is as given.
+    """
+    # A list is checked before NumPy sees it: its clips may have unequal lengths.
+    is_of_arrays = isinstance(y, list | tuple) and any(getattr(one, "ndim", 0) > 1 for one in y)
+    if is_of_arrays or (labels := np.asarray(y)).ndim > 2:
+        raise ValueError(
+            "y holds images or clips, but fit learns from X alone and does not use y. To learn "
+            "from both, pass them together: clips as a list, fit([a, b]), and images as one array, "
+            "fit(np.concatenate([a, b]))."
+        )
     # A `y` of one kind, or of many, is probably not meant as labels of inliers and outliers.
-    labels = np.asarray(y)
     kinds = sorted(set(labels.tolist()), key=str) if labels.ndim == 1 else []
     if len(kinds) != 2:
         return

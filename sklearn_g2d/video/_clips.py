@@ -318,9 +318,9 @@ def _remedy(clip: Any, known: ImageShape | None) -> str:
     if known is None or np.ndim(clip) != 4:
         return ""
     channels, *size = np.shape(clip)[1:]
-    # The error about channels that are last names its own remedy.
-    if (channels, *size) == (*known[1:], known[0]):
-        return ""
+    # The error about channels that are last names its own remedy, to which this one is added.
+    if (channels, size[0]) == known[1:]:
+        channels, *size = size[1], channels, size[0]
     if tuple(size) != known[1:]:
         return " Resize the frames, or fit another detector to this size."
     if channels != known[0] == 1:

@@ -19,7 +19,7 @@ from sklearn_g2d.errors import UnsupportedObjectError
 from sklearn_g2d.utils.parts import clone_part
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_of_labels
+from sklearn_g2d.utils.warnings import check_unused_y
 from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._patches import FramePatches
 from sklearn_g2d.video._streams import stream_channels
@@ -168,7 +168,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         X : array-like of shape (n_frames, channels, height, width), or list of such
             One clip, or several, of normal frames.
         y : ignored
-            Labels are not used. A warning is given if there are labels of two kinds.
+            Labels of two kinds are warned of, because they are not used. Clips are an error.
 
         Returns
         -------
@@ -183,7 +183,7 @@ class ClipDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         """
         self._validate_params()
         clips = self._validate(X, reset=True)
-        warn_of_labels(y, X)
+        check_unused_y(y, X)
         random_state = check_random_state(self.random_state)
         self.min_foreground_, self.n_smoothed_ = self.min_foreground, self.n_smoothed
         self.channels_ = None

@@ -52,8 +52,9 @@ def read_frames(
 
     Raises
     ------
-    ValueError
-        If `size` is not two positive integers. It is raised by the call itself.
+    TypeError, ValueError
+        If `path` is no path, or `size` is not two positive integers. They are raised by the call
+        itself.
     ImportError
         If PyAV is not installed. This error and those below are raised with the first frame.
     FileNotFoundError
@@ -79,6 +80,12 @@ def read_frames(
     >>> from sklearn_g2d.video import read_frames
     >>> clip = np.stack(list(read_frames("camera.mp4", size=(240, 360))))  # doctest: +SKIP
     """
+    if not isinstance(path, str | bytes | PathLike):
+        raise TypeError(
+            f"path must be the name of a video file, got {type(path).__name__}. Cameras are not "
+            "opened: pass frames of OpenCV's VideoCapture, as RGB arrays (channels, height, width),"
+            " to the method stream of a detector."
+        )
     if size is not None and not (
         isinstance(size, list | tuple)
         and len(size) == 2

@@ -27,7 +27,7 @@ from sklearn_g2d.utils.parts import fit_part
 from sklearn_g2d.utils.progress import reporter
 from sklearn_g2d.utils.state import unchanged_on_failure
 from sklearn_g2d.utils.surroundings import shielded
-from sklearn_g2d.utils.warnings import warn_caller, warn_of_labels
+from sklearn_g2d.utils.warnings import check_unused_y, warn_caller
 from sklearn_g2d.video._channels import Foreground, ForegroundMotion, OpticalFlow
 from sklearn_g2d.video._clips import ClipEstimator, Clips, smooth_over_time
 from sklearn_g2d.video._streams import stream_channels
@@ -54,6 +54,9 @@ MAX_NETWORK_FRAMES = 4000
 
 # Number of parts of the training clips. Each is held out once.
 _FOLDS = 5
+
+# Other frame rates are probably in other units.
+_LEAST_RATE, _HIGHEST_RATE = 2, 240
 
 # Smallest height and width of a frame.
 _LEAST_SIDE = 8
@@ -282,7 +285,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         X : array-like of shape (n_frames, channels, height, width), or list of such
             One clip, or several, of normal frames, gray or RGB, of one place.
         y : ignored
-            Labels are not used. A warning is given if there are labels of two kinds.
+            Labels of two kinds are warned of, because they are not used. Clips are an error.
 
         Returns
         -------
@@ -297,7 +300,18 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
         ImportError
             If OpenCV or the weights of the default features are not installed.
         """
+        # The error of scikit-learn would print a whole clip.
+        if hasattr(self.frame_rate, "__len__"):
+            raise ValueError(
+                "frame_rate must be a number, the frames per second, got an object of type "
+                f"{type(self.frame_rate).__name__}. Clips are given to fit."
+            )
         self._validate_params()
+        if not _LEAST_RATE <= self.frame_rate <= _HIGHEST_RATE:
+            warn_caller(
+                f"frame_rate={self.frame_rate:g} is unusual for a camera. Pass the frames per "
+                "second of the clips: by another number, speeds and averages are wrong."
+            )
         if self.verbose:
             make_visible()
         clips = self._validate(X, reset=True)
@@ -306,7 +320,7 @@ class FixedCameraDetector(MetaEstimatorMixin, ClipEstimator, BaseDetector):
                 f"FixedCameraDetector takes frames of at least {_LEAST_SIDE} x {_LEAST_SIDE} "
                 "pixels, got {} x {}. Enlarge them.".format(*self.image_shape_[1:])
             )
-        warn_of_labels(y, X)
+        check_unused_y(y, X)
         seconds = len(clips[0]) / self.frame_rate
         if len(clips) == 1 and seconds < _FEW_SECONDS:
             warn_caller(
