@@ -163,9 +163,10 @@ def test_the_package_does_not_grow_unnoticed():
     # a fixed camera, 30 for what is said of wrong clips and files, 60 for plain English, 100 for
     # faster fits, 300 for scores on GPUs, and arithmetic and messages there, 190 for images and
     # folders that memory does not hold, 40 for a camera whose background has changed, 65 for the
-    # versions of a report, 175 for copies, single images and what the command checks first, and 35
-    # for second collections, numbers of cameras, odd frame rates and links to nothing.
-    assert n_lines <= 20_065
+    # versions of a report, 175 for copies, single images and what the command checks first, 35 for
+    # second collections, numbers of cameras, odd frame rates and links to nothing, and 65 for near
+    # copies and small groups of normal rows.
+    assert n_lines <= 20_130
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():
