@@ -911,3 +911,13 @@ def test_contributions_that_are_none_are_an_error(contributions, names, message)
     with pytest.raises(ValueError, match=message):
         ContributionDisplay.from_predictions(contributions, column_names=names)
     assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize(
+    ("display", "missing"), [(AnomalyMapDisplay, "no maps"), (LossCurveDisplay, "no losses")]
+)
+def test_a_detector_without_what_is_drawn_is_named(display, missing):
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    given = {"X": X} if display is AnomalyMapDisplay else {}
+    with pytest.raises(TypeError, match=f"IsolationForest .*{missing}. Pass a detector that has"):
+        display.from_estimator(IsolationForest(n_estimators=3).fit(X), **given)

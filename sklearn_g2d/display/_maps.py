@@ -125,13 +125,14 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
 
         Raises
         ------
-        NotFittedError
-            If the detector is not fitted.
+        NotFittedError, TypeError
+            If the detector is not fitted, or has no maps.
         ImportError, ValueError
             As in `from_predictions`.
         """
         # Raise an error about a missing matplotlib before a long computation.
         import_pyplot()
+        _check_has_maps(estimator)
         check_is_fitted(estimator, "map_range_")
         shape = np.shape(X)
         # Rows of pixels are images if the detector knows their shape.
@@ -310,11 +311,7 @@ class AnomalyMapDisplay:  # numpydoc ignore=PR02
         ...     )
         """
         plt = import_pyplot()
-        if not hasattr(estimator, "anomaly_map"):
-            raise TypeError(
-                f"{type(estimator).__name__} has no maps. Pass a detector that has the method "
-                "anomaly_map, such as PatchDetector."
-            )
+        _check_has_maps(estimator)
         if value_range is None:
             check_is_fitted(estimator, "map_range_")
             value_range = estimator.map_range_
@@ -535,6 +532,14 @@ def _check_shapes(images: tuple[int, ...], maps: tuple[int, ...]) -> None:
 def _check_shape(name: str, values: Any, model: str, shape: tuple[int, ...]) -> None:
     if np.shape(values) != shape:
         raise ValueError(f"{name} has shape {np.shape(values)}, but {model} has {shape}.")
+
+
+def _check_has_maps(estimator: Any) -> None:
+    if not hasattr(estimator, "anomaly_map"):
+        raise TypeError(
+            f"{type(estimator).__name__} has no maps. Pass a detector that has the method "
+            "anomaly_map, such as PatchDetector."
+        )
 
 
 def _check_value_range(value_range: Any, maps: NDArray[np.float64]) -> tuple[float, float]:

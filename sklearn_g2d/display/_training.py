@@ -88,12 +88,17 @@ class LossCurveDisplay:  # numpydoc ignore=PR02
 
         Raises
         ------
-        NotFittedError
-            If the estimator is not fitted.
+        NotFittedError, TypeError
+            If the estimator is not fitted, or keeps no losses.
         ImportError, ValueError
             As in `plot`.
         """
-        check_is_fitted(estimator, "history_")
+        check_is_fitted(estimator)
+        if not hasattr(estimator, "history_"):
+            raise TypeError(
+                f"{type(estimator).__name__} keeps no losses. Pass a detector that has the "
+                "attribute history_, such as G2DOutlierDetector."
+            )
         name = type(estimator).__name__ if name is None else name
         snapshots = getattr(estimator, "snapshots_", ())
         display = cls(history=estimator.history_, snapshots=snapshots, name=name)
