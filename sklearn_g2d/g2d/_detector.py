@@ -69,9 +69,9 @@ _ROWS_THAT_TELL = 200
 # With at least so many channels, convolutions are faster in bfloat16 (docs/results).
 _MIN_BFLOAT16_CHANNELS = 64
 
-# More rows than this fraction that are left out by themselves are warned of: they take a large part
-# of the false alarms.
-_MANY_LEFT_OUT = 0.02
+# This fraction of the rows, and at least so many, that are left out by themselves are warned of:
+# they take a large part of the false alarms.
+_MANY_LEFT_OUT, _LEAST_GROUP = 0.02, 5
 
 # A point lies among the normal rows if the distance to its last neighbour is below this quantile
 # of the distances of normal rows.
@@ -401,7 +401,7 @@ class G2DOutlierDetector(NetworkDetector):
         fraction = resolve_fraction(self.support_fraction, self.contamination)
         is_central = central_rows(search, fraction)
         n, n_left_out = len(rows), int(np.sum(~is_central))
-        if fraction == "auto" and n_left_out > _MANY_LEFT_OUT * n:
+        if fraction == "auto" and n_left_out >= max(_LEAST_GROUP, _MANY_LEFT_OUT * n):
             warn_caller(
                 f"{n_left_out} of the {n} rows are not learned from, because they are remote from "
                 "the others and near to each other, like a cluster of outliers. New rows like them "
