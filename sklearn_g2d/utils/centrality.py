@@ -33,6 +33,9 @@ _LEAST_EACH, _LEAST_SUM = 1.0, 5.0
 # groups that are smaller than n/10 rows. Tables of ADBench have .6 to 1.9.
 _MOST_GROWTH = 2.0
 
+# The growth must be at least this, in logarithms, too.
+_LEAST_GROWTH = 0.5
+
 
 def resolve_fraction(
     fraction: float | Literal["auto"], contamination: float | Literal["auto"]
@@ -102,9 +105,12 @@ def _has_small_groups(X: Floats, far: Floats) -> bool:
     if nearer == 0:  # there are too few rows to tell
         return False
     distances, _ = NeighborSearch(X).nearest(X[::step], k + 1)
-    growth = np.median(_log(distances[:, k]) - _log(distances[:, nearer])) / np.log(k / nearer)
+    near = distances[:, k]
+    growth = np.median(_log(near) - _log(distances[:, nearer])) / np.log(k / nearer)
     expected = growth * np.log(_FAR_FRACTION * len(X) / k)
-    return bool(np.median(_log(far[::step]) - _log(distances[:, k])) > _MOST_GROWTH * expected)
+    found = np.median(_log(far[::step]) - _log(near))
+    # In a table of few different values many distances are equal, or zero, and tell nothing.
+    return bool(np.median(near) > 0 and found > max(_MOST_GROWTH * expected, _LEAST_GROWTH))
 
 
 def _without_binary_columns(X: Floats) -> Floats:
