@@ -24,7 +24,7 @@ OLDEST_TESTS := $(addprefix tests/test_,callbacks.py datasets.py display.py feat
 help:
 	@echo "make demo       see the detector beside PyOD's on real data (3 minutes)"
 	@echo "make test       run the tests"
-	@echo "make test-slow  run the tests that take long, 14 minutes together"
+	@echo "make test-slow  run the tests that take long, 24 minutes together"
 	@echo "make test-oldest  run some tests with the oldest dependencies that are allowed"
 	@echo "make package    build wheel and sdist, and use each away from its sources"
 	@echo "make release-check  the same, and whether this version can be uploaded to PyPI"
