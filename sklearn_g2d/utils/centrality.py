@@ -67,9 +67,9 @@ def central_rows(
         return np.ones(len(X), dtype=bool)
     if fraction != "auto":
         X = _without_binary_columns(X)
-        far = _far_distances(X)
-        if _has_small_groups(X, far):
-            in_core = ~_in_clusters(far, _near_distances(NeighborSearch(X)))[0]
+        far, search = _far_distances(X), NeighborSearch(X)
+        if _has_small_groups(search, far):
+            in_core = ~_in_clusters(far, _near_distances(search))[0]
         else:
             in_core = far <= np.quantile(far, max(fraction, _CORE_FRACTION))
         # The nearest neighbour of each row of the core is the row itself.
@@ -92,19 +92,20 @@ def _in_clusters(far: Floats, near: Floats) -> tuple[NDArray[np.bool_], Floats]:
     return in_cluster, deviations[0]
 
 
-def _has_small_groups(X: Floats, far: Floats) -> bool:
+def _has_small_groups(search: NeighborSearch, far: Floats) -> bool:
     """Return whether most rows lie in groups that are too small to hold their far neighbours.
 
     Such groups of normal rows, each of another kind, would look like clusters of outliers. In a
     single group the logarithms of the distances to the neighbours grow in proportion to the
     logarithms of their numbers. From one group to the next the distance grows much faster.
     """
+    X = search.reference
     step = -(-len(X) // _MAX_REFERENCES)
     k = _n_near(len(X))
     nearer = k // 4
     if nearer == 0:  # there are too few rows to tell
         return False
-    distances, _ = NeighborSearch(X).nearest(X[::step], k + 1)
+    distances, _ = search.nearest(X[::step], k + 1)
     near = distances[:, k]
     growth = np.median(_log(near) - _log(distances[:, nearer])) / np.log(k / nearer)
     expected = growth * np.log(_FAR_FRACTION * len(X) / k)
