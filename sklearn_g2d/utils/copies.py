@@ -49,7 +49,7 @@ def warn_of_copies(rows: Floats, nearest: Floats) -> None:
     first, second = nearest.T
     n_near = int(np.sum((first > 0) & (first < _NEAR_COPY * second)))
     if n_near > _MAX_NEAR_COPIES * len(rows):
-        _warn(n_near, len(rows), f"are over {1 / _NEAR_COPY:.0f} times as near to one row as to")
+        _warn(n_near, rows, f"are over {1 / _NEAR_COPY:.0f} times as near to one row as to any other")
     limit = max(2, _MAX_COPIES * len(rows))  # two equal rows alone may be chance
     # In a single column equal values cannot be told from copies.
     if np.sum(first == 0) <= limit or rows.shape[1] == 1:
@@ -60,12 +60,12 @@ def warn_of_copies(rows: Floats, nearest: Floats) -> None:
         is_copy |= _n_equal(column) == n_equal
     is_copy &= (n_equal > 1) & (n_equal <= min(_MAX_TIMES, len(rows) // 2))
     if is_copy.sum() > limit:
-        _warn(int(is_copy.sum()), len(rows), "share a value only with rows that equal them, unlike")
+        _warn(int(is_copy.sum()), rows, "share a value only with rows that equal them everywhere")
 
 
-def _warn(n_copies: int, n: int, what: str) -> None:
+def _warn(n_copies: int, rows: Floats, what: str) -> None:
     warn_caller(
-        f"{n_copies} of the {n} rows {what} any other, as if the same things were in X twice. A "
+        f"{n_copies} of the {len(rows)} rows {what}, as if the same things were in X twice. A "
         "held-out row with a copy looks more normal than a new row, so that many more new rows "
         "than stated will be flagged. Pass everything once, such as np.unique(X, axis=0)."
     )
