@@ -49,7 +49,8 @@ def warn_of_copies(rows: Floats, nearest: Floats) -> None:
     first, second = nearest.T
     n_near = int(np.sum((first > 0) & (first < _NEAR_COPY * second)))
     if n_near > _MAX_NEAR_COPIES * len(rows):
-        _warn(n_near, rows, f"are over {1 / _NEAR_COPY:.0f} times as near to one row as to any other")
+        times = f"{1 / _NEAR_COPY:.0f} times"
+        _warn(n_near, rows, f"are over {times} as near to one row as to any other")
     limit = max(2, _MAX_COPIES * len(rows))  # two equal rows alone may be chance
     # In a single column equal values cannot be told from copies.
     if np.sum(first == 0) <= limit or rows.shape[1] == 1:
