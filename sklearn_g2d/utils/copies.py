@@ -56,9 +56,7 @@ def warn_of_copies(rows: Floats, nearest: Floats) -> None:
     if np.sum(first == 0) <= limit or rows.shape[1] == 1:
         return
     n_equal = _n_equal(rows, axis=0)
-    is_copy = np.zeros(len(rows), dtype=bool)
-    for column in rows.T:
-        is_copy |= _n_equal(column) == n_equal
+    is_copy = np.any([_n_equal(column) == n_equal for column in rows.T], axis=0)
     is_copy &= (n_equal > 1) & (n_equal <= min(_MAX_TIMES, len(rows) // 2))
     if is_copy.sum() > limit:
         _warn(int(is_copy.sum()), rows, "share a value only with rows that equal them everywhere")
