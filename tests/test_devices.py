@@ -3,6 +3,8 @@
 Bodies of tests that need a GPU run on the CPU, too, so that they are known to run at all.
 """
 
+import contextlib
+import copy
 import io
 import os
 import pickle
@@ -18,13 +20,15 @@ import numpy as np
 import pytest
 import torch
 import trainer_checks
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from torch import distributed
 from torch.nn import functional as F
 
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector, PatchDetector, persistence
 from sklearn_g2d._base import _on_devices
-from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet
+from sklearn_g2d.avid import CellInpainting, MaskedInpainting, PatchNet, UNet, _models
+from sklearn_g2d.callbacks import Checkpoint
 from sklearn_g2d.features import PretrainedFeatures
 from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, NetworkClassifier, WassersteinGAN
 from sklearn_g2d.training import cuda_arithmetic, parallel
@@ -50,6 +54,7 @@ def make_detectors(n_steps):
         "G2D as published, images": G2DOutlierDetector.from_paper(
             "images",
             generator__max_steps=n_steps,
+            generator__epoch_steps=30,
             generator__generator_network=ConvGenerator(channels=2),
             generator__critic_network=ConvNetwork(channels=2),
             classifier__max_steps=n_steps,
@@ -269,6 +274,51 @@ def test_no_step_waits_for_cuda(name):
 
 
 @EVERY_DEVICE
+@pytest.mark.parametrize("name", ["AVID images", "G2D as published, images"])
+def test_an_interrupted_fit_goes_on_where_it_was(device, name, tmp_path):
+    class Interrupt:
+        n_left = 60
+
+        def setup(self, estimator, context): ...
+
+        def teardown(self, estimator, context): ...
+
+        def on_fit_task_begin(self, estimator, context): ...
+
+        def on_fit_task_end(self, estimator, context):
+            self.n_left -= 1
+            if self.n_left == 0:
+                raise KeyboardInterrupt
+
+    expected, X = fit_on(device, name, n_steps=70)
+    detector = clone(expected)
+    checkpoint = Checkpoint(tmp_path / "checkpoint", every=0)
+    with pytest.raises(KeyboardInterrupt):
+        detector.set_callbacks(checkpoint, Interrupt()).fit(make_data(name)[0])
+    assert (tmp_path / "checkpoint").exists()
+    detector.set_callbacks(checkpoint).fit(make_data(name)[0])
+    np.testing.assert_array_equal(detector.score_samples(X), expected.score_samples(X))
+
+
+@pytest.mark.parametrize("name", ["AVID images", "AVID as published, images"])
+def test_all_that_maps_are_made_of_moves_to_the_device(name, monkeypatch):
+    """On "meta" nothing is computed, but a tensor that was left on the CPU is an error."""
+
+    @contextlib.contextmanager
+    def on_meta(_, *networks):
+        device = torch.device("meta")
+        yield device, [copy.deepcopy(network).to(device) for network in networks]
+
+    fitted, X = fit_on("cpu", name)
+    monkeypatch.setattr(_models, "on_device", on_meta)
+    with fitted._model.ready() as model:
+        for _, images, maps in model._raw_maps(X):
+            finished = model._finish(images, maps, model._figures, model.resizing())
+            inpainted = model._inpainted(images, model._figures)
+            assert {finished.device.type, inpainted.device.type} == {"meta"}
+
+
+@EVERY_DEVICE
 def test_a_search_by_two_workers(device):
     X, X_new = make_data("AVID images")
     y = np.repeat([1, -1], [len(X), len(X_new) - len(X)])
@@ -300,9 +350,10 @@ def test_one_process_of_torchrun(tmp_path, device):
     script, saved = tmp_path / "fit.py", tmp_path / "fitted.skops"
     script.write_text(TOGETHER)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
     done = subprocess.run(
         [*torchrun, "--nproc-per-node", "1", script, device, saved],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -388,5 +439,6 @@ def test_folded_networks_have_no_batch_norm_and_give_the_same(part):
     with torch.no_grad():
         expected = network.eval()(*inputs)
         assert_close(fused(*inputs), expected.numpy())
+        assert torch.equal(copy.deepcopy(fused)(*inputs), fused(*inputs))  # for another device
         assert not torch.equal(fused(*inputs), expected)
     assert network.state_dict().keys() == before.keys()

@@ -366,6 +366,7 @@ def test_bfloat16_only_where_asked_for(images, make, model):
     np.testing.assert_array_equal(features.transform(images[5:6])[0], rows[5])
 
 
+@pytest.mark.cuda
 @needs_cuda
 @ANY_MODEL
 def test_cuda_describes_images_as_the_cpu_does(images, make, model):

@@ -164,9 +164,10 @@ def test_the_package_does_not_grow_unnoticed():
     # faster fits, 300 for scores on GPUs, and arithmetic and messages there, 190 for images and
     # folders that memory does not hold, 40 for a camera whose background has changed, 65 for the
     # versions of a report, 175 for copies, single images and what the command checks first, 35 for
-    # second collections, numbers of cameras, odd frame rates and links to nothing, and 75 for near
-    # copies, small groups of normal rows and what cannot be drawn.
-    assert n_lines <= 20_140
+    # second collections, numbers of cameras, odd frame rates and links to nothing, 75 for near
+    # copies, small groups of normal rows and what cannot be drawn, and 15 for folded networks on
+    # GPUs and AVID's training on whole images.
+    assert n_lines <= 20_155
 
 
 def test_public_names_are_classes_and_functions_of_their_own_modules():

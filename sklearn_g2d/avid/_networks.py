@@ -7,11 +7,12 @@ values to a logit for each region, high = anomalous.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -207,7 +208,15 @@ def check_numbers(
 # The modules. Without a random generator they have no weights until these are loaded.
 
 
-class UNetModule(StorableModule):
+class _FoldableModule(StorableModule):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Files rebuild the layers that `config` asks for, but a folded network has others.
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+
+class UNetModule(_FoldableModule):
     """The module that `UNet` builds; `channels` are those at each resolution."""
 
     def __init__(
@@ -252,7 +261,7 @@ class UNetModule(StorableModule):
         return self.last(h)
 
 
-class PatchNetModule(StorableModule):
+class PatchNetModule(_FoldableModule):
     """The module that `PatchNet` builds; `layers` are (channels, kernel, stride)."""
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Literal
 
@@ -88,6 +89,9 @@ class AdversarialInpainting(Training):
     reconstruction_weight : float, default=0.0
         Weight of ||X - I(X with noise)||^2 in the inpainter's loss. Eq. 3 has no such term. The
         paper's text says that it is minimised, and it is an option of the authors' code.
+    whole_images : bool, default=False
+        Whether the networks see whole images, as in the authors' code, instead of crops of four
+        regions; ignored on tables.
 
     References
     ----------
@@ -108,6 +112,7 @@ class AdversarialInpainting(Training):
     betas: tuple[float, float] = (0.9, 0.9)
     objective: Literal["log", "squares"] = "log"
     reconstruction_weight: float = 0.0
+    whole_images: bool = False
 
     data: ClassVar[tuple[str, ...]] = ("images", "tables")
     hides: ClassVar[bool] = False
@@ -118,16 +123,18 @@ class AdversarialInpainting(Training):
         "betas": [tuple, list],
         "objective": [StrOptions({"log", "squares"})],
         "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
+        "whole_images": ["boolean"],
     }
 
     def make_trainer(
         self, model: Model, X: Tensor, held_out: Tensor, runtime: Runtime
     ) -> AdversarialTrainer:
         """Return a trainer of a model's networks on `X`, the input of the networks."""
-        samples, validation = (
-            Crops(part, model.crop) if isinstance(model, ImageModel) else Rows(part)
-            for part in (X, held_out)
-        )
+        make: Any = Rows
+        if isinstance(model, ImageModel):
+            size = (X.shape[2], X.shape[3]) if self.whole_images else model.crop
+            make = partial(Crops, size=size)
+        samples, validation = make(X), make(held_out)
         networks = model.inpainter, model.detector
         return AdversarialTrainer(self, *networks, samples, validation, runtime)
 
