@@ -19,6 +19,7 @@ from benchmarks.images import (
     DETECTORS,
     FIGURES,
     FIGURES_EXPLAINED,
+    FOR_GPUS,
     Task,
     image_detectors,
     open_task,
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--categories", type=int, nargs="+", default=[1, 3, 5])
     contenders = image_detectors()
-    parser.set_defaults(detectors=list(contenders))
+    parser.set_defaults(detectors=[name for name in contenders if name not in FOR_GPUS])
     args = parser.parse_args()
     args.seeds = range(args.repetitions)
     chosen = choose(parser, args.detectors, contenders)
@@ -126,6 +127,7 @@ def main() -> None:
         detectors=list(results.detector.unique()),
         repetitions=[results.seed.nunique()],
         categories=sorted(results.categories.unique()),
+        tf32=[args.tf32],
     )
     print(f"\n{report(results, args, repeat).to_markdown()}")
 

@@ -148,6 +148,7 @@ HEADINGS = [
     "best other baseline",
 ]
 NOT_MEASURED = "not measured"
+PUBLISHED = "_published"  # ends the names of pages on the published methods
 
 
 def is_pyod(detector: str) -> bool:
@@ -160,11 +161,21 @@ def _is_baseline(detector: str) -> bool:
     return not (ours or is_pyod(detector) or "grid known" in detector)
 
 
+def read(stem: str, folder: Path) -> pd.DataFrame:
+    """Read the results of a page; the published method has the seeds of its own page, if any."""
+    results = pd.read_csv(folder / f"{stem}.csv")
+    path = folder / f"{stem}{PUBLISHED}.csv"
+    if path.exists():
+        published = pd.read_csv(path)
+        results = pd.concat([results[~results.detector.isin(published.detector)], published])
+    return results
+
+
 def row(figure: Figure, folder: Path) -> list[str]:
     """One line of the table, in the order of `HEADINGS`."""
     if not figure.stem:
         return [figure.task, figure.measure, figure.paper, NOT_MEASURED, "", "", ""]
-    results = pd.read_csv(folder / f"{figure.stem}.csv")
+    results = read(figure.stem, folder)
     for column, value in figure.where.items():
         results = results[results[column] == value]
     means = summarize(results, {"auc": "AUC", figure.column: "figure"}, figure.by)["figure"]
@@ -212,10 +223,11 @@ def page(folder: Path) -> str:
         "# The papers, this package and PyOD side by side",
         "Made by `python -m benchmarks.comparison` from the CSV files beside this page. This "
         "package is at its defaults, a mean over seeds; as published is `from_paper(...)` of the "
-        "same detector, on tables with three seeds, elsewhere with one. EER, the equal error rate, "
-        "is better when lower. The best figure of a line is in **bold**, whoever it belongs to. "
-        "The best of PyOD's detectors and of the other baselines is picked by these very test "
-        "figures, line by line, which flatters them. Where a cell is empty nothing was measured.",
+        "same detector, a mean over the seeds that [its pages](../reproducing.md) name. EER, the "
+        "equal error rate, is better when lower. The best figure of a line is in **bold**, whoever "
+        "it belongs to. The best of PyOD's detectors and of the other baselines is picked by these "
+        "very test figures, line by line, which flatters them. Where a cell is empty nothing was "
+        "measured.",
         "A paper's figure tells what to expect and is no competitor: data, split and protocol "
         "differ. Caltech-101 stands in for the paper's Caltech-256, puzzles made here for the "
         "authors' frames, and on Ped2 all frames are pooled, at half resolution. The paper does "
@@ -225,7 +237,12 @@ def page(folder: Path) -> str:
     for title, figures in SECTIONS.items():
         table = pd.DataFrame([row(figure, folder) for figure in figures], columns=HEADINGS)
         parts += [f"## {title}", table.to_markdown(index=False, disable_numparse=True)]
-    stems = dict.fromkeys(f.stem for figures in SECTIONS.values() for f in figures if f.stem)
+    stems = [
+        stem
+        for first in dict.fromkeys(f.stem for fs in SECTIONS.values() for f in fs if f.stem)
+        for stem in (first, first + PUBLISHED)
+        if (folder / f"{stem}.csv").exists()
+    ]
     parts += [
         "## The commands",
         "`DIR` is the folder with the data, which is not part of this repository; each page says "

@@ -21,15 +21,19 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from benchmarks.bare_loops import Step, descend
-from benchmarks.overhead import trainer_of
-from benchmarks.report import write_markdown
+from benchmarks.images import G2D_AS_AUTHORS
+from benchmarks.maps import AVID_FOR_GPUS, avid_detectors
+from benchmarks.overhead import block, trainer_of
+from benchmarks.report import mark_best, write_markdown
 from sklearn_g2d import AVIDDetector
 from sklearn_g2d.avid import MaskedInpainting
 from sklearn_g2d.features import PretrainedFeatures
+from sklearn_g2d.training import cuda_arithmetic
 from sklearn_g2d.training.runtime import arithmetic_of
 
 N_IMAGES, SIDE, STEPS = 400, 128, 60
 COMMAND = "`python -m benchmarks.gpu`"
+avid_for_gpus: Callable[[int], Any] = avid_detectors("images")[AVID_FOR_GPUS]
 
 
 def make_images() -> NDArray[np.uint8]:
@@ -86,8 +90,24 @@ def bare_step(trainer: Any) -> Step:
     return step
 
 
-def measures(device: str, n_rounds: int, max_steps: int) -> Iterator[tuple[str, float]]:
-    """Give figures by name."""
+def wide_steps(
+    settings: dict[str, Any], X: NDArray, n_steps: int
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Give what takes steps of networks as wide as the authors' ones, by name."""
+    g2d, avid = G2D_AS_AUTHORS(**settings), avid_for_gpus(0).set_params(**settings)
+    for name, trainer in {
+        "G2D's GAN, 256 channels, 64 crops of 32 x 32": trainer_of(
+            g2d, "generator", X[:, :, :32, :32]
+        ),
+        "AVID, 64 to 512 channels, 16 whole images": trainer_of(avid, "networks", X),
+    }.items():
+        yield name, block(trainer, n_steps)
+
+
+def measures(
+    device: str, n_rounds: int, max_steps: int, n_wide: int
+) -> Iterator[tuple[str, float]]:
+    """Give figures by name; `n_wide` is the number of steps of the authors' widths."""
     X, place = make_images(), torch.device(device)
 
     def seconds(work: Callable[[], object]) -> float:
@@ -109,11 +129,18 @@ def measures(device: str, n_rounds: int, max_steps: int) -> Iterator[tuple[str, 
     yield "milliseconds of a step of AVID", 1000 * by_package
     yield "milliseconds of a bare step", 1000 * by_bare
     yield "ratio of the two", by_package / by_bare
-    detector = AVIDDetector(**settings, training=MaskedInpainting(max_steps=max_steps))
+    for name, steps in wide_steps(settings, X, n_wide) if n_wide else []:
+        for tf32 in (False, True):
+            with cuda_arithmetic(tf32=tf32, deterministic=not tf32), arithmetic_of(place):
+                took = seconds(steps) / n_wide
+            mode = ", TF32, not deterministic" if tf32 else ""
+            yield f"milliseconds of a step of {name}{mode}", 1000 * took
+    training = MaskedInpainting(max_steps=max_steps)
     start = time.perf_counter()
-    detector.fit(X)
-    yield f"seconds of a fit of AVID, {max_steps} steps", time.perf_counter() - start
-    yield "images scored in a second", N_IMAGES / seconds(lambda: detector.score_samples(X))
+    fitted = AVIDDetector(**settings, training=training).fit(X)
+    if max_steps > 1:
+        yield f"seconds of a fit of AVID, {max_steps} steps", time.perf_counter() - start
+    yield "images scored in a second", N_IMAGES / seconds(lambda: fitted.score_samples(X))
     features = PretrainedFeatures(device=device).fit(X)
     yield "images described in a second", N_IMAGES / seconds(lambda: features.transform(X))
 
@@ -121,9 +148,10 @@ def measures(device: str, n_rounds: int, max_steps: int) -> Iterator[tuple[str, 
 def write_page(folder: Path, results: pd.DataFrame | None) -> None:
     """Write the page of figures, or that there are none."""
     told = (
-        f"{N_IMAGES} gray images of {SIDE} x {SIDE} pixels, float32 without TF32: a training step "
-        "of `AVIDDetector` and one of the same networks in a bare loop of PyTorch, the whole fit "
-        "with default settings, `score_samples`, and `PretrainedFeatures().transform`."
+        f"{N_IMAGES} gray images of {SIDE} x {SIDE} pixels, float32, without TF32 unless said: a "
+        "training step of `AVIDDetector` and one of the same networks in a bare loop of PyTorch, "
+        "the whole fit with default settings, `score_samples`, and "
+        "`PretrainedFeatures().transform`."
     )
     if results is None:
         paragraphs = [
@@ -132,9 +160,15 @@ def write_page(folder: Path, results: pd.DataFrame | None) -> None:
         ]
         write_markdown(folder / "gpu.md", "What a GPU gives", paragraphs, [])
         return
-    named = ", ".join(f"{name} {results[name][0]}" for name in ("card", "torch", "cuda"))
-    paragraphs = [f"{told} Medians; {named}.", f"{COMMAND} repeats it."]
-    table = results.set_index("what")[["value"]]
+    facts = results.iloc[0]
+    named = ", ".join(f"{name} {facts[name]}" for name in ("card", "torch", "cuda"))
+    paragraphs = [
+        f"{told} The steps with more channels are those of the published methods, as wide as "
+        f"[their authors had them](../reproducing.md). Medians; {named}; the CPU is that of the "
+        f"same machine, {facts['cores']} threads.",
+        f"{COMMAND} repeats it.",
+    ]
+    table = mark_best(results[["GPU", "CPU"]], [], [])
     write_markdown(folder / "gpu.md", "What a GPU gives", paragraphs, [table])
 
 
@@ -154,15 +188,21 @@ def main() -> None:
             "benchmarks.gpu needs a GPU with CUDA, and torch.cuda.is_available() is False: run it "
             "on a machine that has one, with a build of PyTorch for it."
         )
-    found = list(measures("cuda", args.rounds, MaskedInpainting().max_steps))
-    results = pd.DataFrame(found, columns=["what", "value"]).assign(
-        card=torch.cuda.get_device_name(),
-        torch=torch.__version__,
-        cuda=torch.version.cuda,
-    )
-    results.to_csv(args.output / "gpu.csv", index=False, float_format="%.5g")
+    columns: dict[str, dict[str, float]] = {"GPU": {}, "CPU": {}}
+    runs = {
+        "GPU": measures("cuda", args.rounds, MaskedInpainting().max_steps, n_wide=10),
+        "CPU": measures("cpu", 1, max_steps=1, n_wide=0),
+    }
+    for column, figures in runs.items():
+        for what, value in figures:
+            columns[column][what] = value
+            print(f"{column}, {what}: {value:.4g}", flush=True)
+    results = pd.DataFrame(columns).rename_axis("what")
+    results["card"], results["cores"] = torch.cuda.get_device_name(), torch.get_num_threads()
+    results["torch"], results["cuda"] = torch.__version__, torch.version.cuda
+    results.to_csv(args.output / "gpu.csv", float_format="%.5g")
     write_page(args.output, results)
-    print(results.to_markdown(index=False, floatfmt=".3f"))
+    print(results.to_markdown(floatfmt=".3f"))
 
 
 if __name__ == "__main__":

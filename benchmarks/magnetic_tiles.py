@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.images import read_archive
 from benchmarks.map_baselines import WindowNeighbors
 from benchmarks.maps import (
+    AVID_FOR_GPUS,
     BASELINES,
     SECONDS,
     Factory,
@@ -215,7 +216,7 @@ def main() -> None:
     parser = make_parser(__doc__, "magnetic_tiles", data_help=f"folder of {ARCHIVE}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="max_steps of AVID")
-    parser.set_defaults(detectors=list(detectors(None)))
+    parser.set_defaults(detectors=[d for d in detectors(None) if d != AVID_FOR_GPUS])
     args = parser.parse_args()
     chosen = choose(parser, args.detectors, detectors(args.steps))
     archive = read_archive(args, parser, ARCHIVE)

@@ -18,12 +18,13 @@ from benchmarks.images import (
     DETECTORS,
     FIGURES,
     FIGURES_EXPLAINED,
+    FOR_GPUS,
     Task,
     image_detectors,
     open_task,
     read_archive,
 )
-from benchmarks.report import plot_by_detector, summarize, write_markdown
+from benchmarks.report import on_cards, plot_by_detector, summarize, write_markdown
 from benchmarks.runner import choose, command, make_parser, run
 
 ARCHIVE = "mnist.npz"  # x_train, y_train, x_test, y_test; images of bytes, 28 x 28
@@ -51,9 +52,9 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "are outliers.",
         DETECTORS,
         f"Rank is by AUC, 1 is best. {FIGURES_EXPLAINED} Seconds are of this run, {args.threads} "
-        "threads, and compare only roughly; those of the features count in full for every "
-        "detector on them, fitted and applied to the training images in the first column, "
-        "applied to the test images in the second.",
+        f"threads{on_cards(results)}, and compare only roughly; those of the features count in "
+        "full for every detector on them, fitted and applied to the training images in the first "
+        "column, applied to the test images in the second.",
         f"`{repeat}` repeats it; DIR holds `{ARCHIVE}`.",
         f"![AUC by detector]({args.name}.png)",
     ]
@@ -81,7 +82,7 @@ def main() -> None:
         "--digits", type=int, nargs="+", choices=DIGITS, default=DIGITS, metavar="D"
     )
     contenders = image_detectors()
-    parser.set_defaults(detectors=list(contenders))
+    parser.set_defaults(detectors=[name for name in contenders if name not in FOR_GPUS])
     args = parser.parse_args()
     chosen = choose(parser, args.detectors, contenders)
     mnist = read_archive(args, parser, ARCHIVE)
@@ -98,6 +99,7 @@ def main() -> None:
         detectors=list(results.detector.unique()),
         seeds=sorted(results.seed.unique()),
         digits=sorted(results.digit.unique()),
+        tf32=[args.tf32],
     )
     print(f"\n{report(results, args, repeat).to_markdown(floatfmt='.3f')}")
 

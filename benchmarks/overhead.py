@@ -98,9 +98,9 @@ def trainings(X: NDArray) -> Iterator[tuple[str, Work, Work]]:
     )
 
 
-def block(trainer: Trainer) -> Work:
+def block(trainer: Trainer, n_steps: int = STEPS) -> Work:
     """Take steps as `fit` takes them."""
-    return lambda: Training(trainer, STEPS).run(lambda step, losses: False, remedy="")
+    return lambda: Training(trainer, n_steps).run(lambda step, losses: False, remedy="")
 
 
 def repeated(step: bare_loops.Step) -> Work:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.images import read_archive
 from benchmarks.map_baselines import WindowNeighbors
 from benchmarks.maps import (
+    AVID_FOR_GPUS,
     BASELINES,
     SECONDS,
     Factory,
@@ -37,7 +38,7 @@ from benchmarks.maps import (
     window_baselines,
 )
 from benchmarks.mnist import ARCHIVE, DIGITS
-from benchmarks.report import summarize, write_markdown
+from benchmarks.report import on_cards, summarize, write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, run
 from sklearn_g2d.datasets import make_puzzles
 
@@ -209,8 +210,8 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "Region AUC and EER tell anomalous tiles from the others, all tiles of all test frames, by "
         "the mean of the map within a tile. Image AUC and EER tell frames with the natural share "
         "from frames without the class; the last AUC those with a single tile. Rank is by region "
-        f"AUC, 1 is best. Seconds are of this run, {args.threads} threads, and compare only "
-        "roughly.",
+        f"AUC, 1 is best. Seconds are of this run, {args.threads} threads{on_cards(results)}, and "
+        "compare only roughly.",
         explain_avid(results, "images", args.steps, region_size=14),
         f'{BASELINES} "5-NN tiles (grid known)" cuts the puzzles into their very tiles, of which '
         "no other detector is told: an upper reference.",
@@ -251,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--authors", action="store_true", help=f"their frames too, {AUTHORS_ARCHIVE}"
     )
-    parser.set_defaults(detectors=list(detectors(14, None)))
+    parser.set_defaults(detectors=[d for d in detectors(14, None) if d != AVID_FOR_GPUS])
     args = parser.parse_args()
     chosen = choose(parser, args.detectors, detectors(14, args.steps))
     mnist = read_archive(args, parser, ARCHIVE)
@@ -278,6 +279,7 @@ def main() -> None:
         digits=args.digits,
         puzzles=[args.puzzles],
         steps=[args.steps],
+        tf32=[args.tf32],
     )
     repeat += " --authors" if AUTHORS in set(results.frames) else ""
     print(f"\n{report(results, args, repeat).to_markdown(floatfmt='.3f')}")

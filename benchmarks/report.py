@@ -35,6 +35,12 @@ def summarize(results: pd.DataFrame, figures: dict[str, str], by: str = "table")
     return means.sort_values("rank")
 
 
+def on_cards(results: pd.DataFrame) -> str:
+    """Name the GPUs, if there were any where the detectors ran."""
+    cards = results.card.dropna().unique() if "card" in results else []
+    return f" and a GPU ({', '.join(cards)})" if len(cards) else ""
+
+
 def mark_best(means: pd.DataFrame, higher: list[str], lower: list[str]) -> pd.DataFrame:
     """Write figures in three digits, the best of these columns in bold; what is missing, as "-"."""
 

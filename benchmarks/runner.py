@@ -22,6 +22,7 @@ from sklearn_g2d.metrics import (
     outlier_f1_score,
     outlier_roc_auc_score,
 )
+from sklearn_g2d.training import cuda_arithmetic
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ def make_parser(doc: str, name: str, data_help: str) -> argparse.ArgumentParser:
     parser.add_argument("--name", default=name, help="stem of the written files")
     parser.add_argument("--detectors", nargs="+", help="only these")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tf32", action="store_true", help="faster, less exact products on a GPU")
     parser.add_argument("--resume", action="store_true", help="keep the rows already written")
     return parser
 
@@ -71,7 +73,7 @@ def command(parser: argparse.ArgumentParser, name: str, **options: Sequence[obje
         default = parser.get_default(option)
         if set(values) != set(default if isinstance(default, list) else [default]):
             parts.append(f"--{option.replace('_', '-')}")
-            parts += (shlex.quote(str(value)) for value in values)
+            parts += (shlex.quote(str(value)) for value in values if value is not True)
     return " ".join(parts)
 
 
@@ -109,8 +111,10 @@ def run(
         rows = pd.read_csv(csv).to_dict("records")
     done = {(row[key], row["seed"], row["detector"]) for row in rows}
     width = max(16, *map(len, detectors))
+    card = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     torch.set_num_threads(args.threads)
-    with threadpool_limits(args.threads):
+    arithmetic = cuda_arithmetic(tf32=args.tf32, deterministic=not args.tf32)
+    with threadpool_limits(args.threads), arithmetic:
         for value, seed in itertools.product(values, args.seeds):
             pending = [name for name in detectors if (value, seed, name) not in done]
             if not pending:
@@ -121,7 +125,7 @@ def run(
                     measured = case.measure(name)
                 except ValueError as error:  # CBLOF where no clustering separates
                     measured = [{"error": str(error)}]
-                head = {key: value, "seed": seed, "detector": name, **case.facts}
+                head = {key: value, "seed": seed, "detector": name, **case.facts, **card}
                 rows += [head | figures for figures in measured]
                 last = measured[-1]
                 outcome = f"AUC {last['auc']:.3f}" if "auc" in last else last["error"]

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
 from torch import nn
 
-from benchmarks import caltech as caltech_benchmark
 from benchmarks import (
+    avid_training,
     cells,
     gpu,
     images,
@@ -26,6 +26,7 @@ from benchmarks import (
     tabular,
     unlabelled,
 )
+from benchmarks import caltech as caltech_benchmark
 from benchmarks import mnist as digits
 from benchmarks.detectors import PYOD_PATHS, pyod_detectors
 from benchmarks.map_baselines import (
@@ -42,7 +43,7 @@ from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.avid import PatchNet, UNet
 from sklearn_g2d.datasets import make_puzzles
 from sklearn_g2d.features import PretrainedFeatures
-from sklearn_g2d.g2d import Snapshot
+from sklearn_g2d.g2d import ConvGenerator, ConvNetwork, Snapshot
 from sklearn_g2d.metrics import outlier_roc_auc_score
 from sklearn_g2d.patches import PatchDetector
 
@@ -884,6 +885,26 @@ def test_regressions_find_the_odd_cell():
     assert np.allclose(cells.ZScores().fit(X).anomaly_map(X.mean(axis=0)[None] + X.std(axis=0)), 1)
 
 
+def test_training_of_avid_command(
+    mnist, boards, small_frames, small_inspection, run_command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(avid_training, "AVIDDetector", FakeAVID)
+    monkeypatch.setattr(avid_training, "N_PUZZLES", 20)
+    names = ["500 steps", "least squares, SGD .002"]
+    results = run_command(avid_training, "--detectors", *names)
+    assert len(results) == 2 * (3 + 2)  # maps of puzzles, and boards
+    assert results.auc.notna().all()
+    made = avid_training.detectors()["least squares, SGD .002"](5).params
+    assert made["training__learning_rates"] == (2e-3, 2e-3)
+    assert (made["training__objective"], made["random_state"]) == ("squares", 5)
+    assert avid_training.detectors()["500 steps"](0).params["training"].max_steps == 500
+    page = (tmp_path / "out/avid_training.md").read_text()
+    assert "| 500 steps |" in page
+    assert "`python -m benchmarks.avid_training --data DIR --detectors '500 steps' 'least" in page
+    run_command(avid_training, "--detectors", *names[:1], "--sets", "puzzles")
+    assert "boards: image AUC" not in (tmp_path / "out/avid_training.md").read_text()
+
+
 def test_cells_command(avid, run_command, tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     latent = rng.normal(size=(300, 1))
@@ -914,11 +935,18 @@ def test_gpu_figures_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "AVIDDetector", partial(AVIDDetector, **small))
     own = partial(PretrainedFeatures, nn.Conv2d(3, 4, 3), image_size=16)
     monkeypatch.setattr(gpu, "PretrainedFeatures", own)
-    found = dict(gpu.measures("cpu", 1, max_steps=1))
-    assert len(found) == 6
+    wide = {"generator__generator_network": ConvGenerator(channels=2)}
+    for name in ("generator__critic_network", "classifier__network"):
+        wide[name] = ConvNetwork(channels=2)
+    monkeypatch.setattr(gpu, "G2D_AS_AUTHORS", partial(gpu.G2D_AS_AUTHORS, **wide))
+    monkeypatch.setattr(
+        gpu, "avid_for_gpus", lambda _: AVIDDetector.from_paper("images").set_params(**small)
+    )
+    found = dict(gpu.measures("cpu", 1, max_steps=2, n_wide=1))
+    assert len(found) == 10
     assert min(found.values()) > 0
-    results = pd.DataFrame(found.items(), columns=["what", "value"])
-    gpu.write_page(tmp_path, results.assign(card="Card", torch="2.13", cuda="13"))
+    results = pd.DataFrame({"GPU": found, "CPU": found})
+    gpu.write_page(tmp_path, results.assign(card="Card", torch="2.13", cuda="13", cores=4))
     page = (tmp_path / "gpu.md").read_text()
     assert "card Card, torch 2.13, cuda 13" in page
     assert "images scored in a second" in page

@@ -164,6 +164,10 @@ def test_comparison_row(tmp_path):
     assert row["best of PyOD"] == "**.950** KNN features"
     assert row["best other baseline"] == ""
     assert row["the paper"] == ".5 (Table 1)"
+    published = {"table": ["a", "a"], "seed": [0, 1], "detector": "G2D as published"}
+    pd.DataFrame(published | {"auc": [0.4, 0.6]}).to_csv(tmp_path / "made_published.csv")
+    row = dict(zip(comparison.HEADINGS, comparison.row(figure, tmp_path), strict=True))
+    assert row["as published, here"] == ".500"
 
 
 WITH_FIGURES = pytest.mark.parametrize(
