@@ -164,8 +164,9 @@ def write_page(folder: Path, results: pd.DataFrame | None) -> None:
     named = ", ".join(f"{name} {facts[name]}" for name in ("card", "torch", "cuda"))
     paragraphs = [
         f"{told} The steps with more channels are those of the published methods, as wide as "
-        f"[their authors had them](../reproducing.md). Medians; {named}; the CPU is that of the "
-        f"same machine, {facts['cores']} threads.",
+        f"[their authors had them](../reproducing.md); G2D keeps a snapshot every third step, which "
+        f"is part of its time. Medians; {named}; the CPU is that of the same machine, "
+        f"{facts['cores']} threads.",
         f"{COMMAND} repeats it.",
     ]
     table = mark_best(results[["GPU", "CPU"]], [], [])
