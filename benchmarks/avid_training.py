@@ -130,7 +130,8 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         for figure, title in figures.items():
             if figure in of_kind:
                 columns[f"{kind}: {title}"] = groups[figure].mean()
-        columns[f"{kind}: fits"] = groups.size()
+        if len(of_kind):
+            columns[f"{kind}: fits"] = groups.size()
     table = pd.DataFrame(columns).reindex(detectors()).dropna(how="all")
     fits = [name for name in table if name.endswith("fits")]
     table[fits] = table[fits].fillna(0).astype(int)
@@ -143,11 +144,11 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "the mean of four, are those of [parts](inspection.md). The first table has "
         "`AVIDDetector(training=MaskedInpainting(max_steps=...))`, the second "
         '`AVIDDetector.from_paper("images")` with other losses and optimisers; on puzzles both '
-        f"have `region_size={TILE}`. Figures are those of the joint map, but for those of one "
-        "network alone. Restoration is `reconstruction_weight=1.0`.",
-        f"`{repeat}` repeats it; DIR holds `{puzzles.ARCHIVE}` and `{inspection.BOARDS}`. All "
-        f'figures are in [{args.name}.csv]({args.name}.csv), whose column "card" names the GPU of '
-        "a fit, if it had one.",
+        f'have `region_size={TILE}`. Figures are of the joint map, those of "inpainter alone" '
+        'and "detector alone" of one network\'s map. Restoration is `reconstruction_weight=1.0`.',
+        f"`{repeat}` repeats it, with more fits than the columns of fits count here; DIR holds "
+        f"`{puzzles.ARCHIVE}` and `{inspection.BOARDS}`. All figures are in [{args.name}.csv]"
+        f'({args.name}.csv), whose column "card" names the GPU, and is empty for fits on a CPU.',
     ]
     tables = [
         by_steps.rename_axis("default"),
@@ -157,7 +158,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         args.output / f"{args.name}.md",
         "How AVID trains",
         paragraphs,
-        [mark_best(table.dropna(axis=1, how="all"), [], []) for table in tables if len(table)],
+        [mark_best(table.loc[:, table.fillna(0).any()], [], []) for table in tables if len(table)],
     )
     return by_steps
 

@@ -128,7 +128,7 @@ def measures(
         by_bare = seconds(lambda: [bare() for _ in range(STEPS)]) / STEPS
     yield "milliseconds of a step of AVID", 1000 * by_package
     yield "milliseconds of a bare step", 1000 * by_bare
-    yield "ratio of the two", by_package / by_bare
+    yield "step of AVID over bare step", by_package / by_bare
     for name, steps in wide_steps(settings, X, n_wide) if n_wide else []:
         for tf32 in (False, True):
             with cuda_arithmetic(tf32=tf32, deterministic=not tf32), arithmetic_of(place):
@@ -142,21 +142,25 @@ def measures(
         yield f"seconds of a fit of AVID, {max_steps} steps", time.perf_counter() - start
     yield "images scored in a second", N_IMAGES / seconds(lambda: fitted.score_samples(X))
     features = PretrainedFeatures(device=device).fit(X)
-    yield "images described in a second", N_IMAGES / seconds(lambda: features.transform(X))
+    yield (
+        "images whose features are computed in a second",
+        N_IMAGES / seconds(lambda: features.transform(X)),
+    )
 
 
 def write_page(folder: Path, results: pd.DataFrame | None) -> None:
     """Write the page of figures, or that there are none."""
     told = (
-        f"{N_IMAGES} gray images of {SIDE} x {SIDE} pixels, float32, without TF32 unless said: a "
-        "training step of `AVIDDetector` and one of the same networks in a bare loop of PyTorch, "
-        "the whole fit with default settings, `score_samples`, and "
-        "`PretrainedFeatures().transform`."
+        f"Five things are timed on {N_IMAGES} gray images of {SIDE} x {SIDE} pixels: a training "
+        "step of `AVIDDetector`, a step of the same networks in a bare loop of PyTorch, a whole "
+        "fit, `score_samples`, and `PretrainedFeatures().transform`. All is in float32, where "
+        '`precision="auto"` would take bfloat16 if the device multiplies in it. TF32 is off, '
+        "except where a row names it."
     )
     if results is None:
         paragraphs = [
             "**Not measured yet**, because no machine with a GPU was at hand. Where there is one, "
-            f"{COMMAND} writes this page: {told}"
+            f"{COMMAND} writes this page. {told}"
         ]
         write_markdown(folder / "gpu.md", "What a GPU gives", paragraphs, [])
         return
@@ -164,9 +168,9 @@ def write_page(folder: Path, results: pd.DataFrame | None) -> None:
     named = ", ".join(f"{name} {facts[name]}" for name in ("card", "torch", "cuda"))
     paragraphs = [
         f"{told} The steps with more channels are those of the published methods, as wide as "
-        f"[their authors had them](../reproducing.md); G2D keeps a snapshot every third step, which "
-        f"is part of its time. Medians; {named}; the CPU is that of the same machine, "
-        f"{facts['cores']} threads.",
+        "[their authors had them](../reproducing.md); G2D keeps a snapshot every third step, which "
+        f"is part of its time. Figures of the GPU are medians ({named}), those of the CPU of the "
+        f"same machine, {facts['cores']} threads, single times.",
         f"{COMMAND} repeats it.",
     ]
     table = mark_best(results[["GPU", "CPU"]], [], [])

@@ -51,7 +51,11 @@ def make_parser(doc: str, name: str, data_help: str) -> argparse.ArgumentParser:
     parser.add_argument("--name", default=name, help="stem of the written files")
     parser.add_argument("--detectors", nargs="+", help="only these")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tf32", action="store_true", help="faster, less exact products on a GPU")
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="on a GPU, faster arithmetic: less exact, not deterministic",
+    )
     parser.add_argument("--resume", action="store_true", help="keep the rows already written")
     return parser
 

@@ -124,6 +124,7 @@ def test_bad_parameters(X, params, message):
         ("generator", {"hidden_layer_sizes": (0,)}, r"hidden_layer_sizes must .* got \(0,\)"),
         ("generator", {"hidden_layer_sizes": 64}, r"'hidden_layer_sizes' .* Got 64"),
         ("classifier", {"hidden_layer_sizes": (2.5,)}, r"hidden_layer_sizes .* got \(2.5,\)"),
+        ("classifier", {"network": ConvNetwork(channels="64")}, r"'channels' .* Got '64'"),
         ("generator", {"n_critic": 0}, r"'n_critic' .* Got 0"),
         ("generator", {"gradient_penalty": -1.0}, r"'gradient_penalty' .* Got -1.0"),
         ("generator", {"optimizer": "adamant"}, r"'optimizer' .* Got 'adamant'"),

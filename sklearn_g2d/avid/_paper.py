@@ -90,8 +90,8 @@ class AdversarialInpainting(Training):
         Weight of ||X - I(X with noise)||^2 in the inpainter's loss. Eq. 3 has no such term. The
         paper's text says that it is minimised, and it is an option of the authors' code.
     whole_images : bool, default=False
-        Whether the networks see whole images, as in the authors' code, instead of crops of four
-        regions; ignored on tables.
+        If True, the networks are trained on whole images, as in the authors' code, else on random
+        crops of 4 x 4 regions. Whole images take more time and memory. Ignored on tables.
 
     References
     ----------

@@ -323,7 +323,8 @@ class G2DOutlierDetector(NetworkDetector):
 
     @property
     def _prefers_bfloat16(self) -> bool:
-        return any(getattr(n, "channels", 0) >= _MIN_BFLOAT16_CHANNELS for n in self._networks())
+        channels = [getattr(network, "channels", None) for network in self._networks()]
+        return any(isinstance(n, Integral) and int(n) >= _MIN_BFLOAT16_CHANNELS for n in channels)
 
     def _networks(self) -> list[Any]:
         # Only our own parts with `fit_in` have networks as parameters.
