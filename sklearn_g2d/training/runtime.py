@@ -294,9 +294,8 @@ def resolve_device(device: str, *, is_convolutional: bool = True) -> torch.devic
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        first_sentence = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(
-            f"device={device!r} cannot be used here ({first_sentence}). "
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0].split('. ')[0]}). "
             'Pass "auto" or "cpu"; "cuda" needs a GPU, and a build of PyTorch that supports it.'
         ) from error
     return resolved
