@@ -117,7 +117,7 @@ def scorings(X: NDArray, X_new: NDArray) -> Iterator[tuple[str, Work, Work]]:
 
     @torch.no_grad()
     def bare_g2d() -> NDArray:
-        z = (X_new - scaler.scaler_.mean_) / scaler.scaler_.scale_
+        z = (X_new - scaler.mean_) / scaler.scale_
         distances, _ = search.kneighbors(z / np.hypot(1, z / scaler.bound_))
         logs = np.log(distances[:, :-1] + profile.floor_)
         profiles = torch.from_numpy((logs - profile.center_) / profile.scale_)
@@ -199,7 +199,7 @@ def main() -> None:
             f"training steps as `fit` takes them; scores of {N_NEW:,} rows, {N_COLUMNS} columns, "
             f"{N_ROWS:,} training rows; the import over that of torch and sklearn. One thread, "
             f"{args.rounds} rounds in which the two take turns.",
-            f"`python -m benchmarks.overhead --rounds {args.rounds}` repeats it.",
+            "`python -m benchmarks.overhead` repeats it.",
         ],
         [table],
     )

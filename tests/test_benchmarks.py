@@ -22,6 +22,7 @@ from benchmarks import (
     magnetic_tiles,
     maps,
     outlier_share,
+    overhead,
     puzzles,
     tabular,
     unlabelled,
@@ -922,6 +923,23 @@ def test_cells_command(avid, run_command, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_command(cells)
     assert "no b.npz in" in capsys.readouterr().err
+
+
+# Time
+
+
+def test_pairs_that_are_timed_do_the_same_arithmetic(monkeypatch):
+    monkeypatch.setattr(overhead, "STEPS", 2)
+    monkeypatch.setattr(overhead, "N_ROWS", 60)
+    rng = np.random.default_rng(0)
+    X, X_new = rng.normal(size=(60, 30)), rng.normal(size=(20, 30))
+    for _, by_package, by_bare in overhead.trainings(X):
+        assert overhead.seconds(by_package) > 0
+        assert overhead.seconds(by_bare) > 0
+    for _, by_package, by_bare in overhead.scorings(X, X_new):
+        scores, bare = by_package(), by_bare()
+        assert scores.shape == (20,)
+        assert bare is None or bare.shape == scores.shape
 
 
 # GPUs
