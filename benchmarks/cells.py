@@ -25,7 +25,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.maps import Factory, avid_detectors, explain_avid, fit_maps, separation
-from benchmarks.report import plot_by_detector, summarize, write_markdown
+from benchmarks.report import plot_by_detector, summarize, threads, write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, run
 
 # The tables of the folder with 6 to 40 columns, none of fewer than 20 different values, and more
@@ -154,7 +154,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "the other half, at most as many; every second one has one to three cells replaced by "
         "those of other rows in the same column, a value that is normal in itself. AUC and EER "
         "tell the replaced cells from all others. Rank is by AUC, 1 is best; seconds are of this "
-        f"run, {args.threads} threads, and compare only roughly.",
+        f"run, {threads(args)}, and compare only roughly.",
         "The tables are those with 6 to 40 columns, all of at least 20 different values, and more "
         "than 1,000 normal rows; without satellite, which is landsat with other labels.",
         f"{explain_avid(results, 'tables', args.steps)} The baselines judge a cell by its distance "

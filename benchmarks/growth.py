@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.report import write_markdown
+from benchmarks.report import threads, write_markdown
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 
 DETECTORS: dict[str, Any] = {"G2D": G2DOutlierDetector, "AVID": AVIDDetector}
@@ -95,7 +95,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace) -> None:
         "Growth with rows and columns",
         [
             "One fit on a table, and the scores of all its rows, in a process of its own; "
-            f"{args.threads} threads, float32, 20 columns or 10,000 rows. From {MAPPED_FROM:,} "
+            f"{threads(args)}, float32, 20 columns or 10,000 rows. From {MAPPED_FROM:,} "
             "rows on the table is a memory-mapped file. Memory is the most that the process held "
             "above what it held when the data were open, libraries that load on first use "
             "included; pages of the file count while they are in its memory. The file of "

@@ -32,7 +32,7 @@ from benchmarks.magnetic_tiles import ARCHIVE as TILES
 from benchmarks.magnetic_tiles import Flaws, first_of_each_kind, image_figures, split_tiles
 from benchmarks.map_baselines import MAX_WINDOWS, N_NEIGHBORS, WindowNeighbors
 from benchmarks.maps import fit_maps, image_anomaly, pixel_figures, plot_maps
-from benchmarks.report import mark_best, plot_by_detector, summarize, write_markdown
+from benchmarks.report import mark_best, plot_by_detector, summarize, threads, write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, quality, run
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.features import PretrainedFeatures
@@ -247,7 +247,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "every flaw, and by the mean over the same places of flawless images. At "
         ".5 the flaws alone are detected. The more it differs, the more of the image AUC may come "
         "from something else that flawed images have in common, such as their light. **Bold** is "
-        f"the best of a column. Seconds are of this run, {args.threads} threads, and compare only "
+        f"the best of a column. Seconds are of this run, {threads(args)}, and compare only "
         "roughly. Rank is by image AUC, 1 is best.",
         "`PatchDetector(random_state=seed)` is this package's detector of still images at its "
         'defaults. "Per place" and "pooled" have `per_location=True` and `False`, between which '

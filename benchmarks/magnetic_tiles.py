@@ -33,7 +33,7 @@ from benchmarks.maps import (
     separation,
     window_baselines,
 )
-from benchmarks.report import plot_by_detector, summarize, write_markdown
+from benchmarks.report import plot_by_detector, summarize, threads, write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, run
 from sklearn_g2d.display import AnomalyMapDisplay
 
@@ -181,7 +181,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         f"({', '.join(map(str, sorted(results.seed.unique())))}) of split and detectors.",
         "Image AUC and EER tell flawed images from flawless ones; pixel AUC and AUPRO tell flawed "
         "pixels from all others, without the images whose flaw has an empty mask. Rank is by image "
-        f"AUC, 1 is best. Seconds are of this run, {args.threads} threads, and compare only "
+        f"AUC, 1 is best. Seconds are of this run, {threads(args)}, and compare only "
         "roughly. The second table has the image AUC by kind of flaw, the third by seed.",
         explain_avid(results, "images", args.steps, region_size=REGION_SIZE),
         f'{BASELINES} "Even light" takes the local mean out first and divides by the local '

@@ -24,7 +24,7 @@ from benchmarks.images import (
     open_task,
     read_archive,
 )
-from benchmarks.report import on_cards, plot_by_detector, summarize, write_markdown
+from benchmarks.report import on_cards, plot_by_detector, summarize, threads, write_markdown
 from benchmarks.runner import choose, command, make_parser, run
 
 ARCHIVE = "mnist.npz"  # x_train, y_train, x_test, y_test; images of bytes, 28 x 28
@@ -51,8 +51,8 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "training set, as they are. Test images: MNIST's whole test set, where all other digits "
         "are outliers.",
         DETECTORS,
-        f"Rank is by AUC, 1 is best. {FIGURES_EXPLAINED} Seconds are of this run, {args.threads} "
-        f"threads{on_cards(results)}, and compare only roughly; those of the features count in "
+        f"Rank is by AUC, 1 is best. {FIGURES_EXPLAINED} Seconds are of this run, {threads(args)}"
+        f"{on_cards(results)}, and compare only roughly; those of the features count in "
         "full for every detector on them, fitted and applied to the training images in the first "
         "column, applied to the test images in the second.",
         f"`{repeat}` repeats it; DIR holds `{ARCHIVE}`.",

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.frame_detectors import CHANNELS, N_SMOOTHED, N_WORST, Entry, Judgement, detectors
 from benchmarks.images import read_archive
 from benchmarks.maps import RocCurves, plot_maps, separation
-from benchmarks.report import mark_best, summarize, write_markdown
+from benchmarks.report import mark_best, summarize, threads, write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, run
 from sklearn_g2d.datasets import load_ucsd
 from sklearn_g2d.metrics import pixel_level_equal_error_rate
@@ -246,7 +246,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "at the detector's default threshold, which is to flag 5 %. Pixel AUC is of all pixels; at "
         "the pixel-level EER an anomalous frame counts as found when 40 % of its anomalous pixels "
         "are. Rank is by frame AUC, 1 is best. Seconds are of this run, "
-        f"{args.threads} thread{'s' * (args.threads != 1)}, without those of the channels, and "
+        f"{threads(args)}, without those of the channels, and "
         "compare only roughly.",
         '"Fixed camera" is `for_fixed_camera(frame_rate=10)` with all else at its defaults; the '
         "score takes scores and maps, which see each frame twice. The others average anomaly over "

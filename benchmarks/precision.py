@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
 from benchmarks.overhead import trainer_of
-from benchmarks.report import write_markdown
+from benchmarks.report import threads, write_markdown
 from benchmarks.tabular import split_rows
 from sklearn_g2d import AVIDDetector, G2DOutlierDetector
 from sklearn_g2d.avid import MaskedInpainting
@@ -147,7 +147,7 @@ def main() -> None:
         "Precision and layout of convolutional training",
         [
             "Steps of G2D's GAN as published on 28 x 28 images, and of AVID's default on 154 x "
-            f"154 ({name}, {args.threads} threads, {args.rounds} rounds in which the ways take "
+            f"154 ({name}, {threads(args)}, {args.rounds} rounds in which the ways take "
             "turns): median seconds, then how many times faster than plain float32. The authors "
             "have 256 channels. Last, the AUC of G2D as published on digits of scikit-learn, 300 "
             "steps, seed 0.",

@@ -38,7 +38,7 @@ from benchmarks.maps import (
     window_baselines,
 )
 from benchmarks.mnist import ARCHIVE, DIGITS
-from benchmarks.report import on_cards, summarize, write_markdown
+from benchmarks.report import on_cards, summarize, threads, write_markdown
 from benchmarks.runner import Case, choose, command, make_parser, run
 from sklearn_g2d.datasets import make_puzzles
 
@@ -210,7 +210,7 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         "Region AUC and EER tell anomalous tiles from the others, all tiles of all test frames, by "
         "the mean of the map within a tile. Image AUC and EER tell frames with the natural share "
         "from frames without the class; the last AUC those with a single tile. Rank is by region "
-        f"AUC, 1 is best. Seconds are of this run, {args.threads} threads{on_cards(results)}, and "
+        f"AUC, 1 is best. Seconds are of this run, {threads(args)}{on_cards(results)}, and "
         "compare only roughly.",
         explain_avid(results, "images", args.steps, region_size=14),
         f'{BASELINES} "5-NN tiles (grid known)" cuts the puzzles into their very tiles, of which '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +34,11 @@ def summarize(results: pd.DataFrame, figures: dict[str, str], by: str = "table")
     if n_seeds.nunique() > 1:
         means.insert(1, "seeds", n_seeds)
     return means.sort_values("rank")
+
+
+def threads(args: argparse.Namespace) -> str:
+    """Write the number of threads."""
+    return "one thread" if args.threads == 1 else f"{args.threads} threads"
 
 
 def on_cards(results: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks.detectors import g2d_detectors, pyod_detectors
-from benchmarks.report import write_markdown
+from benchmarks.report import threads, write_markdown
 from sklearn_g2d.metrics import outlier_roc_auc_score
 
 CONTAMINATION = 0.05
@@ -101,7 +101,7 @@ def main() -> None:
             "Training rows x columns, and as many rows to score. First G2D's seconds over each "
             f"other detector's, median (least to most) of {args.repeats} rounds in which the "
             f"detectors take turns, of one where there are more than {FEW_ROWS:,} rows; "
-            f"{args.threads} threads; below 1, G2D is faster. Then the AUC, and mean seconds.",
+            f"{threads(args)}; below 1, G2D is faster. Then the AUC, and mean seconds.",
             "Normal rows are drawn from four clusters around planes; outliers, for the AUC, are "
             "the same with each column shuffled by itself.",
             f"`python -m benchmarks.speed --repeats {args.repeats}` repeats it.",
