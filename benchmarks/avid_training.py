@@ -10,7 +10,7 @@ with each loss and each optimiser that the paper, or the authors' code, has.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ FIGURES = {
     },
 }
 
-Judge = Callable[[Any, NDArray, str | None], dict[str, float]]  # of detector, maps and source
+Judge = Callable[[NDArray, NDArray], dict[str, float]]  # of the anomaly of images, and their maps
 
 
 def published(seed: int, training: dict[str, Any], **params: Any) -> AVIDDetector:
@@ -75,20 +75,17 @@ def detectors() -> dict[str, Callable[..., AVIDDetector]]:
 
 
 def open_images(
-    train: NDArray,
-    test: NDArray,
-    judge: Judge,
-    make: Callable[[str], AVIDDetector],
-    sources: Sequence[str] = ("inpainter", "detector", "combined"),
+    train: NDArray, test: NDArray, judge: Judge, make: Callable[[str], Any], all_maps: bool
 ) -> Case:
-    """Open images for `run`; `sources` are those of the maps to judge."""
+    """Open images for `run`, which judges the joint map, or those of single networks, too."""
 
     def measure(name: str) -> list[dict[str, Any]]:
         detector = make(name)
         return [
-            row | {"detector": name, "map": source} | judge(detector, maps, source)
-            for row, maps, source in fit_maps("AVID", detector, train, test)
-            if source in sources
+            row
+            | {"detector": name, "map": source or "combined"}
+            | judge(image_anomaly(detector, test, maps, source), maps)
+            for row, maps, source in fit_maps("AVID" if all_maps else name, detector, train, test)
         ]
 
     return Case({"n_train": len(train), "n_test": len(test)}, measure)
@@ -97,13 +94,12 @@ def open_images(
 def open_puzzles(mnist: dict[str, NDArray], chosen: dict[str, Any], seed: int) -> Case:
     """Open puzzles."""
     frames = puzzles.make_frames(mnist, DIGIT, N_PUZZLES, seed)
-
-    def judge(detector: Any, maps: NDArray, source: str | None) -> dict[str, float]:
-        anomaly = image_anomaly(detector, frames.test, maps, source)
-        return puzzles.figures(puzzles.judge(frames, maps, anomaly))
-
     return open_images(
-        frames.train, frames.test, judge, lambda name: chosen[name](seed, region_size=TILE)
+        frames.train,
+        frames.test,
+        lambda anomaly, maps: puzzles.figures(puzzles.judge(frames, maps, anomaly)),
+        lambda name: chosen[name](seed, region_size=TILE),
+        all_maps=True,
     )
 
 
@@ -111,12 +107,11 @@ def open_board(archive: dict[str, NDArray], board: int, chosen: dict[str, Any], 
     """Open the images of a board."""
     flaws = inspection.split_board(archive, board, seed)
 
-    def judge(detector: Any, maps: NDArray, source: str | None) -> dict[str, float]:
-        anomaly = image_anomaly(detector, flaws.test, maps, source)
+    def judge(anomaly: NDArray, maps: NDArray) -> dict[str, float]:
         return inspection.judged(flaws, anomaly, None) | inspection.map_figures(flaws, maps)
 
     return open_images(
-        flaws.train, flaws.test, judge, lambda name: chosen[name](seed), sources=["combined"]
+        flaws.train, flaws.test, judge, lambda name: chosen[name](seed), all_maps=False
     )
 
 
@@ -146,14 +141,12 @@ def report(results: pd.DataFrame, args: argparse.Namespace, repeat: str) -> pd.D
         '`AVIDDetector.from_paper("images")` with other losses and optimisers; on puzzles both '
         f'have `region_size={TILE}`. Figures are of the joint map, those of "inpainter alone" '
         'and "detector alone" of one network\'s map. Restoration is `reconstruction_weight=1.0`.',
-        f"`{repeat}` repeats it, with more fits than the columns of fits count here; DIR holds "
+        f"`{repeat}` repeats it, and makes the fits, too, that are missing here: the columns "
+        '"fits" count those that were made. DIR holds '
         f"`{puzzles.ARCHIVE}` and `{inspection.BOARDS}`. All figures are in [{args.name}.csv]"
         f'({args.name}.csv), whose column "card" names the GPU, and is empty for fits on a CPU.',
     ]
-    tables = [
-        by_steps.rename_axis("default"),
-        by_loss.rename_axis("as published"),
-    ]
+    tables = [by_steps.rename_axis("default"), by_loss.rename_axis("as published")]
     write_markdown(
         args.output / f"{args.name}.md",
         "How AVID trains",

@@ -22,6 +22,7 @@ import torch
 import trainer_checks
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
+from test_checkpoints import Interrupt
 from torch import distributed
 from torch.nn import functional as F
 
@@ -276,25 +277,11 @@ def test_no_step_waits_for_cuda(name):
 @EVERY_DEVICE
 @pytest.mark.parametrize("name", ["AVID images", "G2D as published, images"])
 def test_an_interrupted_fit_goes_on_where_it_was(device, name, tmp_path):
-    class Interrupt:
-        n_left = 60
-
-        def setup(self, estimator, context): ...
-
-        def teardown(self, estimator, context): ...
-
-        def on_fit_task_begin(self, estimator, context): ...
-
-        def on_fit_task_end(self, estimator, context):
-            self.n_left -= 1
-            if self.n_left == 0:
-                raise KeyboardInterrupt
-
     expected, X = fit_on(device, name, n_steps=70)
     detector = clone(expected)
     checkpoint = Checkpoint(tmp_path / "checkpoint", every=0)
     with pytest.raises(KeyboardInterrupt):
-        detector.set_callbacks(checkpoint, Interrupt()).fit(make_data(name)[0])
+        detector.set_callbacks(checkpoint, Interrupt(stage=0, step=60)).fit(make_data(name)[0])
     assert (tmp_path / "checkpoint").exists()
     detector.set_callbacks(checkpoint).fit(make_data(name)[0])
     np.testing.assert_array_equal(detector.score_samples(X), expected.score_samples(X))
